@@ -1,0 +1,20 @@
+"""One error for every user's mistake: what is wrong, where, what was expected, the nearest choice."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. `run.py` prints it as one line and exits with status 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the choice closest to `name`, or the choices if none is."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if not choices:
+        return ""
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f"; expected one of: {shown}"
