@@ -1,4 +1,4 @@
-"""One error for every user's mistake: what is wrong, where, what was expected, the nearest choice."""
+"""One error for every user's mistake: what, where, what was expected, the nearest choice."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,14 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """A mistake that the user can mend. `run.py` prints it as one line and exits with status 2."""
+
+
+class Stopped(Exception):
+    """A signal came and the work so far is saved: the same command goes on with it."""
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

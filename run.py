@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""t5scaling: from text to a trustworthy scaling law for transfer learning.
+
+Each verb is one call of the library; `run.py VERB --help` explains it with an example.
+"""
+
+import argparse
+import sys
+
+# verb -> (what it does, example)
+VERBS = {
+    "materialize": (
+        "Write the examples that a run or a study needs to disk, numbered and shuffled. Training "
+        "does this by itself when they are missing.",
+        "run.py materialize --gin_file=gin/models/tiny.gin --gin_file=gin/runs/pretrain.gin "
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50 --gin.MODEL_DIR=runs/x "
+        "--gin.TRAIN_STEPS=1",
+    ),
+    "train": (
+        "Pretrain or finetune one model. Killed and started again, it goes on where it was.",
+        "run.py train --gin_file=gin/models/tiny.gin --gin_file=gin/runs/pretrain.gin "
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50 --gin.TRAIN_STEPS=200 "
+        "--gin.MODEL_DIR=runs/pretrain",
+    ),
+    "eval": (
+        "Measure checkpoints of a run: cross-entropy, BLEU, chrF, predictions.",
+        "run.py eval --gin_file=gin/models/tiny.gin --gin_file=gin/runs/eval.gin "
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_translate_en_de --gin.MODEL_DIR=runs/finetune",
+    ),
+    "study": (
+        "Run what is left of a study, fit its laws and write its report.",
+        "run.py study --gin_file=gin/studies/quick.gin --gin.STUDY_DIR=runs/quick",
+    ),
+    "fit": (
+        "Fit a scaling law to a CSV or TSV of two columns (or more, named by --x, --y, --group).",
+        "run.py fit results.csv --x=tokens --y=loss --law=power",
+    ),
+    "report": (
+        "Make results.csv, fits.json, the figures and report.html of a study again.",
+        "run.py report runs/quick",
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (summary, example) in VERBS.items():
+        sub = verbs.add_parser(
+            verb, help=summary, description=summary, epilog=f"Example: python {example}"
+        )
+        if verb == "fit":
+            sub.add_argument("file", help="CSV or TSV with a header line")
+            sub.add_argument("--x", help="column of data sizes (default: the first of two)")
+            sub.add_argument("--y", help="column of scores or losses (default: the second of two)")
+            sub.add_argument("--group", default="", help="columns, by commas: a curve per value")
+            sub.add_argument("--law", help="log, power or all (default: by direction)")
+            sub.add_argument("--hold-out", type=int, help="how many of the largest x to predict")
+            sub.add_argument("--json", action="store_true", help="JSON instead of a table")
+        elif verb == "report":
+            sub.add_argument("study_dir", help="directory of a study, as `study` left it")
+        else:
+            sub.add_argument("--gin_file", action="append", default=[], help="may be repeated")
+            sub.add_argument("--gin.NAME", metavar="VALUE", help="sets one gin parameter")
+    return parser
+
+
+def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """Does the verb; imports only what the verb needs."""
+    if arguments.verb == "fit":
+        from t5scaling.analysis import fit_csv
+
+        group = [name for name in arguments.group.split(",") if name]
+        fit_csv.fit_csv(
+            arguments.file,
+            x=arguments.x,
+            y=arguments.y,
+            group=group,
+            law=arguments.law,
+            hold_out=arguments.hold_out,
+            as_json=arguments.json,
+        )
+        return 0
+    if arguments.verb == "report":
+        from t5scaling.analysis import report
+
+        report.report(arguments.study_dir)
+        return 0
+
+    from t5scaling import compilation, config
+
+    compilation.prepare()
+    text = config.load(arguments.gin_file, {k: config.gin_literal(v) for k, v in overrides.items()})
+    if arguments.verb == "materialize":
+        from t5scaling.study import runner
+
+        runner.materialize()
+    elif arguments.verb == "train":
+        from t5scaling.study.executors import local
+
+        local.train(text)
+    elif arguments.verb == "eval":
+        from t5scaling.evaluation import evaluate
+
+        config.call(evaluate.evaluate_checkpoints)
+    elif arguments.verb == "study":
+        from t5scaling.analysis import report
+        from t5scaling.study import runner
+
+        failed = config.call(runner.run_study)
+        report.report(config.arguments(runner.run_study)["study_dir"])
+        return 1 if failed else 0
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    from t5scaling.errors import Stopped, UserError
+
+    overrides = dict(a[6:].split("=", 1) for a in argv if a.startswith("--gin.") and "=" in a)
+    arguments = parser().parse_args([a for a in argv if not (a.startswith("--gin.") and "=" in a)])
+    try:
+        return call(arguments, overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

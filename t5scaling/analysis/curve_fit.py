@@ -1,0 +1,140 @@
+"""A curve with its law and its verdict, and their record in fits.json.
+
+fits.json: {"software", "level", "curves": [...]}; each curve has its key columns, "metric",
+"x" (name of the x column), "facts", "points" (x, value, learning_rate, seed, step, at_edge, run,
+held_out), "baseline" (value or null), "law", "formula", "fit" (null if there is none: "note" says
+why) and "verdict". A fit has "coefficients" (value, low, high, meaning, unit; null where a number
+overflows), "huber_delta", "objective" (sum of Huber losses of log values), "converged",
+"at_bound", "noise" (standard deviation of a log value, degrees of freedom), "held_out" (x, value,
+predicted, low, high, error, relative_error, log_error, inside), "held_out_rms_log_error" and
+"extrapolation_decades". Numbers have 10 significant digits.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import t5scaling
+from t5scaling.analysis.curves import Curve
+from t5scaling.analysis.fit import LEVEL, Fit, fit_curve
+from t5scaling.analysis.laws import LOWER_IS_BETTER, Law, law_of_metric
+from t5scaling.analysis.verdict import Verdict, judge, resolution_of
+from t5scaling.errors import UserError
+
+
+@dataclass(frozen=True)
+class CurveFit:
+    """fit: None if the law could not be fitted; `note` then says why."""
+
+    curve: Curve
+    law: Law
+    fit: Fit | None
+    note: str
+    verdict: Verdict
+
+    @property
+    def fitted_sizes(self) -> set[float]:
+        return set(self.fit.x.tolist()) if self.fit else set()
+
+
+def fit_one(
+    curve: Curve,
+    law: Law | None = None,
+    *,
+    lower_is_better: bool | None = None,
+    hold_out: int | None = None,
+    delta: float | None = None,
+) -> CurveFit:
+    """Fits and judges a curve; law None: the one for its metric. Never raises for bad points."""
+    law = law or law_of_metric(curve.metric)
+    if lower_is_better is None:
+        lower_is_better = curve.metric in LOWER_IS_BETTER
+    x = np.array([point.x for point in curve.points], float)
+    y = np.array([point.value for point in curve.points], float)
+    fit, note = None, ""
+    try:
+        fit = fit_curve(
+            law, x, y, hold_out=hold_out, delta=delta, x_name=curve.x_name, y_name=curve.metric
+        )
+    except UserError as error:
+        note = str(error)
+    verdict = judge(
+        x, y, lower_is_better=lower_is_better, resolution=resolution_of(curve.metric), fit=fit
+    )
+    return CurveFit(curve, law, fit, note, verdict)
+
+
+def document(curve_fits: Iterable[CurveFit]) -> dict[str, Any]:
+    """The content of fits.json."""
+    return {
+        "software": f"t5scaling {t5scaling.__version__}",
+        "level": LEVEL,
+        "curves": [_record(curve_fit) for curve_fit in curve_fits],
+    }
+
+
+def _record(this: CurveFit) -> dict[str, Any]:
+    curve = this.curve
+    fitted = this.fitted_sizes
+    return {
+        **curve.key,
+        "metric": curve.metric,
+        "x": curve.x_name,
+        "facts": dict(curve.facts),
+        "points": [
+            {
+                **{k: _number(v) for k, v in asdict(point).items() if v not in (None, "")},
+                "held_out": bool(fitted) and point.x not in fitted,
+            }
+            for point in curve.points
+        ],
+        "baseline": _number(curve.baseline_value),
+        "law": this.law.name,
+        "formula": this.law.formula,
+        "fit": _fit_record(this.fit) if this.fit else None,
+        "note": this.note,
+        "verdict": {k: _number(v) for k, v in asdict(this.verdict).items()},
+    }
+
+
+def _fit_record(fit: Fit) -> dict[str, Any]:
+    table = {c.name: c for c in fit.law.coefficient_table}
+    return {
+        "coefficients": {
+            name: {
+                "value": _number(value),
+                "low": _number(low),
+                "high": _number(high),
+                "meaning": table[name].meaning,
+                "unit": table[name].unit,
+            }
+            for name, (value, low, high) in fit.coefficients.items()
+        },
+        "huber_delta": fit.delta,
+        "objective": _number(fit.objective),
+        "converged": fit.converged,
+        "at_bound": list(fit.at_bound),
+        "noise": {"log_sd": _number(fit.sigma), "degrees_of_freedom": fit.noise_df},
+        "held_out": [
+            {
+                **{k: _number(v) for k, v in asdict(point).items()},
+                "error": _number(point.error),
+                "relative_error": _number(point.relative_error),
+                "log_error": _number(point.log_error),
+                "inside": point.inside,
+            }
+            for point in fit.held_out
+        ],
+        "held_out_rms_log_error": _number(fit.held_out_error),
+        "extrapolation_decades": _number(fit.extrapolation),
+    }
+
+
+def _number(value: Any) -> Any:
+    """Floats to 10 significant digits, the last ones being the machine's; not finite -> None."""
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value

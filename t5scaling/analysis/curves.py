@@ -1,0 +1,211 @@
+"""Curves: the points of one metric against D_p, everything else held fixed.
+
+In a study's table a curve is one (model, pretraining data, task, finetuning pool, metric), measured
+on the test split, with pretrain_tokens > 0 as x. Runs without pretraining are its baseline. Several
+seeds are several points at the same x.
+
+Which learning rate and which evaluated step count is decided by validation cross-entropy alone:
+within a run the step with the lowest one, and for each (curve, D_p) the rate with the lowest mean
+over seeds (Isik et al., arXiv 2402.04177, take the best of 5 rates). All rates stay in the table.
+A best rate at the edge of a grid of several is flagged: the point may be under-tuned, and
+under-tuned points bend laws.
+"""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t5scaling.analysis.harvest import COLUMNS
+from t5scaling.errors import UserError
+
+_INTEGERS = frozenset(
+    [
+        "parameters",
+        "pretrain_tokens",
+        "finetune_tokens",
+        "finetune_examples",
+        "finetune_positions",
+        "seed",
+        "steps",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement. at_edge: its learning rate is the smallest or largest of the grid."""
+
+    x: float
+    value: float
+    learning_rate: float | None = None
+    seed: int | None = None
+    step: int | None = None
+    at_edge: bool = False
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """key: what sets the curve apart from others. facts: what else is known of it."""
+
+    key: Mapping[str, Any]
+    metric: str
+    x_name: str
+    points: tuple[Point, ...]
+    baseline: tuple[Point, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return " · ".join(str(value) for value in self.key.values()) or self.metric
+
+    @property
+    def baseline_value(self) -> float | None:
+        """Mean over seeds; None if there is no run without pretraining."""
+        if not self.baseline:
+            return None
+        return math.fsum(p.value for p in self.baseline) / len(self.baseline)
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a results.csv with numbers as numbers; alignment "" stays "".
+
+    Raises UserError if a column is missing or a number is none.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path}: no column {missing[0]!r}; not a table of results")
+        rows = []
+        for number, row in enumerate(reader, 2):
+            for column in (*_INTEGERS, "learning_rate", "value"):
+                convert = int if column in _INTEGERS else float
+                try:
+                    row[column] = convert(row[column])
+                except (TypeError, ValueError):
+                    raise UserError(
+                        f"{path}, line {number}: {column} = {row[column]!r} is not a number"
+                    ) from None
+            rows.append(row)
+    return rows
+
+
+def curves_of(rows: Sequence[Mapping[str, Any]], split: str = "test") -> list[Curve]:
+    """The curves of a table of results, sorted. Metrics that are not finite are left out.
+
+    Raises UserError if the rates of a point cannot be compared for want of a validation
+    cross-entropy.
+    """
+    grids: dict[tuple, set[float]] = defaultdict(set)
+    groups: dict[tuple, dict[tuple, list]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        grids[row["model"], row["task"]].add(row["learning_rate"])
+        place = (row["model"], row["task"], row["finetune_examples"])
+        groups[place][row["pretrain_data"], row["pretrain_tokens"]].append(row)
+
+    curves = []
+    for (model, task, examples), sizes in sorted(groups.items()):
+        grid = grids[model, task]
+        chosen = {place: _chosen(size_rows, split) for place, size_rows in sorted(sizes.items())}
+        metrics = sorted({r["metric"] for size_rows in chosen.values() for r in size_rows})
+        for data in sorted({data for data, tokens in sizes if tokens}):
+            for metric in metrics:
+                on_curve = _pick(chosen, metric, lambda d, tokens, data=data: tokens and d == data)
+                if not on_curve:
+                    continue
+                first = on_curve[0]
+                curves.append(
+                    Curve(
+                        key={
+                            "model": model,
+                            "pretrain_data": data,
+                            "task": task,
+                            "finetune_examples": examples,
+                        },
+                        metric=metric,
+                        x_name="pretrain_tokens",
+                        points=tuple(_point(row, grid) for row in on_curve),
+                        baseline=tuple(
+                            _point(row, grid)
+                            for row in _pick(chosen, metric, lambda d, tokens: not tokens)
+                        ),
+                        facts={
+                            "study": first["study"],
+                            "split": split,
+                            "parameters": first["parameters"],
+                            "alignment": float(first["alignment"]) if first["alignment"] else None,
+                            "finetune_tokens": first["finetune_tokens"],
+                            "finetune_positions": first["finetune_positions"],
+                            "metric_signature": first["metric_signature"],
+                            "learning_rates": sorted(grid),
+                        },
+                    )
+                )
+    return curves
+
+
+def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str, Any]]:
+    return [
+        row
+        for (data, tokens), rows in chosen.items()
+        if wanted(data, tokens)
+        for row in rows
+        if row["metric"] == metric and math.isfinite(row["value"])
+    ]
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, Any]]:
+    """Of all rows at one D_p, those of `split` at the best rate and each run's best step."""
+    validation = {
+        (row["run"], row["steps"]): row["value"]
+        for row in rows
+        if row["split"] == "validation" and row["metric"] == "cross_entropy"
+    }
+    steps: dict[str, set[int]] = defaultdict(set)
+    rates: dict[str, float] = {}
+    for row in rows:
+        if row["split"] == split:
+            steps[row["run"]].add(row["steps"])
+            rates[row["run"]] = row["learning_rate"]
+    best_step: dict[str, int] = {}
+    by_rate: dict[float, list[float]] = defaultdict(list)
+    for run, candidates in steps.items():
+        known = [(validation.get((run, step), math.nan), step) for step in sorted(candidates)]
+        finite = [pair for pair in known if math.isfinite(pair[0])]
+        loss, best_step[run] = min(finite) if finite else (math.nan, max(candidates))
+        by_rate[rates[run]].append(loss)
+    if not by_rate:
+        return []
+    means = {rate: math.fsum(losses) / len(losses) for rate, losses in by_rate.items()}
+    finite_means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
+    if len(means) > 1 and not finite_means:
+        raise UserError(
+            f"{rows[0]['run']}: {len(means)} learning rates and no validation cross-entropy to "
+            "choose between them; evaluate on the validation split too"
+        )
+    rate = min(finite_means or means, key=lambda r: (means[r], r))
+    return [
+        row
+        for row in rows
+        if row["split"] == split
+        and row["learning_rate"] == rate
+        and row["steps"] == best_step[row["run"]]
+    ]
+
+
+def _point(row: Mapping[str, Any], grid: set[float]) -> Point:
+    rate = row["learning_rate"]
+    return Point(
+        x=row["pretrain_tokens"],
+        value=row["value"],
+        learning_rate=rate,
+        seed=row["seed"],
+        step=row["steps"],
+        at_edge=len(grid) > 1 and rate in (min(grid), max(grid)),
+        run=row["run"],
+    )

@@ -1,0 +1,193 @@
+"""Gin at the edge: files and `--gin.NAME=value` overrides -> one call of one library function.
+
+Nothing else in the package knows gin. Gin files import the modules they bind (dynamic
+registration), so library code carries no decorators.
+"""
+
+import contextlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+from gin import config as gin_config
+from t5scaling.errors import UserError, nearest
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def gin_literal(value: str) -> str:
+    """Returns `value` as gin text: a plain string that is no gin value gets its quotes here."""
+    try:
+        with _quiet():
+            gin_config.parse_value(value)
+        return value
+    except (SyntaxError, ValueError):
+        return repr(value)
+
+
+def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
+    """Parses `gin_files`, then `bindings` over them (name -> gin text or value).
+
+    Returns the whole parsed configuration as gin text, which can be parsed again.
+    Raises UserError for a missing file, a syntax error, or a name that nothing binds.
+    """
+    gin.clear_config()
+    # Gin names are looked up beside the user first, then in the repository.
+    gin_config._LOCATION_PREFIXES[:] = ["", REPOSITORY + os.sep]
+    if REPOSITORY not in sys.path:
+        sys.path.insert(0, REPOSITORY)
+    for path in gin_files:
+        if not os.path.isfile(path) and not os.path.isfile(os.path.join(REPOSITORY, path)):
+            raise UserError(f"gin file not found: {path}{nearest(path, _known_gin_files())}")
+        with _one_line_errors(path):
+            gin.parse_config_file(path)
+    known = _macros()
+    for name, value in bindings.items():
+        if "." not in name and name not in known:
+            raise UserError(f"--gin.{name}: no such parameter{nearest(name, known)}")
+        text = value if isinstance(value, str) else repr(value)
+        with _one_line_errors(f"--gin.{name}={text}"):
+            gin.parse_config([f"{name} = {text}"])
+    used = _referenced_macros()
+    for name in sorted(used - _macros()):
+        hint = (
+            "a gin file of gin/models sets it" if name == "MODEL" else f"--gin.{name}=... sets it"
+        )
+        raise UserError(f"gin: {name} is read but not set; {hint}")
+    for name in sorted(_macros()):
+        if name not in used:
+            raise UserError(f"gin: {name} is set but nothing reads it{nearest(name, used)}")
+    return gin.config_str(max_line_length=100)
+
+
+def call(function: Callable, **arguments: Any) -> Any:
+    """Calls `function` with its gin bindings; `arguments` go over them.
+
+    Raises UserError naming the parameters that have neither a binding nor a default.
+    """
+    try:
+        bound = gin.get_configurable(function)
+    except ValueError:  # no gin file mentions it
+        bound = gin.external_configurable(function, module=function.__module__)
+    missing = _missing(function, arguments)
+    if missing:
+        raise UserError(
+            f"{function.__name__} needs: {', '.join(missing)} (set them by --gin.NAME=)"
+        )
+    with _one_line_errors(function.__name__, calling=True):
+        return bound(**arguments)
+
+
+def arguments(function: Callable) -> dict[str, Any]:
+    """The arguments that gin binds for `function`, with references and macros resolved.
+
+    Empty if no gin file mentions it.
+    """
+    try:
+        gin.get_configurable(function)
+    except ValueError:
+        return {}
+    with _one_line_errors(function.__name__):
+        return gin.get_bindings(function)
+
+
+def macro(name: str) -> Any:
+    """The value of macro `name` after `load`, or None when it is not set."""
+    try:
+        return gin.query_parameter(f"{name}/gin.macro.value")
+    except ValueError:
+        return None
+
+
+def _missing(function: Callable, arguments: Mapping[str, Any]) -> list[str]:
+    with contextlib.suppress(ValueError):
+        bound = gin.get_bindings(function, resolve_references=False)
+        arguments = {**bound, **arguments}
+    required = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+    ]
+    missing = [name for name in required if name not in arguments]
+    return missing + [name for name in sorted(_macros()) if macro(name) is gin.REQUIRED]
+
+
+def _macros() -> set[str]:
+    return {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+
+
+def _referenced_macros() -> set[str]:
+    return {
+        reference.config_key[0]
+        for _, _, value in _bindings()
+        for reference in gin_config.iterate_references(value)
+        if reference.config_key[1] == "gin.macro"
+    }
+
+
+def _bindings() -> Iterator[tuple[str, str, Any]]:
+    for (_, selector), parameters in gin_config._CONFIG.items():
+        for name, value in parameters.items():
+            yield selector, name, value
+
+
+def _known_gin_files() -> list[str]:
+    found = []
+    for folder, _, names in os.walk(os.path.join(REPOSITORY, "gin")):
+        found += [os.path.relpath(os.path.join(folder, n), REPOSITORY) for n in names]
+    return [path for path in found if path.endswith(".gin")]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+@contextlib.contextmanager
+def _one_line_errors(where: str, calling: bool = False) -> Iterator[None]:
+    """Turns gin's own complaints into one line with the nearest name.
+
+    While the function itself runs (`calling`) only the complaints about its arguments are gin's.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (SyntaxError, ValueError, AttributeError, ImportError, TypeError, OSError) as error:
+        message = str(error)
+        if calling and "In call to configurable" not in message:
+            raise
+        raise UserError(f"{where}: {_explain(message)}") from error
+
+
+def _explain(message: str) -> str:
+    """The first line of gin's message, and the nearest existing name where it tells of one."""
+    first = next((line.strip() for line in message.splitlines() if line.strip()), message)
+    unknown_parameter = re.search(
+        r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", message
+    )
+    if unknown_parameter:
+        selector, name = unknown_parameter.groups()
+        with contextlib.suppress(ValueError):
+            wrapped = gin.get_configurable(selector)
+            return f"{selector} has no parameter {name!r}" + nearest(
+                name, inspect.signature(wrapped).parameters
+            )
+    unknown_attribute = re.search(r"<module '([^']+)'.* has no attribute (\w+)", message)
+    if unknown_attribute:
+        module, name = unknown_attribute.groups()
+        known = [n for n in vars(sys.modules[module]) if not n.startswith("_")]
+        return f"{module} has nothing called {name!r}{nearest(name, known)}"
+    unknown_function = re.search(r"No configurable matching '([^']+)'", message)
+    if unknown_function:
+        name = unknown_function.group(1)
+        known = {
+            ".".join(selector.split(".")[-2:]) for selector in gin_config._REGISTRY._selector_map
+        }
+        return f"nothing is called {name!r}{nearest(name, known)}"
+    return first

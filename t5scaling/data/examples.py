@@ -1,0 +1,273 @@
+"""Examples: a task or mixture as a finite, numbered list of ready token sequences on disk.
+
+An examples directory `<root>/<task>-<split>-<hash>/` is written once by `materialize` and holds
+
+- `dataset.json`: the spec that was asked for, counts and provenance (see `materialize`);
+- `vocabulary.model`: the SentencePiece model, without the sentinels;
+- `part-00000-of-0000N.array_record`, ...: the records in order.
+
+A record is a msgpack map: `inputs` and `targets`, the tokens without padding as little-endian
+int32 bytes, the segments of a packed row one after the other; `inputs_lengths` and
+`targets_lengths`, the tokens of each segment; `text_tokens`, how many tokens of the corpus the row
+covers; in evaluation splits also `inputs_pretokenized` and `targets_pretokenized`, the full text.
+
+This module needs neither SeqIO nor TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from t5scaling.errors import UserError
+
+FORMAT = 1  # of the directory; part of every hash, so that old directories are never misread
+FIELDS = ("text", "inputs", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What to materialise.
+
+    Attributes:
+        task: name of a SeqIO task or mixture.
+        split: split of the task. Splits whose name starts with `train` are shuffled; all others
+            are for evaluation: file order, with the full text beside the tokens.
+        feature_lengths: tokens of a row, for `inputs` and `targets`.
+        pack: several examples in a row, as segments.
+        seed: of the shuffle and of random preprocessing.
+        passes: task -> how often a mixture (or the task) may go through its data, 1 if not named.
+            Every pass has noise and an order of its own.
+        modules: importing these registers the task.
+    """
+
+    task: str
+    split: str
+    feature_lengths: Mapping[str, int]
+    pack: bool = False
+    seed: int = 0
+    passes: Mapping[str, int] | None = None
+    modules: tuple[str, ...] = ("tasks.registry",)
+
+    def to_json(self) -> dict:
+        """A canonical form: equal for specs that ask for the same examples."""
+        passes = {task: n for task, n in sorted((self.passes or {}).items()) if n != 1}
+        return {
+            "task": self.task,
+            "split": self.split,
+            "feature_lengths": dict(sorted(self.feature_lengths.items())),
+            "pack": self.pack,
+            "seed": self.seed,
+            "passes": passes,
+            "modules": list(self.modules),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "DataSpec":
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = set(fields) - known
+        if unknown or not {"task", "split", "feature_lengths"} <= set(fields):
+            raise UserError(
+                f"a data spec has the fields {', '.join(sorted(known))} and needs task, split and "
+                f"feature_lengths; got {', '.join(sorted(fields)) or 'none'}"
+            )
+        fields = dict(fields)
+        fields["modules"] = tuple(fields.get("modules", ("tasks.registry",)))
+        return cls(**fields)
+
+    @property
+    def is_training(self) -> bool:
+        return self.split.startswith("train")
+
+    @property
+    def stem(self) -> str:
+        """How the directory's name starts."""
+        return f"{_file_name(self.task)}-{_file_name(self.split)}-"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.]+", "_", name)
+
+
+def sha256_of(value) -> str:
+    """Hexadecimal sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def encode_record(inputs: Sequence, targets: Sequence, text_tokens: int, text: dict) -> bytes:
+    """Packs one row: `inputs` and `targets` are lists of segments, int32 arrays."""
+    record = {
+        "inputs": np.concatenate(inputs).astype("<i4").tobytes(),
+        "targets": np.concatenate(targets).astype("<i4").tobytes(),
+        "inputs_lengths": [len(segment) for segment in inputs],
+        "targets_lengths": [len(segment) for segment in targets],
+        "text_tokens": int(text_tokens),
+    }
+    return msgpack.packb(record | text)
+
+
+def decode_record(data: bytes) -> dict:
+    """The record as a dict; `inputs` and `targets` are read-only int32 arrays."""
+    record = msgpack.unpackb(data)
+    for name in ("inputs", "targets"):
+        record[name] = np.frombuffer(record[name], "<i4")
+    return record
+
+
+class Examples:
+    """An examples directory, opened for reading.
+
+    Reading is thread-safe. Raises UserError if the directory is incomplete or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.meta = _read_meta(self.path)
+        self.spec = DataSpec.from_json(self.meta["spec"])
+        self.vocabulary = self.path / "vocabulary.model"
+        self._shards = [self.path / shard["name"] for shard in self.meta["shards"]]
+        self._starts = np.cumsum([0] + [s["records"] for s in self.meta["shards"]]).tolist()
+        self._readers = [
+            self._open(shard, entry["bytes"], entry["records"])
+            for shard, entry in zip(self._shards, self.meta["shards"], strict=True)
+        ]
+        if not self.vocabulary.is_file():
+            raise self._damaged(self.vocabulary, "is missing")
+
+    def __len__(self) -> int:
+        return self.meta["num_examples"]
+
+    def __repr__(self) -> str:
+        return f"Examples({str(self.path)!r}, {len(self)} examples)"
+
+    def __reduce__(self):
+        return Examples, (self.path,)
+
+    def read(self, index: int) -> dict:
+        """Record number `index`, 0 <= index < len(self), decoded."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)} in {self.path}")
+        shard = bisect_right(self._starts, index) - 1
+        try:
+            return decode_record(self._readers[shard].read([index - self._starts[shard]])[0])
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+            raise self._damaged(self._shards[shard], f"cannot be read at record {index}") from error
+
+    def tokens(self, n: int, field: str = "text") -> int:
+        """Tokens of the first `n` examples together, exactly.
+
+        `field`: `text` (tokens of the corpus), `inputs` or `targets` (tokens of the rows without
+        padding, with end-of-sequence tokens and sentinels).
+        """
+        if field not in FIELDS:
+            raise ValueError(f"field {field!r} is not one of {FIELDS}")
+        if not 0 <= n <= len(self):
+            raise IndexError(f"first {n} of {len(self)} examples in {self.path}")
+        if n == len(self):
+            return self.meta["tokens"][field]
+        knots = self.meta["knots"]
+        knot, rest = divmod(n, knots["every"])
+        return knots[field][knot] + sum(self.row_tokens(i, field) for i in range(n - rest, n))
+
+    def row_tokens(self, index: int, field: str = "text") -> int:
+        """Tokens of example number `index` alone."""
+        record = self.read(index)
+        return record["text_tokens"] if field == "text" else len(record[field])
+
+    def _open(self, shard: Path, size: int, records: int) -> ArrayRecordReader:
+        if not shard.is_file():
+            raise self._damaged(shard, "is missing")
+        if shard.stat().st_size != size:
+            raise self._damaged(shard, f"has {shard.stat().st_size:,} bytes instead of {size:,}")
+        try:
+            # Without read-ahead: records are read one by one, from many places.
+            reader = ArrayRecordReader(str(shard), "readahead_buffer_size:0,max_parallelism:0")
+            found = reader.num_records()
+        except (RuntimeError, ValueError) as error:
+            raise self._damaged(shard, "is not a readable ArrayRecord file") from error
+        if found != records:
+            raise self._damaged(shard, f"holds {found:,} records instead of {records:,}")
+        return reader
+
+    def _damaged(self, file: Path, problem: str) -> UserError:
+        return UserError(
+            f"{file} {problem}: delete the directory {self.path} and materialise it again"
+        )
+
+
+def _read_meta(path: Path) -> dict:
+    try:
+        return json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not an examples directory: no dataset.json in it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(
+            f"{path / 'dataset.json'} is damaged: delete the directory {path} and materialise it "
+            "again"
+        ) from None
+
+
+def find_examples(spec: DataSpec, root: str | os.PathLike) -> Examples:
+    """Opens the examples of `spec` under `root`; materialises them first if there are none."""
+    return find_all_examples([spec], root)[0]
+
+
+def find_all_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> list[Examples]:
+    """As `find_examples` for several specs, materialising all missing ones in one process.
+
+    That process is a child: SeqIO and TensorFlow never enter this one. Its progress goes to the
+    terminal. Raises UserError for a wrong spec, for damaged data, and if more than one directory
+    holds what was asked for.
+    """
+    found = [_finished(spec, Path(root)) for spec in specs]
+    missing = [spec for spec, path in zip(specs, found, strict=True) if path is None]
+    if missing:
+        _materialize_in_child(missing, Path(root))
+        found = [
+            path or _finished(spec, Path(root)) for spec, path in zip(specs, found, strict=True)
+        ]
+    return [Examples(path) for path in found]
+
+
+def _finished(spec: DataSpec, root: Path) -> Path | None:
+    """The finished directory for `spec`."""
+    wanted = spec.to_json()
+    matches = []
+    for path in sorted(root.glob(f"{spec.stem}*")):
+        if path.suffix == ".tmp" or not path.is_dir():
+            continue
+        meta = _read_meta(path)
+        if meta.get("format") == FORMAT and meta["spec"] == wanted:
+            matches.append(path)
+    if len(matches) > 1:
+        raise UserError(
+            f"{len(matches)} directories hold {spec.task} {spec.split} as asked for, from "
+            f"different versions of the task: keep one, delete the others: "
+            + ", ".join(str(path) for path in matches)
+        )
+    return matches[0] if matches else None
+
+
+def _materialize_in_child(specs: Sequence[DataSpec], root: Path) -> None:
+    command = [sys.executable, "-m", "t5scaling.data.materialize"]
+    command += [json.dumps([spec.to_json() for spec in specs]), str(root)]
+    # The child finds what this process finds, wherever it was started from.
+    path = os.pathsep.join(entry for entry in [os.getcwd(), *sys.path] if entry)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    if done.returncode == 2:
+        raise UserError(done.stdout.strip())
+    if done.returncode != 0:
+        names = ", ".join(f"{spec.task} {spec.split}" for spec in specs)
+        raise RuntimeError(f"materialising {names} ended with status {done.returncode}")

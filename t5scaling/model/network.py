@@ -1,0 +1,580 @@
+"""T5 encoder-decoder (Raffel et al. 2020, arXiv 1910.10683), with T5X's parameter names.
+
+T5 1.0 is `mlp_activations=("relu",), logits_via_embedding=True`; T5 1.1 is
+`mlp_activations=("gelu", "linear"), logits_via_embedding=False`. Parameters are float32;
+activations are float32 or bfloat16; attention logits, softmax, norms and output logits are float32.
+
+Axes in array names: B batch, T query position, S key position, L cache length, K beam, E embed,
+H head, D head dimension, J = H*D, M mlp, V vocabulary.
+"""
+
+import functools
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5scaling.errors import UserError, nearest
+
+RELPOS_BUCKETS = 32
+RELPOS_MAX_DISTANCE = 128  # tokens; further keys share the last bucket
+MASKED = -1e10  # finite, so a row whose keys are all masked stays free of NaN
+
+ACTIVATIONS = {
+    "linear": lambda x: x,
+    "relu": nn.relu,
+    "gelu": nn.gelu,  # the tanh approximation
+    "silu": nn.silu,
+    "swish": nn.swish,
+}
+_SIZES = (
+    "vocab_size",
+    "emb_dim",
+    "num_heads",
+    "head_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "mlp_dim",
+)
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The architecture. Sizes are counts; `dtype` is that of the activations.
+
+    Raises UserError for a size below 1, an unknown activation, a dropout rate outside [0, 1) or a
+    dtype other than float32 and bfloat16.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_dim: int
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    dropout_rate: float = 0.1
+    logits_via_embedding: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        # A list would make the configuration, and so the module, unhashable.
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in _SIZES:
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise UserError(f"T5Config.{name} is {size!r}; expected a whole number >= 1")
+        if not self.mlp_activations:
+            raise UserError("T5Config.mlp_activations is empty; expected ('gelu', 'linear')")
+        for name in self.mlp_activations:
+            if name not in ACTIVATIONS:
+                choice = nearest(str(name), ACTIVATIONS)
+                raise UserError(f"T5Config.mlp_activations has unknown {name!r}{choice}")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise UserError(f"T5Config.dropout_rate is {self.dropout_rate!r}; expected [0, 1)")
+        if self.dtype in ("float16", "fp16", "half"):
+            raise UserError(
+                f"T5Config.dtype is {self.dtype!r}: T5's activations overflow float16's range "
+                "(65504); expected 'float32' or 'bfloat16'"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            choice = nearest(str(self.dtype), ("float32", "bfloat16"))
+            raise UserError(f"T5Config.dtype is {self.dtype!r}{choice}")
+
+
+class DecoderCache(NamedTuple):
+    """What grows while decoding: one array per decoder layer, (B, K, L, H, D), activation dtype."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+class DecoderContext(NamedTuple):
+    """What stays fixed while decoding a batch; computed once, shared by the beams of an example."""
+
+    cross_keys: tuple[jax.Array, ...]  # per decoder layer, (B, S, H, D)
+    cross_values: tuple[jax.Array, ...]  # per decoder layer, (B, S, H, D)
+    cross_bias: jax.Array  # (B, 1, 1, S) float32: 0 at real inputs, MASKED at padding
+    relpos_diagonals: jax.Array  # (H, 2L-1) float32
+
+
+def _mask_bias(allowed):
+    """(B, T or 1, S) bool -> (B, 1, T or 1, S) float32: 0 where allowed, MASKED elsewhere."""
+    return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
+
+
+def relative_position_bucket(distance, *, bidirectional):
+    """Bucket of each `distance` = key position - query position (tokens), Raffel et al. sec. 2.1.
+
+    Half of the buckets hold one distance each, the others grow logarithmically up to
+    RELPOS_MAX_DISTANCE. Computed by NumPy: an accelerator's logarithm may round a distance at a
+    bucket's edge (16, 32, ...) into the neighbouring bucket.
+    """
+    distance = np.asarray(distance, np.int32)
+    buckets, offset = RELPOS_BUCKETS, np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = np.where(distance > 0, buckets, 0)
+        steps = np.abs(distance)
+    else:
+        steps = np.maximum(-distance, 0)
+    exact = buckets // 2
+    ratio = np.maximum(steps, 1).astype(np.float32) / exact + np.finfo(np.float32).eps
+    growth = np.log(ratio) / math.log(RELPOS_MAX_DISTANCE / exact) * (buckets - exact)
+    coarse = np.minimum(exact + growth.astype(np.int32), buckets - 1)
+    return (offset + np.where(steps < exact, steps, coarse)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """Learned attention bias by bucketed distance, shared by all layers of a stack."""
+
+    config: T5Config
+    bidirectional: bool
+
+    def setup(self):
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        self.rel_embedding = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+            (self.config.num_heads, RELPOS_BUCKETS),
+            jnp.float32,
+        )
+
+    def diagonals(self, query_len, key_len):
+        """(H, query_len+key_len-1) float32; column c holds distance c - (query_len-1)."""
+        distance = np.arange(query_len + key_len - 1) - (query_len - 1)
+        buckets = relative_position_bucket(distance, bidirectional=self.bidirectional)
+        return self.rel_embedding[:, buckets]
+
+    def __call__(self, query_len, key_len):
+        """(H, query_len, key_len) float32."""
+        column_TxS = np.arange(key_len)[None] - np.arange(query_len)[:, None] + query_len - 1
+        return self.diagonals(query_len, key_len)[:, column_TxS]
+
+
+class Attention(nn.Module):
+    """Multi-head attention; 1/sqrt(D) is folded into the query's initialiser, as in T5."""
+
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        joined = cfg.num_heads * cfg.head_dim
+
+        def projection(features, axes, scale=1.0):
+            init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+            init = nn.with_logical_partitioning(init, axes)
+            return nn.Dense(features, use_bias=False, dtype=cfg.dtype, kernel_init=init)
+
+        self.query = projection(joined, ("embed", "joined_kv"), scale=1.0 / cfg.head_dim)
+        self.key = projection(joined, ("embed", "joined_kv"))
+        self.value = projection(joined, ("embed", "joined_kv"))
+        self.out = projection(cfg.emb_dim, ("joined_kv", "embed"))
+
+    def _split_heads(self, x_BxTxJ):
+        return x_BxTxJ.reshape(*x_BxTxJ.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def keys_values(self, x_BxSxE):
+        return self._split_heads(self.key(x_BxSxE)), self._split_heads(self.value(x_BxSxE))
+
+    def __call__(self, x_BxTxE, k_BxSxHxD, v_BxSxHxD, bias, *, deterministic):
+        """Attends from x to (k, v); `bias` broadcasts to (B, H, T, S) float32. -> (B, T, E)."""
+        q_BxTxHxD = self._split_heads(self.query(x_BxTxE))
+        logits_BxHxTxS = jnp.einsum(
+            "BTHD,BSHD->BHTS", q_BxTxHxD, k_BxSxHxD, preferred_element_type=jnp.float32
+        )
+        weights_BxHxTxS = jax.nn.softmax(logits_BxHxTxS + bias).astype(self.config.dtype)
+        rate = self.config.dropout_rate
+        if not deterministic and rate > 0.0:
+            # T5 drops a key for all queries of a head at once. Dropping the value instead of the
+            # weight is the same product with T/D times fewer multiplications.
+            batch, keys, heads, _ = v_BxSxHxD.shape
+            keep = jax.random.bernoulli(
+                self.make_rng("dropout"), 1.0 - rate, (batch, keys, heads, 1)
+            )
+            v_BxSxHxD = jnp.where(keep, v_BxSxHxD / (1.0 - rate), 0.0).astype(v_BxSxHxD.dtype)
+        o_BxTxHxD = jnp.einsum("BHTS,BSHD->BTHD", weights_BxHxTxS, v_BxSxHxD)
+        return self.out(o_BxTxHxD.reshape(*o_BxTxHxD.shape[:-2], -1))
+
+
+class Mlp(nn.Module):
+    """Feed-forward block: the product of one branch per activation, then a projection to E."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BxTxE, *, deterministic):
+        cfg = self.config
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+        def dense(features, axes, name):
+            kernel_init = nn.with_logical_partitioning(init, axes)
+            return nn.Dense(
+                features, use_bias=False, dtype=cfg.dtype, kernel_init=kernel_init, name=name
+            )
+
+        branches = []
+        for i, activation in enumerate(cfg.mlp_activations):
+            name = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
+            h_BxTxM = dense(cfg.mlp_dim, ("embed", "mlp"), name)(x_BxTxE)
+            branches.append(ACTIVATIONS[activation](h_BxTxM))
+        h_BxTxM = functools.reduce(operator.mul, branches)
+        h_BxTxM = _dropout(cfg)(h_BxTxM, deterministic=deterministic)
+        return dense(cfg.emb_dim, ("mlp", "embed"), "wo")(h_BxTxM)
+
+
+def _dropout(config):
+    """Dropout with one mask for all positions of a row, as T5 trains."""
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+def _norm(config):
+    """Root mean square norm without mean or bias, in float32, returned in the activation dtype."""
+    scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    return nn.RMSNorm(epsilon=1e-6, dtype=config.dtype, scale_init=scale_init)
+
+
+class EncoderLayer(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        self.pre_attention_layer_norm = _norm(self.config)
+        self.attention = Attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = Mlp(self.config)
+        self.dropout = _dropout(self.config)
+
+    def __call__(self, x_BxTxE, bias, *, deterministic):
+        h = self.pre_attention_layer_norm(x_BxTxE)
+        h = self.attention(h, *self.attention.keys_values(h), bias, deterministic=deterministic)
+        x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
+        h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
+        return x_BxTxE + self.dropout(h, deterministic=deterministic)
+
+
+class DecoderLayer(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        self.pre_self_attention_layer_norm = _norm(self.config)
+        self.self_attention = Attention(self.config)
+        self.pre_cross_attention_layer_norm = _norm(self.config)
+        self.encoder_decoder_attention = Attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = Mlp(self.config)
+        self.dropout = _dropout(self.config)
+
+    def __call__(self, x_BxTxE, encoded_BxSxE, self_bias, cross_bias, *, deterministic):
+        h = self.pre_self_attention_layer_norm(x_BxTxE)
+        k, v = self.self_attention.keys_values(h)
+        h = self.self_attention(h, k, v, self_bias, deterministic=deterministic)
+        x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
+        cross = self.cross_keys_values(encoded_BxSxE)
+        return self._cross_and_mlp(x_BxTxE, cross, cross_bias, deterministic)
+
+    def step(self, x_BxKxE, cache, index, self_bias, cross, cross_bias):
+        """One position of K beams per example; returns (x, cache with position `index` written)."""
+        batch, beams, width = x_BxKxE.shape
+        h_BxKxE = self.pre_self_attention_layer_norm(x_BxKxE)
+        new = self.self_attention.keys_values(h_BxKxE)
+        cache = tuple(
+            jax.lax.dynamic_update_slice(c_BxKxLxHxD, n_BxKxHxD[:, :, None], (0, 0, index, 0, 0))
+            for c_BxKxLxHxD, n_BxKxHxD in zip(cache, new, strict=True)
+        )
+        # Every beam has keys of its own, so beams join the batch; across, they are the queries.
+        k, v = (c.reshape(batch * beams, *c.shape[2:]) for c in cache)
+        h = h_BxKxE.reshape(batch * beams, 1, width)
+        h = self.self_attention(h, k, v, self_bias, deterministic=True)
+        x_BxKxE = x_BxKxE + h.reshape(batch, beams, width)
+        return self._cross_and_mlp(x_BxKxE, cross, cross_bias, True), cache
+
+    def cross_keys_values(self, encoded_BxSxE):
+        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
+
+    def _cross_and_mlp(self, x_BxTxE, cross, cross_bias, deterministic):
+        h = self.pre_cross_attention_layer_norm(x_BxTxE)
+        h = self.encoder_decoder_attention(h, *cross, cross_bias, deterministic=deterministic)
+        x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
+        h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
+        return x_BxTxE + self.dropout(h, deterministic=deterministic)
+
+
+class Encoder(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
+        self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+        self.encoder_norm = _norm(cfg)
+        self.dropout = _dropout(cfg)
+        # T5X draws this one mask per position, unlike all others.
+        self.final_dropout = nn.Dropout(cfg.dropout_rate)
+
+    def __call__(self, x_BxTxE, mask_bias, *, deterministic):
+        length = x_BxTxE.shape[1]
+        bias = self.relpos_bias(length, length) + mask_bias
+        x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
+        for layer in self.layers:
+            x_BxTxE = layer(x_BxTxE, bias, deterministic=deterministic)
+        return self.final_dropout(self.encoder_norm(x_BxTxE), deterministic=deterministic)
+
+
+class Decoder(nn.Module):
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
+        self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
+        self.decoder_norm = _norm(cfg)
+        self.dropout = _dropout(cfg)
+        if not cfg.logits_via_embedding:
+            init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+            self.logits_dense = nn.Dense(
+                cfg.vocab_size,
+                use_bias=False,
+                dtype=jnp.float32,
+                kernel_init=nn.with_logical_partitioning(init, ("embed", "vocab")),
+            )
+
+    def __call__(self, x_BxTxE, encoded_BxSxE, mask_bias, cross_bias, *, deterministic):
+        length = x_BxTxE.shape[1]
+        self_bias = self.relpos_bias(length, length) + mask_bias
+        x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
+        for layer in self.layers:
+            x_BxTxE = layer(
+                x_BxTxE, encoded_BxSxE, self_bias, cross_bias, deterministic=deterministic
+            )
+        return self.dropout(self.decoder_norm(x_BxTxE), deterministic=deterministic)
+
+    def context(self, encoded_BxSxE, cross_bias, max_decode_len):
+        keys, values = zip(*(a.cross_keys_values(encoded_BxSxE) for a in self.layers), strict=True)
+        diagonals = self.relpos_bias.diagonals(max_decode_len, max_decode_len)
+        return DecoderContext(keys, values, cross_bias, diagonals)
+
+    def step(self, x_BxKxE, cache, index, context):
+        length = cache.keys[0].shape[2]
+        # Row `index` of the (L, L) bias: distances -index ... L-1-index.
+        row_HxL = jax.lax.dynamic_slice_in_dim(
+            context.relpos_diagonals, length - 1 - index, length, axis=1
+        )
+        self_bias = row_HxL[None, :, None] + _mask_bias((jnp.arange(length) <= index)[None, None])
+        written = []
+        for i, layer in enumerate(self.layers):
+            x_BxKxE, layer_cache = layer.step(
+                x_BxKxE,
+                (cache.keys[i], cache.values[i]),
+                index,
+                self_bias,
+                (context.cross_keys[i], context.cross_values[i]),
+                context.cross_bias,
+            )
+            written.append(layer_cache)
+        return self.decoder_norm(x_BxKxE), DecoderCache(*zip(*written, strict=True))
+
+    def logits(self, x_BxTxE):
+        return self.logits_dense(x_BxTxE)
+
+
+class TokenEmbedder(nn.Module):
+    """Token embeddings by gather; tied output logits by `attend`."""
+
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
+            (cfg.vocab_size, cfg.emb_dim),
+            jnp.float32,
+        )
+
+    def __call__(self, tokens_BxT):
+        return self.embedding[tokens_BxT].astype(self.config.dtype)
+
+    def attend(self, x_BxTxE):
+        logits = jnp.einsum("BTE,VE->BTV", x_BxTxE.astype(jnp.float32), self.embedding)
+        return logits / math.sqrt(self.config.emb_dim)
+
+
+class Transformer(nn.Module):
+    """The encoder-decoder. Tokens and segment ids are int32; token 0 is padding.
+
+    A packed row holds several examples; segment ids 1, 2, ... name them and 0 is padding. Pass
+    segment ids for both sides or for neither. Logits at padded target positions are finite and
+    mean nothing: the loss gives them no weight.
+    """
+
+    config: T5Config
+
+    def setup(self):
+        self.token_embedder = TokenEmbedder(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(
+        self,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        encoder_segment_ids=None,
+        decoder_segment_ids=None,
+        *,
+        deterministic=True,
+    ):
+        """(B, S), (B, T) -> logits (B, T, V) float32. Dropout needs an rng named "dropout"."""
+        segments = (encoder_segment_ids, decoder_segment_ids)
+        encoded = self.encode(
+            encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+        )
+        return self.decode(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            *segments,
+            deterministic=deterministic,
+        )
+
+    def encode(self, encoder_input_tokens, encoder_segment_ids=None, *, deterministic=True):
+        """(B, S) -> (B, S, E) in the activation dtype."""
+        if encoder_segment_ids is None:
+            allowed = (encoder_input_tokens > 0)[:, None]
+        else:
+            allowed = encoder_segment_ids[:, :, None] == encoder_segment_ids[:, None]
+        return self.encoder(
+            self.token_embedder(encoder_input_tokens),
+            _mask_bias(allowed),
+            deterministic=deterministic,
+        )
+
+    def decode(
+        self,
+        encoded_BxSxE,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        encoder_segment_ids=None,
+        decoder_segment_ids=None,
+        *,
+        deterministic=True,
+    ):
+        """Teacher-forced logits (B, T, V) float32: position t scores the target at t."""
+        return self.logits(
+            self.decode_hidden(
+                encoded_BxSxE,
+                encoder_input_tokens,
+                decoder_input_tokens,
+                encoder_segment_ids,
+                decoder_segment_ids,
+                deterministic=deterministic,
+            )
+        )
+
+    def decode_hidden(
+        self,
+        encoded_BxSxE,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        encoder_segment_ids=None,
+        decoder_segment_ids=None,
+        *,
+        deterministic=True,
+    ):
+        """`decode` up to the output projection: (B, T, E) in the activation dtype."""
+        if (encoder_segment_ids is None) != (decoder_segment_ids is None):
+            raise ValueError("segment ids are needed for both the encoder and the decoder")
+        length = decoder_input_tokens.shape[1]
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        if encoder_segment_ids is None:
+            cross = (encoder_input_tokens > 0)[:, None]
+        else:
+            causal &= decoder_segment_ids[:, :, None] == decoder_segment_ids[:, None]
+            cross = decoder_segment_ids[:, :, None] == encoder_segment_ids[:, None]
+        return self.decoder(
+            self.token_embedder(decoder_input_tokens),
+            encoded_BxSxE,
+            _mask_bias(causal),
+            _mask_bias(cross),
+            deterministic=deterministic,
+        )
+
+    def logits(self, x_BxTxE):
+        """Output projection, float32."""
+        if self.config.logits_via_embedding:
+            return self.token_embedder.attend(x_BxTxE)
+        return self.decoder.logits(x_BxTxE)
+
+    def start_decoding(self, encoder_input_tokens, max_decode_len, beams=1):
+        """Encodes (B, S) and returns (DecoderContext, empty DecoderCache of max_decode_len)."""
+        cfg = self.config
+        encoded_BxSxE = self.encode(encoder_input_tokens)
+        cross_bias = _mask_bias((encoder_input_tokens > 0)[:, None])
+        context = self.decoder.context(encoded_BxSxE, cross_bias, max_decode_len)
+        shape = (len(encoder_input_tokens), beams, max_decode_len, cfg.num_heads, cfg.head_dim)
+        empty = (jnp.zeros(shape, cfg.dtype),) * cfg.num_decoder_layers
+        return context, DecoderCache(empty, empty)
+
+    def decode_step(self, tokens_BxK, cache, index, context):
+        """Feeds the tokens at decoder position `index` (int32 scalar, < L) of every beam.
+
+        Returns (logits (B, K, V) float32 of the next token, cache).
+        """
+        x_BxKxE, cache = self.decoder.step(self.token_embedder(tokens_BxK), cache, index, context)
+        return self.logits(x_BxKxE), cache
+
+
+def _init_boxed(config, rng):
+    tokens = jnp.ones((1, 1), jnp.int32)
+    return Transformer(config).init(rng, tokens, tokens)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo."""
+    return nn.unbox(_init_boxed(config, rng))
+
+
+def _boxed_shapes(config):
+    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
+
+
+def param_logical_axes(config: T5Config) -> dict[str, Any]:
+    """The tree of `init_params` with, for leaves, tuples of axis names, e.g. ("embed", "mlp")."""
+    boxed = _boxed_shapes(config)
+    return jax.tree.map(lambda p: p.names, boxed, is_leaf=lambda p: isinstance(p, nn.Partitioned))
+
+
+def count_parameters(config: T5Config) -> int:
+    """Number of parameters, without allocating any."""
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(nn.unbox(_boxed_shapes(config))))
+
+
+def model_flops(config: T5Config, input_len: int, target_len: int) -> float:
+    """Model floating-point operations of one training step for one example (multiply-add = 2).
+
+    6 x (matmul parameters) x (positions they act on), forward and backward, plus 12 x T x S x J per
+    attention (two products of 2 x T x S x J forward, twice that backward). The embedding gather,
+    softmax and norms are not counted; the output logits are. Causal attention is counted in full,
+    and nothing is counted twice for rematerialisation (Chowdhery et al. 2022, appendix B).
+    """
+    joined = config.num_heads * config.head_dim
+    projection = config.emb_dim * joined
+    mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
+    encoder_layer = 6 * (4 * projection + mlp) * input_len + 12 * input_len**2 * joined
+    decoder_layer = (
+        6 * (4 * projection + 2 * projection + mlp) * target_len
+        + 6 * 2 * projection * input_len  # cross-attention keys and values
+        + 12 * (target_len**2 + target_len * input_len) * joined
+    )
+    logits = 6 * config.emb_dim * config.vocab_size * target_len
+    return float(
+        config.num_encoder_layers * encoder_layer
+        + config.num_decoder_layers * decoder_layer
+        + logits
+    )

@@ -1,0 +1,39 @@
+"""The local executor: one run after the other in this process.
+
+Runs of one shape share their compilation, and nothing is imported twice.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from t5scaling import config
+from t5scaling.errors import Stopped
+from t5scaling.training import loop, run_directory, tracker
+
+
+def train(
+    config_text: str,
+    record: Mapping[str, Any] | None = None,
+    progress: tracker.Progress | None = None,
+) -> None:
+    """Does the training run whose gin configuration is loaded, or goes on with it.
+
+    The run directory gets config.gin and `record`, at the end DONE, or FAILED with the reason.
+
+    Args:
+        config_text: what `config.load` returned.
+        record: the run's place in a study.
+        progress: as for `loop.train`.
+
+    Raises:
+        Whatever stops it: UserError, Stopped, or an unexpected error.
+    """
+    model_dir = config.arguments(loop.train).get("model_dir")
+    run_directory.begin(model_dir, config_text, record)
+    try:
+        config.call(loop.train, progress=progress)
+    except Stopped:
+        raise
+    except Exception as error:
+        run_directory.fail(model_dir, str(error) or type(error).__name__)
+        raise

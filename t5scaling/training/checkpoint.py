@@ -1,0 +1,154 @@
+"""Checkpoints of a run with Orbax, and where a run starts from."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from t5scaling.errors import UserError
+
+PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
+
+
+class Checkpoints:
+    """The checkpoints `<model_dir>/checkpoints/checkpoint_<step>` of one run.
+
+    Named steps are kept for ever; of all others the latest two, so that a damaged last one
+    leaves one to go back to. A save interrupted by a kill leaves only a temporary directory,
+    which is cleared here.
+    """
+
+    def __init__(self, model_dir: str, named_steps: Sequence[int] = ()):
+        self.directory = epath.Path(os.path.abspath(model_dir)) / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                step_prefix=PREFIX,
+                cleanup_tmp_directories=True,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [
+                        preservation_policy.LatestN(2),
+                        preservation_policy.CustomSteps(list(named_steps)),
+                    ]
+                ),
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Copies `state` to the host and writes it in the background. Does nothing if `step` is
+        there already. Raises UserError if the disk is full; earlier checkpoints stay whole."""
+        if step in self._manager.all_steps():
+            return
+        with _disk_errors(self.directory):
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        with _disk_errors(self.directory):
+            self._manager.wait_until_finished()
+
+    def restore_latest(self, abstract_state: Any) -> Any | None:
+        """The newest readable state, laid out as `abstract_state`; None if nothing was ever saved.
+
+        A checkpoint that cannot be read is set aside as `broken-checkpoint_<step>`, which is said,
+        and the one before is taken. Raises UserError if there are some but none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+                if _wrong_shape(error):
+                    raise UserError(
+                        f"{self.directory}/{PREFIX}_{step} holds another model: "
+                        f"{_first_line(error)}; choose another MODEL_DIR"
+                    ) from error
+                print(
+                    f"warning: checkpoint {self.directory}/{PREFIX}_{step} cannot be read "
+                    f"({_first_line(error)}); set aside, going back to the one before",
+                    flush=True,
+                )
+                broken = self.directory / f"broken-{PREFIX}_{step}"
+                if broken.exists():
+                    broken.rmtree()
+                (self.directory / f"{PREFIX}_{step}").rename(broken)
+                self._manager.reload()
+        if steps:
+            raise UserError(
+                f"none of the checkpoints in {self.directory} can be read; "
+                "delete the run's directory to start it again"
+            )
+        return None
+
+    def close(self) -> None:
+        with _disk_errors(self.directory):
+            self._manager.close()
+
+
+def restore_params(path: str, abstract_params: Any) -> Any:
+    """The parameters alone from a checkpoint directory `.../checkpoint_<step>`.
+
+    Raises UserError if it is missing, damaged or of another model.
+    """
+    directory = epath.Path(os.path.abspath(path) if "://" not in path else path)
+    item = directory / "default"
+    if not item.exists():
+        there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*"))
+        raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
+    restore_args = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
+        ),
+        {"params": abstract_params},
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            restored = checkpointer.restore(
+                item,
+                args=ocp.args.PyTreeRestore(
+                    item={"params": abstract_params},
+                    restore_args=restore_args,
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:
+        raise UserError(
+            f"cannot start from {path}: {_first_line(error)}; is it of the same model, and whole?"
+        ) from error
+    return restored["params"]
+
+
+class _disk_errors:
+    """Says in one line that the disk is full, however deep the error comes from."""
+
+    def __init__(self, directory: Any):
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and not isinstance(error, UserError):
+            text = str(error)
+            if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "ENOSPC" in text:
+                raise UserError(
+                    f"disk full while saving to {self._directory}; free some space and run the "
+                    "same command again: it goes on from the last whole checkpoint"
+                ) from error
+
+
+def _wrong_shape(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, ValueError) and ("shape" in text or "structure" in text)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

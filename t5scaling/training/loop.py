@@ -1,0 +1,306 @@
+"""The training loop: data, step, checkpoints and metrics put together, to be read top to bottom."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from t5scaling.data import budget, loader
+from t5scaling.data.examples import DataSpec, find_examples
+from t5scaling.errors import Stopped, UserError
+from t5scaling.model import network
+from t5scaling.training import (
+    checkpoint,
+    run_directory,
+    sharding,
+    state,
+    step,
+    throughput,
+    tracker,
+)
+
+
+class Evaluator(Protocol):
+    """What the loop asks of an evaluation: a line of metrics for the parameters at a step."""
+
+    def __call__(
+        self,
+        params: Any,
+        *,
+        config: network.T5Config,
+        mesh: jax.sharding.Mesh,
+        model_dir: str,
+        step: int,
+        note: Callable[[str], None],
+    ) -> dict[str, Any]: ...
+
+
+def train(
+    *,
+    model_dir: str,
+    model: network.T5Config,
+    dataset: DataSpec,
+    examples_root: str,
+    batch_size: int,
+    train_steps: int,
+    learning_rate_schedule: Callable[[int], float],
+    objective: step.Objective,
+    seed: int = 0,
+    initial_checkpoint_path: str | None = None,
+    pool_tokens: int | None = None,
+    max_epochs: int | None = 1,
+    shuffle: bool = False,
+    checkpoint_steps: Sequence[int] = (),
+    checkpoint_minutes: float = 10.0,
+    log_every: int = 20,
+    evaluators: Sequence[Evaluator] = (),
+    eval_every: int | None = None,
+    progress: tracker.Progress | None = None,
+) -> None:
+    """Trains a T5 to `train_steps` and leaves its run directory in `model_dir`.
+
+    Starts from the run's own newest checkpoint if there is one, else from the parameters of
+    `initial_checkpoint_path` (with a fresh optimizer and at step 0, so that finetuning is the
+    same procedure from every checkpoint), else from scratch.
+
+    Args:
+        model_dir: the run directory.
+        model: architecture.
+        dataset: the examples to train on; materialised first if they are not yet.
+        examples_root: where materialised examples live.
+        batch_size: rows (examples) a step over all devices.
+        train_steps: steps in all, of this run alone.
+        learning_rate_schedule: step -> learning rate.
+        objective: z-loss, label smoothing, normalisation.
+        seed: of initialisation, dropout and, with `shuffle`, the order of examples.
+        initial_checkpoint_path: a `checkpoint_<step>` directory.
+        pool_tokens: train on the smallest prefix of the examples with that many text tokens
+            (D_f); None for all of them.
+        max_epochs: passes allowed over the examples; None for as many as `train_steps` needs.
+        shuffle: whether the first pass is permuted too; without it the first n steps see exactly
+            the first n * batch_size examples.
+        checkpoint_steps: steps whose checkpoints are kept for ever; the last step's always is.
+        checkpoint_minutes: time between the other checkpoints, of which two are kept.
+        log_every: steps between lines of metrics.
+        evaluators: run at the end, and each `eval_every` steps if that is given.
+        progress: called with (steps done, steps in all, note); a progress bar if None.
+
+    Raises:
+        UserError: impossible settings, a loss that is not finite (with its step and the last good
+            checkpoint), a full disk.
+        Stopped: SIGTERM or SIGINT; the state is saved and the same command goes on.
+    """
+    if run_directory.is_done(model_dir):
+        print(f"{model_dir} is done already", flush=True)
+        return
+    examples = find_examples(dataset, examples_root)
+    pool = len(examples)
+    if pool_tokens is not None:
+        pool = budget.examples_for_tokens(examples, pool_tokens)
+    _check_repetition(train_steps * batch_size, pool, max_epochs, dataset.task)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(batch_size, mesh)
+
+    with contextlib.ExitStack() as stack:
+        if progress is None:
+            name = os.path.basename(os.path.normpath(model_dir))
+            progress = stack.enter_context(tracker.console_progress(name))
+        stop = stack.enter_context(_StopSignals())
+        checkpoints = checkpoint.Checkpoints(model_dir, [*checkpoint_steps, train_steps])
+        stack.callback(checkpoints.close)
+        progress(0, train_steps, "starting")
+        train_state = start_state(model, mesh, seed, checkpoints, initial_checkpoint_path)
+        start = int(train_state.step)
+        if start > train_steps:
+            raise UserError(f"{model_dir} is at step {start}, past TRAIN_STEPS={train_steps}")
+        log = tracker.Tracker(model_dir, start)
+        stack.callback(log.close)
+        clock = throughput.Clock(
+            log,
+            flops_per_step=batch_size * network.model_flops(model, *_lengths(dataset)),
+            positions_per_step=batch_size * sum(_lengths(dataset)),
+        )
+
+        def write_metrics(logged: tuple[int, Any] | None) -> None:
+            if logged is None:
+                return
+            step_then, (window, tokens_seen, nonfinite_step) = logged
+            _stop_if_nonfinite(int(nonfinite_step), checkpoints)
+            tokens = max(float(window.target_tokens), 1.0)
+            line = {
+                "step": step_then,
+                "split": "train",
+                "task": dataset.task,
+                "loss": float(window.loss) / tokens,
+                "z_loss": float(window.z_loss) / tokens,
+                "grad_norm": float(window.grad_norm),
+                "learning_rate": learning_rate_schedule(step_then - 1),
+                "target_tokens": int(window.target_tokens),
+                "tokens_seen": state.total_tokens(tokens_seen),
+                "examples_seen": step_then * batch_size,
+            }
+            log.metrics(line)
+            clock.write(step_then, tokens)
+            progress(step_then, train_steps, f"loss {line['loss']:.3f}")
+
+        def evaluate(step_now: int) -> None:
+            for evaluator in evaluators:
+                line = evaluator(
+                    train_state.params,
+                    config=model,
+                    mesh=mesh,
+                    model_dir=model_dir,
+                    step=step_now,
+                    note=lambda text: progress(step_now, train_steps, text),
+                )
+                log.metrics({"step": step_now, **line})
+
+        def evaluation_due(step_now: int) -> bool:
+            return bool(eval_every) and 0 < step_now < train_steps and step_now % eval_every == 0
+
+        if evaluation_due(start):
+            evaluate(start)  # a kill may have cut it in half; the tracker dropped its lines
+
+        train_step = step.jit_train_step(model, objective, mesh)
+        batches = loader.train_batches(
+            examples,
+            batch_size=batch_size,
+            last=pool,
+            start_step=start,
+            num_steps=train_steps - start,
+            seed=seed,
+            shuffle=shuffle,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        last_saved = time.monotonic()
+        waiting = None  # a step's metrics, fetched when the next step is on its way
+        previous = None
+        for step_now, batch in enumerate(batches, start + 1):
+            train_state, logged = train_step(
+                train_state,
+                sharding.put_batch(batch, mesh),
+                np.float32(learning_rate_schedule(step_now - 1)),
+                np.uint32(seed),
+                (step_now - 1) % log_every == 0,
+            )
+            write_metrics(waiting)
+            jax.block_until_ready(previous)  # at most one step ahead of the device
+            previous = logged
+            if step_now == start + 1:
+                jax.block_until_ready(logged)
+                clock.start(step_now)
+            due = step_now % log_every == 0 or step_now == train_steps
+            waiting = (step_now, logged) if due else None
+            if not due:
+                progress(step_now, train_steps, "")
+
+            if (
+                step_now in checkpoint_steps
+                or step_now == train_steps
+                or evaluation_due(step_now)
+                or time.monotonic() - last_saved >= 60 * checkpoint_minutes
+                or stop.signal_number
+            ):
+                write_metrics(waiting)  # before the save: a resumed run must find its lines
+                waiting = None
+                _stop_if_nonfinite(int(train_state.nonfinite_step), checkpoints)
+                checkpoints.save(step_now, train_state)
+                last_saved = time.monotonic()
+            if stop.signal_number:
+                checkpoints.wait()
+                raise Stopped(
+                    stop.signal_number,
+                    f"stopped at step {step_now} of {train_steps}, saved in {model_dir}; "
+                    "run the same command to go on",
+                )
+            if evaluation_due(step_now):
+                evaluate(step_now)
+        checkpoints.wait()
+        evaluate(train_steps)
+        clock.write(train_steps)
+        progress(train_steps, train_steps, "")
+    run_directory.finish(model_dir, train_steps)
+
+
+def start_state(
+    model: network.T5Config,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    checkpoints: checkpoint.Checkpoints,
+    initial_checkpoint_path: str | None,
+) -> state.TrainState:
+    """Own checkpoint > given checkpoint > scratch.
+
+    A run that has ever saved goes on from its own checkpoints or not at all: falling back to the
+    pretrained weights in silence would make a preempted finetune a different experiment.
+    """
+    init = step.jit_init(model, mesh)
+    everywhere = sharding.replicated(mesh)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(init, np.uint32(seed)),
+    )
+    own = checkpoints.restore_latest(abstract)
+    if own is not None:
+        return own
+    if initial_checkpoint_path:
+        params = checkpoint.restore_params(initial_checkpoint_path, abstract.params)
+        return step.jit_create(mesh)(params)
+    return init(np.uint32(seed))
+
+
+def _lengths(dataset: DataSpec) -> tuple[int, int]:
+    return dataset.feature_lengths["inputs"], dataset.feature_lengths["targets"]
+
+
+def _check_repetition(needed: int, there: int, max_epochs: int | None, task: str) -> None:
+    if max_epochs is not None and needed > there * max_epochs:
+        passes = "one pass" if max_epochs == 1 else f"{max_epochs} passes"
+        raise UserError(
+            f"TRAIN_STEPS x BATCH_SIZE = {needed:,} examples, but {passes} over {task} gives "
+            f"{there * max_epochs:,}; lower TRAIN_STEPS or allow repetition by MAX_EPOCHS"
+        )
+
+
+def _stop_if_nonfinite(nonfinite_step: int, checkpoints: checkpoint.Checkpoints) -> None:
+    """No checkpoint is ever saved after a step whose loss was not finite, so all are good."""
+    if nonfinite_step >= 0:
+        steps = checkpoints.steps()
+        last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint yet"
+        raise UserError(
+            f"the loss is not finite at step {nonfinite_step}; {last}; "
+            "lower the learning rate or look at the data of that step"
+        )
+
+
+class _StopSignals:
+    """Notes SIGTERM and SIGINT so that the loop can stop between two steps.
+
+    A second SIGINT gets through as KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.signal_number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) as T5X runs it, and learning rates.
+
+The learning rate and the step are arguments of every update, not part of the state: runs that
+differ only in their rate share one compilation, and the step lives in one place, the train state.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from t5scaling.errors import UserError
+
+Schedule = Callable[[int], float]
+
+
+def factored_axes(shape: tuple[int, ...], min_size: int) -> tuple[int, int] | None:
+    """(second largest, largest) axis of `shape` if both hold at least `min_size`, else None."""
+    if len(shape) < 2:
+        return None
+    *_, second, largest = np.argsort(shape, kind="stable")
+    return (int(second), int(largest)) if shape[second] >= min_size else None
+
+
+def adafactor(
+    *,
+    decay_rate: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+    epsilon1: float = 1e-30,
+    epsilon2: float = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    """Adafactor without momentum, with parameter-scaled steps.
+
+    `update(grads, state, params, *, step, learning_rate)` takes the 0-based step (int32) and the
+    rate (float32), both traced, and returns (updates to add to the parameters, state).
+
+    Second moments decay by 1 - (step+1)^-decay_rate, so the first step's are the squared gradient.
+    A parameter whose two largest axes both hold `min_dim_size_to_factor` keeps their row and column
+    means {"v_row", "v_col"} (v_row: mean over the largest axis), any other keeps {"v"}; the state
+    is the tree of parameters with these dicts for leaves, float32. A step is clipped to RMS
+    `clipping_threshold` over its whole tensor and scaled by max(RMS(parameter), epsilon2).
+    """
+
+    def init_one(param):
+        axes = factored_axes(param.shape, min_dim_size_to_factor)
+        if axes is None:
+            return {"v": jnp.zeros(param.shape, jnp.float32)}
+        second, largest = axes
+        return {
+            "v_row": jnp.zeros(np.delete(param.shape, largest), jnp.float32),
+            "v_col": jnp.zeros(np.delete(param.shape, second), jnp.float32),
+        }
+
+    def init(params):
+        return jax.tree.map(init_one, params)
+
+    def update_one(grad, moments, param, decay, learning_rate):
+        grad = grad.astype(jnp.float32)
+        square = jnp.square(grad) + epsilon1
+
+        def decayed(old, new):
+            return decay * old + (1.0 - decay) * new
+
+        axes = factored_axes(param.shape, min_dim_size_to_factor)
+        if axes is None:
+            v = decayed(moments["v"], square)
+            moments, direction = {"v": v}, grad * jax.lax.rsqrt(v)
+        else:
+            second, largest = axes
+            v_row = decayed(moments["v_row"], jnp.mean(square, axis=largest))
+            v_col = decayed(moments["v_col"], jnp.mean(square, axis=second))
+            # v ~ v_row v_col / mean(v_row): the outer product with the full tensor's mean.
+            row_mean = jnp.mean(v_row, axis=second - (largest < second), keepdims=True)
+            row_factor = jax.lax.rsqrt(v_row / row_mean)
+            direction = grad * jnp.expand_dims(row_factor, largest)
+            direction *= jnp.expand_dims(jax.lax.rsqrt(v_col), second)
+            moments = {"v_row": v_row, "v_col": v_col}
+
+        param_scale = jnp.maximum(_rms(param), epsilon2)
+        clip = jnp.maximum(1.0, _rms(direction) / clipping_threshold)
+        return direction * (-learning_rate * param_scale / clip), moments
+
+    def update(grads, state, params=None, *, step, learning_rate, **_):
+        if params is None:
+            raise ValueError("Adafactor scales its steps by the parameters: pass params")
+        decay = 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -decay_rate
+        leaves, structure = jax.tree.flatten(params)
+        updated = [
+            update_one(grad, moments, param, decay, learning_rate)
+            for grad, moments, param in zip(
+                structure.flatten_up_to(grads), structure.flatten_up_to(state), leaves, strict=True
+            )
+        ]
+        updates, moments = zip(*updated, strict=True)
+        return structure.unflatten(updates), structure.unflatten(moments)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rms(x):
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+
+
+def _positive(schedule, name, value):
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise UserError(f"{schedule}: {name} is {value!r}; expected a number > 0")
+
+
+def constant(learning_rate: float) -> Schedule:
+    """The same rate at every step. Raises UserError unless it is positive and finite."""
+    _positive("constant", "learning_rate", learning_rate)
+    return lambda step: float(learning_rate)
+
+
+def inverse_square_root(base_learning_rate: float, warmup_steps: int = 10_000) -> Schedule:
+    """base / sqrt(max(step, warmup_steps)): flat during the warm-up, then falling.
+
+    Steps count from 0. Raises UserError unless both arguments are positive and finite.
+    """
+    _positive("inverse_square_root", "base_learning_rate", base_learning_rate)
+    _positive("inverse_square_root", "warmup_steps", warmup_steps)
+    return lambda step: float(base_learning_rate / math.sqrt(max(step, warmup_steps)))

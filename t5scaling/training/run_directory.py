@@ -1,0 +1,89 @@
+"""The run directory as a record: config.gin, run.json, DONE or FAILED.
+
+config.gin  every gin binding of the run; `run.py train --gin_file=.../config.gin` repeats it
+run.json    its place in a study, if it has one
+DONE        {"step": n}, written last of all
+FAILED      {"reason": "..."}; gone when the run is started again
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from t5scaling.errors import UserError
+
+CONFIG, RECORD, DONE, FAILED = "config.gin", "run.json", "DONE", "FAILED"
+# Where a run lives and how often it saves, not what it computes: these may change.
+FREE_MACROS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "EXAMPLES_ROOT", "CHECKPOINT_MINUTES")
+
+
+def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = None) -> None:
+    """Makes the directory ready for a start, or for going on after a stop.
+
+    `record` becomes run.json: the run's place in a study. Raises UserError as `refuse_changed`.
+    """
+    refuse_changed(model_dir, config_text)
+    os.makedirs(model_dir, exist_ok=True)
+    _remove(os.path.join(model_dir, FAILED))
+    write_atomically(os.path.join(model_dir, CONFIG), config_text)
+    if record is not None:
+        write_json(os.path.join(model_dir, RECORD), record)
+
+
+def refuse_changed(model_dir: str, config_text: str) -> None:
+    """Raises UserError if the directory holds a run with other settings."""
+    path = os.path.join(model_dir, CONFIG)
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        before, after = (_settings(text) for text in (file.read(), config_text))
+    if before != after:
+        was = next((line for line in before if line not in after), "nothing")
+        now = next((line for line in after if line not in before), "nothing")
+        raise UserError(
+            f"{model_dir} holds a run with other settings ({was} there, {now} now); "
+            "delete it or choose another directory"
+        )
+
+
+def _settings(config_text: str) -> list[str]:
+    """The lines of gin text that decide what a run computes."""
+    joined = re.sub(r"\\\n\s*", "", config_text)  # gin wraps long values after a backslash
+    free = tuple(f"{name} =" for name in FREE_MACROS)
+    return [line for line in joined.splitlines() if line and not line.startswith((*free, "#"))]
+
+
+def is_done(model_dir: str) -> bool:
+    return os.path.exists(os.path.join(model_dir, DONE))
+
+
+def finish(model_dir: str, step: int) -> None:
+    write_json(os.path.join(model_dir, DONE), {"step": step})
+
+
+def fail(model_dir: str, reason: str) -> None:
+    if os.path.isdir(model_dir):
+        write_json(os.path.join(model_dir, FAILED), {"reason": reason})
+
+
+def write_json(path: str, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_atomically(path: str, text: str) -> None:
+    """The file is there whole or not at all."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _remove(path: str) -> None:
+    if os.path.exists(path):
+        os.remove(path)

@@ -1,0 +1,111 @@
+"""What a run says of itself: metrics.jsonl, timing.jsonl, TensorBoard, a progress bar.
+
+metrics.jsonl holds one JSON object a line and only what the computation determines, so that a run
+killed and resumed leaves the same bytes as one never killed:
+  {"step", "split": "train", "task", "loss", "z_loss", "grad_norm", "learning_rate",
+   "target_tokens", "tokens_seen", "examples_seen"}  loss in nats per target token over the steps
+                                                      since the line before
+  {"step", "split": "validation" | "test" | ..., "task", "cross_entropy", "target_tokens", ...}
+timing.jsonl holds the clock: {"step", "wall_s", "device_s", "tokens_per_s", "positions_per_s",
+"model_tflops_per_s", "mfu"}; wall_s and device_s go on counting over restarts.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import tensorboardX
+
+from t5scaling.errors import UserError
+
+# (steps done, steps in all, what is going on) -> None
+Progress = Callable[[int, int, str], None]
+
+
+class Tracker:
+    """The writers of one run directory. On a resume at `step` it first drops what came later."""
+
+    def __init__(self, model_dir: str, step: int):
+        os.makedirs(model_dir, exist_ok=True)
+        self._metrics_path = os.path.join(model_dir, "metrics.jsonl")
+        self._timing_path = os.path.join(model_dir, "timing.jsonl")
+        # Evaluation at the resumed step is done again: the kill may have hit in its middle.
+        _keep_lines(
+            self._metrics_path,
+            lambda line: line["step"] < step or (line["step"] == step and line["split"] == "train"),
+        )
+        timing = _keep_lines(self._timing_path, lambda line: line["step"] <= step)
+        self._wall_before = timing[-1]["wall_s"] if timing else 0.0
+        self._start = time.monotonic()
+        self._tensorboard = tensorboardX.SummaryWriter(
+            os.path.join(model_dir, "tensorboard"), purge_step=step + 1 if step else None
+        )
+
+    def wall_s(self) -> float:
+        """Seconds that this run has taken so far, earlier launches included."""
+        return self._wall_before + time.monotonic() - self._start
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Appends one line of metrics: at least step, split and task."""
+        _append(self._metrics_path, line)
+        self._scalars(f"{line['split']}/{line['task']}", line)
+
+    def timing(self, line: Mapping[str, Any]) -> None:
+        _append(self._timing_path, line)
+        self._scalars("timing", line)
+
+    def _scalars(self, prefix: str, line: Mapping[str, Any]) -> None:
+        for key, value in line.items():
+            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                self._tensorboard.add_scalar(f"{prefix}/{key}", value, line["step"])
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+@contextmanager
+def console_progress(title: str) -> Iterator[Progress]:
+    """A progress bar with the time left on the terminal."""
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}"),
+    )
+    with rich_progress.Progress(*columns) as bar:
+        task = bar.add_task(title, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+
+def _append(path: str, line: Mapping[str, Any]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _keep_lines(path: str, keep: Callable[[dict], bool]) -> list[dict]:
+    """Rewrites a JSON-lines file with the lines to keep; a half-written last line goes."""
+    if not os.path.exists(path):
+        return []
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                break
+            if text.endswith("\n") and keep(line):
+                kept.append((text, line))
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.writelines(text for text, _ in kept)
+    os.replace(path + ".tmp", path)
+    return [line for _, line in kept]

@@ -1,0 +1,376 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from t5scaling.errors import UserError
+from t5scaling.model.loss import cross_entropy, log_likelihood
+from t5scaling.model.network import (
+    T5Config,
+    Transformer,
+    count_parameters,
+    init_params,
+    model_flops,
+    param_logical_axes,
+    relative_position_bucket,
+)
+
+T5_1_1 = T5Config(
+    vocab_size=96,
+    emb_dim=32,
+    num_heads=4,
+    head_dim=8,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    mlp_dim=48,
+)
+T5_1_0 = dataclasses.replace(T5_1_1, mlp_activations=("relu",), logits_via_embedding=True)
+SMALL = T5Config(
+    vocab_size=32128,
+    emb_dim=512,
+    num_heads=6,
+    head_dim=64,
+    num_encoder_layers=8,
+    num_decoder_layers=8,
+    mlp_dim=1024,
+)
+
+
+@pytest.fixture(scope="module", params=[T5_1_1, T5_1_0], ids=["1.1", "1.0"])
+def both(request):
+    return request.param, init_params(request.param, jax.random.key(0))
+
+
+def _tokens(seed, *shape, vocab=96):
+    return np.random.default_rng(seed).integers(2, vocab, shape).astype(np.int32)
+
+
+def _shift_right(targets):
+    return np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="deterministic")
+def _logits(config, params, *inputs, **options):
+    return Transformer(config).apply({"params": params}, *inputs, **options)
+
+
+# --- architecture -------------------------------------------------------------------------------
+
+
+def test_parameter_counts_of_published_models():
+    assert count_parameters(SMALL) == 76_961_152
+    base = dict(emb_dim=768, num_heads=12, num_encoder_layers=12, num_decoder_layers=12)
+    assert count_parameters(dataclasses.replace(SMALL, mlp_dim=2048, **base)) == 247_577_856
+
+
+def test_t5_1_0_has_one_mlp_branch_and_no_output_matrix():
+    tied = flatten_dict(param_logical_axes(T5_1_0), sep="/")
+    gated = flatten_dict(param_logical_axes(T5_1_1), sep="/")
+    assert tied["encoder/layers_0/mlp/wi/kernel"] == ("embed", "mlp")
+    assert gated["decoder/logits_dense/kernel"] == ("embed", "vocab")
+    layers = [f"{s}/layers_{i}/mlp" for s in ("encoder", "decoder") for i in (0, 1)]
+    only_tied = {f"{layer}/wi/kernel" for layer in layers}
+    only_gated = {f"{layer}/wi_{k}/kernel" for layer in layers for k in (0, 1)}
+    assert tied.keys() - gated.keys() == only_tied
+    assert gated.keys() - tied.keys() == only_gated | {"decoder/logits_dense/kernel"}
+
+
+def test_tied_logits_are_divided_by_the_square_root_of_the_width():
+    model = Transformer(T5_1_0)
+    params = init_params(T5_1_0, jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (2, 3, 32))
+    logits = model.apply({"params": params}, hidden, method="logits")
+    expected = hidden @ params["token_embedder"]["embedding"].T / math.sqrt(32)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_logical_axes_name_every_axis(both):
+    config, params = both
+    axes = flatten_dict(param_logical_axes(config), sep="/")
+    shapes = {k: v.shape for k, v in flatten_dict(params, sep="/").items()}
+    assert axes.keys() == shapes.keys()
+    assert {k: len(v) for k, v in axes.items()} == {k: len(v) for k, v in shapes.items()}
+    sizes = {
+        "vocab": 96,
+        "embed": 32,
+        "joined_kv": 32,
+        "mlp": 48,
+        "heads": 4,
+        "relpos_buckets": 32,
+    }
+    for name, names in axes.items():
+        assert tuple(sizes[n] for n in names) == shapes[name], name
+
+
+def test_initial_scales():
+    config = dataclasses.replace(T5_1_1, vocab_size=512, emb_dim=256, mlp_dim=512)
+    params = flatten_dict(init_params(config, jax.random.key(0)), sep="/")
+    deviation = {k: float(jnp.std(v)) for k, v in params.items()}
+    attention = "decoder/layers_0/self_attention"
+    fan_in = 256**-0.5
+    assert deviation["token_embedder/embedding"] == pytest.approx(1.0, rel=0.05)
+    assert deviation[f"{attention}/key/kernel"] == pytest.approx(fan_in, rel=0.05)
+    # The query carries the 1/sqrt(head_dim) that attention logits lack.
+    query = deviation[f"{attention}/query/kernel"]
+    assert query == pytest.approx(fan_in / math.sqrt(8), rel=0.05)
+    wo = params["encoder/layers_0/mlp/wo/kernel"]
+    assert float(jnp.std(wo)) == pytest.approx(512**-0.5, rel=0.05)
+    # Truncated at two standard deviations of the untruncated normal, then rescaled.
+    assert float(jnp.abs(wo).max()) < 2.3 * 512**-0.5
+    assert np.all(params["encoder/encoder_norm/scale"] == 1.0)
+
+
+def test_relative_position_buckets():
+    # Counted by hand from Raffel et al.: 8 exact and 8 logarithmic buckets for each direction,
+    # the bucket of distance n >= 8 is 8 + floor(8 ln(n/8) / ln(16)).
+    bucket = relative_position_bucket(
+        [0, -1, -7, -8, -11, -12, -16, -127, -500, 1, 16, 500], bidirectional=True
+    )
+    np.testing.assert_array_equal(bucket, [0, 1, 7, 8, 8, 9, 10, 15, 15, 17, 26, 31])
+    # One direction: 16 exact, 16 logarithmic; keys of the future share bucket 0.
+    bucket = relative_position_bucket([0, -1, -15, -16, -32, -127, -128, 3], bidirectional=False)
+    np.testing.assert_array_equal(bucket, [0, 1, 15, 16, 21, 31, 31, 0])
+
+
+def test_dtype_float16_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="overflow"):
+        dataclasses.replace(T5_1_1, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dtype", "bfloat61", "did you mean 'bfloat16'"),
+        ("mlp_activations", ("gleu", "linear"), "did you mean 'gelu'"),
+        ("mlp_activations", (), "empty"),
+        ("num_heads", 0, "num_heads is 0"),
+        ("emb_dim", 12.5, "emb_dim is 12.5"),
+        ("dropout_rate", 1.0, "dropout_rate is 1.0"),
+    ],
+)
+def test_wrong_configuration_is_named(field, value, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(T5_1_1, **{field: value})
+
+
+def test_model_flops_against_a_count_by_hand():
+    # One layer each, J = E = M = 1, V = 1, one activation: every matmul is one multiply-add.
+    unit = T5Config(1, 1, 1, 1, 1, 1, 1, mlp_activations=("relu",))
+    inputs, targets = 3, 2
+    multiply_adds = 6 * inputs  # encoder: query, key, value, out, wi, wo
+    multiply_adds += 2 * inputs**2  # encoder: logits and weighted values
+    multiply_adds += 8 * targets + 2 * inputs  # decoder: 4 self, 2 cross, 2 mlp; cross key, value
+    multiply_adds += 2 * targets**2 + 2 * targets * inputs
+    multiply_adds += targets  # output logits
+    assert model_flops(unit, inputs, targets) == 6 * multiply_adds
+
+
+# --- forward pass -------------------------------------------------------------------------------
+
+
+def test_padding_and_the_future_are_invisible(both):
+    config, params = both
+    inputs, targets = _tokens(0, 2, 9), _tokens(1, 2, 7)
+    logits = _logits(config, params, inputs, _shift_right(targets))
+    padded = _logits(config, params, np.pad(inputs, ((0, 0), (0, 4))), _shift_right(targets))
+    np.testing.assert_allclose(padded, logits, rtol=0, atol=1e-5)
+    changed = targets.copy()
+    changed[:, 4] = 5  # seen by position 5 and later only
+    later = _logits(config, params, inputs, _shift_right(changed))
+    np.testing.assert_allclose(later[:, :5], logits[:, :5], rtol=0, atol=1e-5)
+    assert np.abs(later[:, 5:] - logits[:, 5:]).max() > 1e-2
+
+
+def test_a_row_of_padding_gives_no_nan(both):
+    config, params = both
+    zeros = np.zeros((1, 6), np.int32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        return cross_entropy(_logits(config, params, zeros, zeros), zeros, zeros)[0]
+
+    value, grads = loss(params)
+    assert value == 0.0
+    assert all(np.all(np.asarray(g) == 0.0) for g in jax.tree.leaves(grads))
+
+
+def _pack(rows, length):
+    """Puts (inputs, targets) pairs into one row each side; returns the model's four arrays."""
+    sides = []
+    for side in (0, 1):
+        tokens, segments = np.zeros((1, length), np.int32), np.zeros((1, length), np.int32)
+        start = 0
+        for number, row in enumerate(rows, start=1):
+            end = start + len(row[side])
+            tokens[0, start:end], segments[0, start:end] = row[side], number
+            start = end
+        sides.append((tokens, segments))
+    (inputs, input_segments), (targets, target_segments) = sides
+    new_segment = np.diff(target_segments, prepend=0) != 0
+    shifted = np.where(new_segment, 0, _shift_right(targets))
+    return inputs, shifted, input_segments, target_segments
+
+
+def test_a_packed_row_equals_its_separate_rows(both):
+    config, params = both
+    rows = [(_tokens(i, 5 + i), _tokens(10 + i, 7 - i)) for i in range(3)]
+    inputs, shifted, input_segments, target_segments = _pack(rows, 24)
+    packed = _logits(config, params, inputs, shifted, input_segments, target_segments)
+    for number, (row_inputs, row_targets) in enumerate(rows, start=1):
+        alone = _logits(config, params, row_inputs[None], _shift_right(row_targets[None]))
+        np.testing.assert_allclose(
+            packed[0][target_segments[0] == number], alone[0], rtol=0, atol=2e-5
+        )
+
+
+def test_segment_ids_of_one_side_only_are_refused():
+    tokens = _tokens(0, 1, 4)
+    with pytest.raises(ValueError, match="both"):
+        jax.eval_shape(
+            lambda: Transformer(T5_1_1).init(jax.random.key(0), tokens, tokens, tokens, None)
+        )
+
+
+def test_bfloat16_is_close_to_float32(both):
+    config, params = both
+    low = dataclasses.replace(config, dtype="bfloat16")
+    inputs, targets = _tokens(0, 4, 24), _tokens(1, 4, 16)
+    exact = _logits(config, params, inputs, _shift_right(targets))
+    rounded = _logits(low, params, inputs, _shift_right(targets))
+    assert rounded.dtype == jnp.float32 and not np.array_equal(rounded, exact)
+    # bfloat16 keeps 8 bits: one rounding is 2^-9 = 0.002, and some ten of them follow in a row.
+    error = np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(np.square(exact)))
+    assert error < 0.02
+    weights = np.ones_like(targets)
+    losses = [float(cross_entropy(x, targets, weights)[0]) for x in (exact, rounded)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.005)
+    total = lambda params: jnp.sum(_logits(low, params, inputs, _shift_right(targets)))
+    grads = jax.eval_shape(jax.grad(total), params)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+def test_dropout_depends_on_its_key_alone(both):
+    config, params = both
+    inputs, shifted = _tokens(0, 2, 9), _shift_right(_tokens(1, 2, 7))
+
+    def run(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return _logits(config, params, inputs, shifted, deterministic=False, rngs=rngs)
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert np.abs(run(0) - run(1)).max() > 1e-2
+    clean = _logits(config, params, inputs, shifted)
+    assert np.abs(run(0) - clean).max() > 1e-2
+    off = dataclasses.replace(config, dropout_rate=0.0)
+    without = _logits(off, params, inputs, shifted, deterministic=False)
+    np.testing.assert_allclose(without, clean, rtol=0, atol=1e-5)
+
+
+def test_dropout_draws_one_mask_for_all_positions():
+    # One token repeated: positions differ only by relative bias, so with that bias zero all
+    # positions of a row stay equal exactly when every mask is shared along the length.
+    config = dataclasses.replace(T5_1_1, dropout_rate=0.5)
+    params = init_params(config, jax.random.key(0))
+    for stack in ("encoder", "decoder"):
+        table = params[stack]["relpos_bias"]
+        table["rel_embedding"] = jnp.zeros_like(table["rel_embedding"])
+    tokens = np.full((2, 6), 7, np.int32)
+
+    @jax.jit
+    def decode_hidden(variables):
+        encoded = Transformer(config).apply(variables, tokens, method="encode")
+        return Transformer(config).apply(
+            variables,
+            encoded,
+            tokens,
+            tokens,
+            deterministic=False,
+            rngs={"dropout": jax.random.key(3)},
+            method="decode_hidden",
+        )
+
+    hidden = decode_hidden({"params": params})
+    dropped = np.asarray(hidden) == 0.0
+    assert dropped.any() and (dropped == dropped[:, :1]).all()
+    assert (dropped[0] != dropped[1]).any()
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+def _loss_by_hand(logits, targets, weights, z_loss, label_smoothing):
+    """Soft one-hot targets in float64."""
+    logits = np.asarray(logits, np.float64)
+    vocab = logits.shape[-1]
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    soft = np.full(logits.shape, label_smoothing / (vocab - 1))
+    np.put_along_axis(soft, targets[..., None], 1.0 - label_smoothing, axis=-1)
+    entropy = -(soft * np.log(np.maximum(soft, 1e-300))).sum(-1)
+    loss = -(soft * (logits - log_z[..., None])).sum(-1) - entropy
+    z_part = z_loss * log_z**2
+    return ((loss + z_part) * weights).sum(), (z_part * weights).sum(), weights.sum()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_cross_entropy_and_its_gradient_against_numpy(z_loss, label_smoothing):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=4.0, size=(3, 5, 17)).astype(np.float32)
+    targets = rng.integers(0, 17, (3, 5)).astype(np.int32)
+    weights = (rng.random((3, 5)) < 0.7).astype(np.float32) * rng.random((3, 5))
+    options = dict(z_loss=z_loss, label_smoothing=label_smoothing)
+    actual = cross_entropy(logits, targets, weights.astype(np.float32), **options)
+    expected = _loss_by_hand(logits, targets, weights, **options)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+    grad = jax.grad(lambda x: cross_entropy(x, targets, weights, **options)[0])(logits)
+    for index in [(0, 0, 0), (1, 2, int(targets[1, 2])), (2, 4, 16), (0, 3, int(targets[0, 3]))]:
+        sides = []
+        for delta in (-1e-4, 1e-4):
+            moved = logits.astype(np.float64)
+            moved[index] += delta
+            sides.append(_loss_by_hand(moved, targets, weights, **options)[0])
+        slope = (sides[1] - sides[0]) / 2e-4
+        np.testing.assert_allclose(grad[index], slope, rtol=1e-4, atol=1e-6)
+
+
+def test_the_z_loss_part_has_the_gradient_of_its_own():
+    logits = jnp.asarray([[[1.0, 2.0, 4.0]]])
+    targets, weights = jnp.asarray([[1]]), jnp.ones((1, 1))
+    grad = jax.grad(lambda x: cross_entropy(x, targets, weights, z_loss=0.5)[1])(logits)
+    expected = jax.grad(lambda x: 0.5 * jax.nn.logsumexp(x) ** 2)(logits)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+
+
+def test_a_perfect_smoothed_prediction_costs_nothing():
+    vocab, smoothing = 11, 0.2
+    probabilities = np.full(vocab, smoothing / (vocab - 1), np.float32)
+    probabilities[3] = 1.0 - smoothing
+    logits = jnp.log(probabilities)[None, None]
+    targets, weights = jnp.full((1, 1), 3), jnp.ones((1, 1))
+    loss = cross_entropy(logits, targets, weights, z_loss=0.0, label_smoothing=smoothing)[0]
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    worse = cross_entropy(logits + 1.0, targets + 1, weights, label_smoothing=smoothing)[0]
+    assert float(worse) > 1.0
+
+
+def test_extreme_logits_stay_finite():
+    logits = jnp.asarray([[[3e4, -3e4, 0.0]]])
+    loss, grad = jax.value_and_grad(
+        lambda x: cross_entropy(x, jnp.ones((1, 1), int), jnp.ones((1, 1)), z_loss=0.0)[0]
+    )(logits)
+    assert float(loss) == pytest.approx(6e4)
+    np.testing.assert_allclose(grad, [[[1.0, -1.0, 0.0]]])
+
+
+def test_log_likelihood_counts_weighted_positions_of_each_row():
+    logits = jnp.log(jnp.asarray([[[0.5, 0.5], [0.25, 0.75]], [[0.9, 0.1], [0.5, 0.5]]]))
+    targets, weights = jnp.asarray([[0, 1], [1, 0]]), jnp.asarray([[1, 1], [1, 0]])
+    expected = [math.log(0.5 * 0.75), math.log(0.1)]
+    np.testing.assert_allclose(log_likelihood(logits, targets, weights), expected, rtol=1e-6)

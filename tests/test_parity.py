@@ -1,0 +1,166 @@
+"""Equality with stock T5X: reference numbers of its 2+2-layer model, float32, matmuls "highest".
+
+The tolerance is 1e-5 relative. For an array it is relative to the array's largest magnitude: the
+rounding of a dot product follows the size of its terms, so an element that happens to cancel to
+almost zero has no relative precision of its own.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from t5scaling.model.decoding import beam_search, greedy
+from t5scaling.model.loss import cross_entropy, log_likelihood
+from t5scaling.model.network import T5Config, Transformer, init_params, param_logical_axes
+from t5scaling.training.optimizer import adafactor
+
+GOLDEN = Path(__file__).parent / "golden"
+RELATIVE = 1e-5
+SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
+
+
+class Reference:
+    def __init__(self, name):
+        self.arrays = dict(np.load(GOLDEN / f"{name}.npz"))
+        self.hparams = json.loads(str(self.arrays["hparams"]))
+        fields = dict(self.hparams["config"], dtype="float32")
+        del fields["float32_attention_logits"]
+        self.config = T5Config(**fields)
+        self.model = Transformer(self.config)
+        self.params = self.tree("param/")
+        self.batch = {k[6:]: v for k, v in self.arrays.items() if k.startswith("batch/")}
+
+    def tree(self, prefix):
+        flat = {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
+        return unflatten_dict({tuple(k.split("/")): jnp.asarray(v) for k, v in flat.items()})
+
+    def logits(self, params):
+        segments = {k: self.batch[k] for k in SEGMENTS if k in self.batch}
+        inputs = (self.batch["encoder_input_tokens"], self.batch["decoder_input_tokens"])
+        return self.model.apply({"params": params}, *inputs, **segments)
+
+    def loss(self, params):
+        targets, weights = self.batch["decoder_target_tokens"], self.batch["decoder_loss_weights"]
+        parts = cross_entropy(
+            self.logits(params),
+            targets,
+            weights,
+            z_loss=self.hparams["z_loss"],
+            label_smoothing=self.hparams["label_smoothing"],
+        )
+        return parts[0], parts[1:]
+
+
+@pytest.fixture(scope="module", params=["small512_f32", "small512_f32_packed"])
+def reference(request):
+    with jax.default_matmul_precision("highest"):
+        yield Reference(request.param)
+
+
+@pytest.fixture(scope="module")
+def unpacked():
+    with jax.default_matmul_precision("highest"):
+        yield Reference("small512_f32")
+
+
+def assert_close(actual, expected, name=""):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, name
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=RELATIVE * np.abs(expected).max(), err_msg=name
+    )
+
+
+def assert_trees_close(actual, expected):
+    actual, expected = flatten_dict(actual, sep="/"), flatten_dict(expected, sep="/")
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_close(actual[name], expected[name], name)
+
+
+def test_parameter_names_and_shapes(reference):
+    ours = flatten_dict(init_params(reference.config, jax.random.key(0)), sep="/")
+    theirs = flatten_dict(reference.params, sep="/")
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    axes = flatten_dict(param_logical_axes(reference.config), sep="/")
+    assert {k: len(v) for k, v in axes.items()} == {k: v.ndim for k, v in theirs.items()}
+
+
+def test_logits(reference):
+    # T5X masks padded queries too, so logits without weight differ; nothing depends on them.
+    real = reference.batch["decoder_loss_weights"] > 0
+    logits = jax.jit(reference.logits)(reference.params)
+    assert_close(logits[real], reference.arrays["logits"][real])
+
+
+def test_loss_and_gradients(reference):
+    step = jax.jit(jax.value_and_grad(reference.loss, has_aux=True))
+    (loss, (z_loss, weight_sum)), grads = step(reference.params)
+    assert_close(loss, reference.arrays["loss"])
+    assert_close(z_loss, reference.arrays["z_loss"])
+    assert weight_sum == reference.arrays["weight_sum"]
+    assert_trees_close(grads, reference.tree("grad/"))
+    assert_close(optax.global_norm(grads), reference.arrays["grad_norm"])
+
+
+def test_three_adafactor_steps(reference):
+    optimizer = adafactor()
+
+    @jax.jit
+    def train_step(params, state, step):
+        (loss, _), grads = jax.value_and_grad(reference.loss, has_aux=True)(params)
+        updates, state = optimizer.update(
+            grads, state, params, step=step, learning_rate=reference.hparams["learning_rate"]
+        )
+        return optax.apply_updates(params, updates), state, loss
+
+    params, losses = reference.params, []
+    state = optimizer.init(params)
+    for step in range(3):
+        params, state, loss = train_step(params, state, step)
+        losses.append(loss)
+    np.testing.assert_allclose(losses, reference.arrays["step_loss"], rtol=RELATIVE)
+    assert_trees_close(params, reference.tree("param_after_3/"))
+
+
+def test_log_likelihood(unpacked):
+    batch = unpacked.batch
+    scores = log_likelihood(
+        unpacked.logits(unpacked.params),
+        batch["decoder_target_tokens"],
+        batch["decoder_loss_weights"],
+    )
+    assert_close(scores, unpacked.arrays["score_batch"])
+
+
+def test_greedy(unpacked):
+    expected = unpacked.arrays["greedy"]
+    tokens = greedy(
+        unpacked.model,
+        unpacked.params,
+        unpacked.batch["encoder_input_tokens"],
+        max_decode_len=expected.shape[1],
+    )
+    np.testing.assert_array_equal(tokens, expected)
+    # T5X scores a greedy output under the distribution truncated to one token: log 1.
+    np.testing.assert_array_equal(unpacked.arrays["greedy_scores"], 0.0)
+
+
+def test_beam_search(unpacked):
+    expected = unpacked.arrays["beam4"]
+    tokens, scores = beam_search(
+        unpacked.model,
+        unpacked.params,
+        unpacked.batch["encoder_input_tokens"],
+        max_decode_len=expected.shape[2],
+        beam_size=expected.shape[1],
+        alpha=unpacked.hparams["beam_alpha"],
+    )
+    np.testing.assert_array_equal(tokens, expected)
+    assert_close(scores, unpacked.arrays["beam4_scores"])
