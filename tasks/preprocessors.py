@@ -208,4 +208,5 @@ def translation(
             example[f"{name}_pretokenized"] = strings
         return example
 
-    return tokenize(dataset.batch(256)).unbatch()
+    # Unbatched, a row of a ragged tensor becomes a plain tensor only once it went through a map.
+    return tokenize(dataset.batch(256)).unbatch().map(dict, num_parallel_calls=tf.data.AUTOTUNE)

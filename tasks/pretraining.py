@@ -4,6 +4,7 @@
 are mixtures whose names hold the rates in percent of the examples.
 """
 
+import itertools
 import json
 import lzma
 from collections.abc import Iterator
@@ -23,14 +24,15 @@ def read_documents(split: str, shuffle_files: bool, seed=None, *, language: str)
     del split, shuffle_files, seed
     path = vocabularies.CORPUS / f"pretrain.{language}.jsonl.xz"
 
-    def lines() -> Iterator[dict[str, str]]:
+    def chunks() -> Iterator[dict[str, list[str]]]:
+        # One call from TensorFlow into Python for many documents: a call costs more than reading.
         with lzma.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield {"text": json.loads(line)["text"]}
+            while lines := list(itertools.islice(file, 64)):
+                yield {"text": [json.loads(line)["text"] for line in lines]}
 
     return tf.data.Dataset.from_generator(
-        lines, output_signature={"text": tf.TensorSpec([], tf.string)}
-    )
+        chunks, output_signature={"text": tf.TensorSpec([None], tf.string)}
+    ).unbatch()
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ from functools import partial
 import seqio
 import tensorflow as tf
 
-from tasks import preprocessors, vocabularies
+from tasks import metrics, preprocessors, vocabularies
 
 LANGUAGES = {"de": "German", "fr": "French", "ro": "Romanian"}
 FILES = {"train": "finetune", "validation": "valid", "test": "test"}
@@ -60,5 +60,5 @@ def register() -> None:
                     partial(preprocessors.translation, prompt=f"translate English to {name}: ")
                 ],
                 output_features=features,
-                metric_fns=[],
+                metric_fns=[metrics.bleu, metrics.chrf],
             )

@@ -23,7 +23,7 @@ from t5scaling.analysis.harvest import COLUMNS
 from t5scaling.errors import UserError
 
 _INTEGERS = frozenset(
-    [
+    (
         "parameters",
         "pretrain_tokens",
         "finetune_tokens",
@@ -31,7 +31,7 @@ _INTEGERS = frozenset(
         "finetune_positions",
         "seed",
         "steps",
-    ]
+    )
 )
 
 

@@ -1,7 +1,7 @@
 """Figures: a metric against D_p with its law. PNG, SVG, and the numbers behind them as CSV.
 
-One figure per (model, pretraining data, task, metric); its curves are the finetuning pools. The same
-input gives the same bytes: no dates, no random ids, fonts drawn as paths.
+One figure per (model, pretraining data, task, metric); its curves are the finetuning pools. The
+same input gives the same bytes: no dates, no random ids, fonts drawn as paths.
 """
 
 import csv
@@ -25,6 +25,7 @@ from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.fit import LEVEL
 from t5scaling.analysis.harvest import write_atomically
 from t5scaling.analysis.tables import size
+from t5scaling.analysis.verdict import resolution_of
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -94,24 +95,36 @@ def _rank(place: tuple) -> tuple:
 def _draw(figure: StudyFigure) -> Figure:
     members = figure.curve_fits
     with matplotlib.rc_context(STYLE):
-        page = Figure(figsize=(6.4, 4.6), layout="constrained")
+        page = Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = page.add_subplot()
-        limits = []
+        limits, starred = [], _some_at_edge(members)
         for i, this in enumerate(members):
             colour = COLOURS[i % len(COLOURS)]
-            limits += _draw_curve(axes, this, colour, MARKERS[i % len(MARKERS)])
+            limits += _draw_curve(axes, this, colour, MARKERS[i % len(MARKERS)], starred)
         axes.set_xscale("log")
         _size_axis(axes, sorted({p.x for this in members for p in this.curve.points}))
-        low, high = min(limits), max(limits)
-        margin = 0.08 * (high - low) or 0.08 * abs(high) or 1.0
-        floor = 0.0 if low >= 0 and low - margin < 0 else low - margin
-        axes.set_ylim(floor, high + margin)
         metric = members[0].curve.metric
+        axes.set_ylim(*_value_range(min(limits), max(limits), resolution_of(metric)))
         axes.set_xlabel("pretraining size D_p (text tokens, log scale)")
-        axes.set_ylabel(UNITS.get(metric, f"test {metric}"))
+        axes.set_ylabel(UNITS.get(metric, f"test {metric}"), fontsize=10)
         axes.set_title(_title(figure), fontsize=11, loc="left")
         _legend(page, members)
     return page
+
+
+def _value_range(low: float, high: float, resolution: float) -> tuple[float, float]:
+    """Limits of the y axis: never so narrow that differences without a meaning fill the page."""
+    missing = max(0.0, 2 * resolution - (high - low))
+    below = min(missing / 2, low) if low >= 0 else missing / 2
+    low, high = low - below, high + missing - below
+    margin = 0.08 * (high - low) or 0.08 * abs(high) or 1.0
+    return (0.0 if 0 <= low < margin else low - margin), high + margin
+
+
+def _some_at_edge(members: Sequence[CurveFit]) -> bool:
+    """Whether best rates at the edge of their grid set some points apart from others."""
+    edges = {p.at_edge for this in members for p in this.curve.points}
+    return len(edges) == 2
 
 
 def _title(figure: StudyFigure) -> str:
@@ -119,14 +132,14 @@ def _title(figure: StudyFigure) -> str:
     return f"{key['task']}\npretrained on {key['pretrain_data']}, model {key['model']}"
 
 
-def _draw_curve(axes, this: CurveFit, colour: str, marker: str) -> list[float]:
+def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -> list[float]:
     """Draws one curve; returns the values that the y axis must show."""
     curve, fitted = this.curve, this.fitted_sizes
     shown = [p.value for p in curve.points]
     if this.fit:
         x = _grid(this)
         y, (low, high) = this.fit.predict(x), this.fit.band(x)
-        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         inside = x <= this.fit.x.max() * (1 + 1e-9)
         axes.plot(x[inside], y[inside], color=colour)
         axes.plot(x[~inside], y[~inside], color=colour, linestyle=(0, (4, 2)))
@@ -137,7 +150,7 @@ def _draw_curve(axes, this: CurveFit, colour: str, marker: str) -> list[float]:
             p.x, p.value, marker=marker, color=colour, markersize=8, linestyle="none",
             markerfacecolor="white" if held_out else colour, markeredgewidth=1.8,
         )  # fmt: skip
-        if p.at_edge:
+        if p.at_edge and starred:
             axes.annotate("*", (p.x, p.value), (5, 4), textcoords="offset points", fontsize=13)
     if curve.baseline_value is not None:
         axes.axhline(curve.baseline_value, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.6)
@@ -180,7 +193,7 @@ def _legend(page: Figure, members: Sequence[CurveFit]) -> None:
             examples = this.curve.key["finetune_examples"]
             handles.append(
                 Line2D([], [], color=COLOURS[i % 6], marker=MARKERS[i % 6], linestyle="none",
-                       markersize=8, label=f"pool of {examples:,} examples")
+                       markersize=8, label=f"pool of {examples:,}")
             )  # fmt: skip
     grey = "#444444" if len(members) > 1 else COLOURS[0]
     fits = [this.fit for this in members if this.fit]
@@ -199,15 +212,17 @@ def _legend(page: Figure, members: Sequence[CurveFit]) -> None:
             handles.append(
                 Line2D([], [], color=grey, linestyle=(0, (4, 2)), label="its extrapolation")
             )
-        handles.append(Patch(color=grey, alpha=0.16, linewidth=0, label=f"{LEVEL:.0%} interval"))
+        handles.append(Patch(color=grey, alpha=0.13, linewidth=0, label=f"{LEVEL:.0%} interval"))
     if any(this.curve.baseline for this in members):
         handles.append(Line2D([], [], color=grey, linestyle=(0, (1, 1.5)), label="not pretrained"))
-    if any(p.at_edge for this in members for p in this.curve.points):
+    if _some_at_edge(members):
         handles.append(
             Line2D([], [], color="black", marker="$*$", linestyle="none",
-                   label="best rate at the edge of its grid")
+                   label="rate at grid's edge")
         )  # fmt: skip
-    page.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=10)
+    page.legend(
+        handles=handles, loc="outside lower center", ncols=3, fontsize=10, columnspacing=1.4
+    )
 
 
 def _save(page: Figure, stem: Path) -> None:

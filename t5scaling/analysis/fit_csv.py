@@ -30,7 +30,8 @@ def fit_csv(
     """Fits each curve of the table and prints laws, intervals, held-out errors and verdicts.
 
     Args:
-      path: CSV, or TSV if the name ends in .tsv or the header holds tabs. The first row is a header.
+      path: CSV, or TSV if the name ends in .tsv or the header holds tabs; the first row is the
+        header.
       x, y: column names; default: the two columns of a table that has two. A study's results.csv
         needs neither: its curves are those of the study's report.
       group: columns that set curves apart.

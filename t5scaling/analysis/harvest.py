@@ -144,7 +144,7 @@ def _rows(run: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 _FROM_RECORD = frozenset(
-    [
+    (
         "study",
         "model",
         "parameters",
@@ -154,7 +154,7 @@ _FROM_RECORD = frozenset(
         "finetune_positions",
         "learning_rate",
         "seed",
-    ]
+    )
 )
 
 

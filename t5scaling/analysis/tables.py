@@ -1,7 +1,8 @@
 """Numbers and tables as people read them, on the terminal (rich)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from statistics import fmean as mean
 
 from rich.console import Console
 from rich.markup import escape
@@ -68,7 +69,7 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
             table.add_row(name, number(value), interval(low, high), meanings[name])
         screen.print(table)
         fitted = len(set(fit.x.tolist()))
-        points = f"{len(fit.x)} points at {fitted} sizes" if len(fit.x) > fitted else f"{fitted}"
+        points = f"{len(fit.x)} points" + (f" at {fitted} sizes" if len(fit.x) > fitted else "")
         screen.print(
             f"fitted to {points}, Huber {fit.delta:g} on log values, "
             f"{'converged' if fit.converged else 'NOT converged'}"
@@ -102,60 +103,71 @@ def _held_out_table(this: CurveFit) -> Table:
     return table
 
 
-def print_laws(curve_fits: Iterable[CurveFit], screen: Console) -> None:
-    """All curves of a study, one line each, grouped under what they share."""
-    table = Table(title="laws", title_justify="left")
-    for name, justify in (
-        ("curve", "left"), ("metric", "left"), ("law", "left"), ("coefficients", "left"),
-        ("held-out error", "right"), ("verdict", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify)
-    for this in curve_fits:
-        fit = this.fit
-        error = "–"
-        if fit and fit.held_out:
-            worst = max(fit.held_out, key=lambda p: abs(p.relative_error))
-            error = f"{worst.relative_error:+.1%}\nover {fit.extrapolation:.2f} dec."
-        table.add_row(
-            "\n".join(escape(str(v)) for v in _short_key(this).values()),
-            escape(this.curve.metric),
-            this.law.title,
-            coefficients(this) if fit else "not fitted",
-            error,
-            this.verdict.word or "–",
-        )
-    screen.print(table)
-
-
-def print_results(curve_fits: Iterable[CurveFit], screen: Console) -> None:
-    """The selected points: metric by D_p, with the learning rate chosen."""
-    table = Table(title="results at the chosen learning rates (test split)", title_justify="left")
-    for name in ("curve", "metric"):
-        table.add_column(name)
-    for name in ("D_p", "value", "learning rate"):
-        table.add_column(name, justify="right")
-    for this in curve_fits:
-        rows = [*this.curve.baseline, *this.curve.points]
-        for i, p in enumerate(rows):
+def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
+    """The laws of a study: one table per (model, data, task, pool), one line per metric."""
+    for place, members in by_place(curve_fits):
+        table = Table(title=f"laws: {escape(place)}", title_justify="left")
+        for name in ("metric", "law", "coefficients", "verdict"):
+            table.add_column(name)
+        table.add_column("held-out error", justify="right")
+        for this in members:
+            error = "–"
+            if this.fit and this.fit.held_out:
+                last = this.fit.held_out[-1]
+                error = f"{last.relative_error:+.1%}, {this.fit.extrapolation:.2f} decades on"
             table.add_row(
-                " · ".join(escape(str(v)) for v in _short_key(this).values()) if not i else "",
-                escape(this.curve.metric) if not i else "",
-                size(p.x),
-                number(p.value),
-                f"{p.learning_rate:g}{' (edge)' if p.at_edge else ''}",
+                escape(this.curve.metric),
+                this.law.title,
+                coefficients(this) if this.fit else "not fitted",
+                this.verdict.word or "–",
+                error,
             )
-        table.add_section()
-    screen.print(table)
+        screen.print(table)
+
+
+def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
+    """The selected results, means over seeds: D_p down, metrics across, the chosen rate."""
+    for place, members in by_place(curve_fits):
+        table = Table(title=f"test results: {escape(place)}", title_justify="left")
+        for name in ("D_p", *(this.curve.metric for this in members), "learning rate"):
+            table.add_column(escape(name), justify="right")
+        points = [(*this.curve.baseline, *this.curve.points) for this in members]
+        for x in sorted({p.x for on_curve in points for p in on_curve}):
+            here = [[p for p in on_curve if p.x == x] for on_curve in points]
+            rates = {p.learning_rate: p.at_edge for ps in here for p in ps}
+            table.add_row(
+                size(x) if x else "not pretrained",
+                *(number(mean([p.value for p in ps])) if ps else "–" for ps in here),
+                ", ".join(f"{r:g}{' *' if edge else ''}" for r, edge in sorted(rates.items())),
+            )
+        screen.print(table)
+    if any(p.at_edge for this in curve_fits for p in this.curve.points):
+        screen.print("* at the edge of the grid of learning rates: possibly under-tuned")
+
+
+def by_place(curve_fits: Sequence[CurveFit]) -> list[tuple[str, list[CurveFit]]]:
+    """Curves of a study grouped by everything but the metric; cross-entropy first."""
+    groups: dict[tuple, list[CurveFit]] = {}
+    for this in curve_fits:
+        groups.setdefault(tuple(this.curve.key.values()), []).append(this)
+    return [
+        (
+            place_of(members[0]),
+            sorted(members, key=lambda t: (t.curve.metric != "cross_entropy", t.curve.metric)),
+        )
+        for _, members in sorted(groups.items())
+    ]
+
+
+def place_of(this: CurveFit) -> str:
+    """Where a study's curve was measured, in words."""
+    key = this.curve.key
+    return (
+        f"{key['task']}, pool of {key['finetune_examples']:,} examples, pretrained on "
+        f"{key['pretrain_data']}"
+    )
 
 
 def coefficients(this: CurveFit) -> str:
     """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
     return ", ".join(f"{name} {number(v[0])}" for name, v in this.fit.coefficients.items())
-
-
-def _short_key(this: CurveFit) -> dict:
-    key = dict(this.curve.key)
-    key.pop("model", None)
-    if "finetune_examples" in key:
-        key["finetune_examples"] = f"pool of {key['finetune_examples']:,}"
-    return key

@@ -14,8 +14,9 @@ breakthrough; and one of ours, unpredicted, for a clear trend that the law gets 
   translation.
 - NOISY_SHARE: noise above this share of the total change makes a trend noisy.
 - BREAKTHROUGH_SHARE: one step holding more than this share of the total change, of 5 sizes or more.
-- LAW_TOLERANCE: a held-out point is predicted if it lies in the law's interval, or within this
-  relative error.
+- LAW_TOLERANCE: a held-out point is predicted if the law meets it within this relative error, or
+  within twice the noise of a point. Lying in the law's interval is not enough: an interval from few
+  points can be so wide that it holds anything.
 
 In order: trendless if the whole range is below the resolution; nonmonotonic if there is a real rise
 and a real fall; trendless if there is no real change; inverse if the real change is for the worse;
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t5scaling.analysis.fit import Fit, noise_between_neighbours
+from t5scaling.analysis.fit import Fit, HeldOutPoint, noise_between_neighbours
 
 RESOLUTION = {"cross_entropy": 0.01, "bleu": 0.5, "chrf": 0.5}  # in the metric's unit
 NOISY_SHARE = 0.25
@@ -117,7 +118,7 @@ def judge(
             "breakthrough",
             f"{steps.max() / total:.0%} of the improvement comes in the one step to {at:,.0f}",
         )
-    missed = [p for p in fit.held_out if not _predicted(p)] if fit else []
+    missed = [p for p in fit.held_out if not _predicted(p, fit)] if fit else []
     if missed:
         worst = max(missed, key=lambda p: abs(p.relative_error))
         optimistic = (worst.error < 0) == lower_is_better
@@ -134,8 +135,8 @@ def judge(
     return verdict("predictable", f"it improves by {total:.3g}; {noise_words}{met}")
 
 
-def _predicted(point) -> bool:
-    return point.inside or abs(point.relative_error) <= LAW_TOLERANCE
+def _predicted(point: HeldOutPoint, fit: Fit) -> bool:
+    return abs(point.relative_error) <= max(LAW_TOLERANCE, 2 * fit.sigma)
 
 
 def _noise(sizes, means, residuals, counts) -> tuple[float, int]:

@@ -2,6 +2,8 @@
 
 from bisect import bisect_left
 
+import numpy as np
+
 from t5scaling.data.examples import Examples
 from t5scaling.errors import UserError
 
@@ -20,11 +22,10 @@ def examples_for_tokens(examples: Examples, tokens: int, field: str = "text") ->
             f"{tokens:,} {field} tokens asked for, but {examples.spec.task} "
             f"({examples.spec.split}) has only {available:,} in {len(examples):,} examples"
         )
-    # From the last knot below the budget, record by record.
+    # The budget is reached somewhere between two knots; the records there say where.
     knots = examples.meta["knots"]
     knot = bisect_left(knots[field], tokens) - 1
-    n, count = knot * knots["every"], knots[field][knot]
-    while count < tokens:
-        count += examples.row_tokens(n, field)
-        n += 1
-    return n
+    first = knot * knots["every"]
+    between = range(first, min(first + knots["every"], len(examples)))
+    counts = np.cumsum(examples.row_tokens(between, field)) + knots[field][knot]
+    return first + int(np.searchsorted(counts, tokens)) + 1

@@ -33,6 +33,8 @@ from t5scaling.errors import UserError
 
 FORMAT = 1  # of the directory; part of every hash, so that old directories are never misread
 FIELDS = ("text", "inputs", "targets")
+# What ArrayRecord and msgpack raise for bytes that are not what was written.
+_UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +157,28 @@ class Examples:
 
     def read(self, index: int) -> dict:
         """Record number `index`, 0 <= index < len(self), decoded."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)} in {self.path}")
-        shard = bisect_right(self._starts, index) - 1
-        try:
-            return decode_record(self._readers[shard].read([index - self._starts[shard]])[0])
-        except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-            raise self._damaged(self._shards[shard], f"cannot be read at record {index}") from error
+        return self.read_many([index])[0]
+
+    def read_many(self, indices: Sequence[int]) -> list[dict]:
+        """The records with these numbers, in this order.
+
+        One call for many is some 20 times faster than a call for each.
+        """
+        by_shard: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"example {index} of {len(self)} in {self.path}")
+            by_shard.setdefault(bisect_right(self._starts, index) - 1, []).append(place)
+        records: list[dict] = [{}] * len(indices)
+        for shard, places in by_shard.items():
+            local = [int(indices[place]) - self._starts[shard] for place in places]
+            try:
+                found = [decode_record(data) for data in self._readers[shard].read(local)]
+            except _UNREADABLE as error:
+                raise self._damaged(self._shards[shard], "holds damaged records") from error
+            for place, record in zip(places, found, strict=True):
+                records[place] = record
+        return records
 
     def tokens(self, n: int, field: str = "text") -> int:
         """Tokens of the first `n` examples together, exactly.
@@ -177,12 +194,14 @@ class Examples:
             return self.meta["tokens"][field]
         knots = self.meta["knots"]
         knot, rest = divmod(n, knots["every"])
-        return knots[field][knot] + sum(self.row_tokens(i, field) for i in range(n - rest, n))
+        return knots[field][knot] + sum(self.row_tokens(range(n - rest, n), field))
 
-    def row_tokens(self, index: int, field: str = "text") -> int:
-        """Tokens of example number `index` alone."""
-        record = self.read(index)
-        return record["text_tokens"] if field == "text" else len(record[field])
+    def row_tokens(self, indices: Sequence[int], field: str = "text") -> list[int]:
+        """Tokens of each of these examples."""
+        return [
+            record["text_tokens"] if field == "text" else len(record[field])
+            for record in self.read_many(indices)
+        ]
 
     def _open(self, shard: Path, size: int, records: int) -> ArrayRecordReader:
         if not shard.is_file():

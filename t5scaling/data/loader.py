@@ -65,9 +65,8 @@ def train_batches(
 
     def batch(step: int) -> Batch:
         start = step * batch_size + process_index * share
-        return make_batch(
-            examples, [examples.read(example_at(start + row)) for row in range(share)]
-        )
+        numbers = [example_at(position) for position in range(start, start + share)]
+        return make_batch(examples, examples.read_many(numbers))
 
     steps = grain.MapDataset.range(start_step, start_step + num_steps)
     return iter(steps.map(batch).to_iter_dataset(_READ_OPTIONS))
@@ -87,7 +86,7 @@ def eval_batches(
 
     def batch(start: int) -> tuple[Batch, int]:
         real = min(batch_size, last - start)
-        records = [examples.read(index) for index in range(start, start + real)]
+        records = examples.read_many(range(start, start + real))
         return make_batch(examples, records, rows=batch_size), real
 
     starts = grain.MapDataset.range(first, last, batch_size)

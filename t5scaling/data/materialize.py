@@ -142,10 +142,14 @@ def _import_seqio():
     """SeqIO, with a TensorFlow that keeps quiet and leaves accelerators to others."""
     if "seqio" not in sys.modules:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no matrix is multiplied here
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # What TensorFlow logs while it is loaded ignores that level.
+        # What TensorFlow logs as it is loaded and looks for devices heeds no level.
         with open(os.devnull, "w") as nowhere, _stderr_to(nowhere):
             import seqio
+            import tensorflow as tf
+
+            tf.constant(0)
     import seqio
 
     return seqio
@@ -316,21 +320,23 @@ def _read(task, spec: DataSpec, number: int, progress: Progress) -> Table:
         )
     except ValueError as error:
         raise UserError(f"{task.name} {spec.split}: {error}") from None
-    kept = [*FEATURES, "text_tokens"]
+    kept = {"inputs": -1, "targets": -1, "text_tokens": 0}
     if not spec.is_training:
-        kept += [f"{name}_pretokenized" for name in FEATURES]
-    kept = [name for name in kept if name in dataset.element_spec]
-    padding = {"inputs": -1, "targets": -1, "text_tokens": 0}
-    dataset = dataset.map(lambda example: {name: example[name] for name in kept})
+        kept |= {f"{name}_pretokenized": "" for name in FEATURES}
+    kept = {name: pad for name, pad in kept.items() if name in dataset.element_spec}
+    if set(kept) != set(dataset.element_spec):
+        dataset = dataset.map(lambda example: {name: example[name] for name in kept})
+    # Per element TensorFlow costs more than the work itself, so elements come in batches.
     dataset = dataset.padded_batch(
         1024,
         padding_values={
-            name: tf.constant(padding[name], dataset.element_spec[name].dtype)
-            if name in padding
-            else ""
-            for name in kept
+            name: tf.constant(pad, dataset.element_spec[name].dtype) for name, pad in kept.items()
         },
     ).prefetch(2)
+    # Tuning takes as long as the whole job, and then holds up the end of the iteration.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = dataset.with_options(options)
 
     bar = progress.add_task(f"reading {task.name} {spec.split}", total=None)
     tables = []
@@ -437,8 +443,8 @@ def _write_shards(table: Table, rows: list[list[int]], directory: Path, progress
     content, entries = hashlib.sha256(), []
     for shard, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
         path = directory / f"part-{shard:05d}-of-{shards:05d}.array_record"
-        # One record in a group: rows are read one by one, in any order.
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        # One record in a group, because rows are read in any order.
+        writer = ArrayRecordWriter(str(path), "group_size:1,snappy")
         try:
             for i in part:
                 row = rows[i]

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5scaling import config
+from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import Stopped
+from t5scaling.study.study import data_specs
 from t5scaling.training import loop, run_directory, tracker
 
 
@@ -28,7 +30,10 @@ def train(
     Raises:
         Whatever stops it: UserError, Stopped, or an unexpected error.
     """
-    model_dir = config.arguments(loop.train).get("model_dir")
+    arguments = config.arguments(loop.train)
+    model_dir = arguments["model_dir"]
+    # All the run's examples in one child process, and every mistake in them before the first step.
+    find_all_examples(data_specs(arguments), arguments["examples_root"])
     run_directory.begin(model_dir, config_text, record)
     try:
         config.call(loop.train, progress=progress)

@@ -1,0 +1,48 @@
+"""Packages and requirements: lower bounds here, the known-good set in constraints.txt."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+README = pathlib.Path(__file__).parent / "README.md"
+
+setup(
+    name="t5scaling",
+    version="0.1.0",
+    description="From text to a trustworthy scaling law for transfer learning",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["t5scaling", "t5scaling.*", "tasks", "tasks.*"]),
+    package_data={"tasks": ["corpus/*"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8.1",
+        "etils[epath]>=1.9",
+        "flax>=0.10.2",
+        "gin-config>=0.5.0",
+        "grain>=0.2.10",
+        "jax>=0.5.0",
+        "matplotlib>=3.9",
+        "msgpack>=1.0.8",
+        "numpy>=2.0",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11.20",
+        "pandas>=2.2",
+        "rich>=13.7",
+        "sacrebleu>=2.4",
+        "scipy>=1.13",
+        "sentencepiece>=0.2.0",
+        "tensorboardX>=2.6",
+        # What the data is: only materialisation imports these.
+        "seqio>=0.0.20",
+        "tensorflow>=2.18",
+        "tensorflow-text>=2.18",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda12]"],
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+    },
+)

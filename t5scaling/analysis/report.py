@@ -1,0 +1,56 @@
+"""From a study's directory to its report: results.csv, fits.json, figures/, report.html."""
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from t5scaling.analysis import page
+from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
+from t5scaling.analysis.curves import Curve, curves_of, read_results
+from t5scaling.analysis.figures import draw_all
+from t5scaling.analysis.harvest import harvest, read_runs, write_atomically
+from t5scaling.analysis.tables import console, print_laws, print_results
+from t5scaling.errors import UserError
+
+
+def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> Path:
+    """Tabulates, fits, draws and writes up what the finished runs of a study measured.
+
+    Can be called while a study is still running; the same runs give the same files, byte for byte.
+    Prints the tables on `screen` (default: the terminal).
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      UserError: nothing finished yet, or a damaged file.
+    """
+    folder = Path(study_dir)
+    runs = read_runs(folder)
+    rows = read_results(harvest(folder))
+    curves = curves_of(rows)
+    if not curves:
+        raise UserError(
+            f"{folder}: no finished run with pretraining has a result on the test split yet"
+        )
+    curve_fits = [fit_one(curve) for curve in sorted(curves, key=_order)]
+    fits = json.dumps(document(curve_fits), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "fits.json", fits.encode())
+    figures = draw_all(curve_fits, folder / "figures")
+    path = folder / "report.html"
+    write_atomically(path, page.build(runs, rows, curve_fits, figures).encode())
+    print_tables(curve_fits, screen or console())
+    return path
+
+
+def print_tables(curve_fits: list[CurveFit], screen: Console) -> None:
+    """The results and the laws on the terminal."""
+    print_results(curve_fits, screen)
+    print_laws(curve_fits, screen)
+
+
+def _order(curve: Curve) -> tuple:
+    """Cross-entropy before scores: it is where laws show first."""
+    return curve.metric != "cross_entropy", curve.metric, *curve.key.values()
