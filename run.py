@@ -90,7 +90,7 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from t5scaling import compilation, config
 
     compilation.prepare()
-    text = config.load(arguments.gin_file, {k: config.gin_literal(v) for k, v in overrides.items()})
+    text = config.load(arguments.gin_file, overrides)
     if arguments.verb == "materialize":
         from t5scaling.study import runner
 
@@ -107,8 +107,9 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         from t5scaling.analysis import report
         from t5scaling.study import runner
 
+        study_dir = config.macro("STUDY_DIR")  # before the runs load configurations of their own
         failed = config.call(runner.run_study)
-        report.report(config.arguments(runner.run_study)["study_dir"])
+        report.report(study_dir)
         return 1 if failed else 0
     return 0
 

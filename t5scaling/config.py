@@ -30,7 +30,8 @@ def gin_literal(value: str) -> str:
 
 
 def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
-    """Parses `gin_files`, then `bindings` over them (name -> gin text or value).
+    """Parses `gin_files`, then `bindings` over them: name -> Python value, or a string as typed
+    on the command line (gin text, or a plain string without quotes).
 
     Returns the whole parsed configuration as gin text, which can be parsed again.
     Raises UserError for a missing file, a syntax error, or a name that nothing binds.
@@ -49,7 +50,7 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
     for name, value in bindings.items():
         if "." not in name and name not in known:
             raise UserError(f"--gin.{name}: no such parameter{nearest(name, known)}")
-        text = value if isinstance(value, str) else repr(value)
+        text = gin_literal(value) if isinstance(value, str) else repr(value)
         with _one_line_errors(f"--gin.{name}={text}"):
             gin.parse_config([f"{name} = {text}"])
     used = _referenced_macros()

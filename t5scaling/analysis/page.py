@@ -29,10 +29,11 @@ p, ul { margin: .5rem 0; } ul { padding-left: 1.2rem; } li { margin: .25rem 0; }
   margin: 1rem 0; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
+th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid #e6e6e6; white-space: nowrap; }
-th { font-weight: 600; border-bottom: 2px solid #bbb; }
-.number { text-align: right; } td.wrap { white-space: normal; min-width: 11rem; }
+th { font-weight: 600; border-bottom: 2px solid #bbb; white-space: normal;
+  vertical-align: bottom; }
+.number { text-align: right; } td.wrap { white-space: normal; min-width: 9rem; }
 tr.heldout td { background: #f4f6f8; }
 figure { margin: 1rem 0 1.6rem; } figure img { width: 100%; max-width: 40rem; height: auto; }
 figcaption { font-size: .875rem; color: #404040; }
@@ -90,7 +91,7 @@ def _in_short(curve_fits: Sequence[CurveFit]) -> str:
         off = "–"
         if fit and fit.held_out:
             last = fit.held_out[-1]
-            off = f"{last.relative_error:+.1%} at {size(last.x)}"
+            off = f"{last.relative_error:+.1%}"
         rows.append(
             [
                 _metric(this),
@@ -99,8 +100,8 @@ def _in_short(curve_fits: Sequence[CurveFit]) -> str:
                 off,
             ]
         )
-    head = ["metric", "curve", "verdict", "prediction for the largest size was off by"]
-    return _table(head, rows, html=True, wrap=(1,))
+    head = ["metric", "curve", "verdict", "law off at largest D_p"]
+    return _table(head, rows, html=True, wrap=(1,), numbers=(3,))
 
 
 def _what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,8 @@ UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coeff
 NAMES = {"cross_entropy": "Cross-entropy", "bleu": "BLEU", "chrf": "chrF"}
 
 VERDICTS = {
-    "predictable": "improves with pretraining, and the law meets what it was not shown",
+    "predictable": "improves with pretraining, and the law comes within tolerance of what it was not "
+    "shown",
     "inverse": "gets worse with more pretraining",
     "nonmonotonic": "improves and worsens again, beyond noise",
     "noisy": "improves, but the points scatter too much to trust a law",
@@ -34,11 +35,14 @@ def about_curve(this: CurveFit) -> list[str]:
     name = metric_name(curve.metric)
     said = [_course(this)]
     if word:
-        said.append(f"Verdict: {word}, it {VERDICTS[word]} ({this.verdict.reason}).")
+        said.append(f"Verdict: {word}. It {VERDICTS[word]} ({this.verdict.reason}).")
     else:
         said.append(f"No verdict: {this.verdict.reason}.")
     if fit is None:
         said.append(f"No law was fitted: {this.note}.")
+        return said
+    if word == "trendless":
+        said.append("A law was fitted all the same (see Laws); its coefficients describe noise.")
         return said
     if fit.held_out:
         last = fit.held_out[-1]
@@ -51,27 +55,27 @@ def about_curve(this: CurveFit) -> list[str]:
             f"{fit.extrapolation:.2f} decades further; measured: "
             f"{number(last.value)} (off by {last.error:+.3g}, {last.relative_error:+.1%}{part})."
         )
+        outside = [p for p in fit.held_out if not p.inside]
+        if outside:
+            side = {p.value > p.high for p in outside}
+            where = (
+                "above" if side == {True} else "below" if side == {False} else "on both sides of"
+            )
+            said.append(
+                f"{len(outside)} of {len(fit.held_out)} held-out points lie {where} the law's "
+                "interval: the curve bends in a way that the law does not follow."
+            )
     if not fit.converged:
         said.append("The fit did not converge: take its coefficients for nothing.")
     said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
-    if word == "trendless":
-        said.append("Its coefficients describe noise.")
-    elif open_ones := undetermined(this):
+    if open_ones := undetermined(this):
         said.append(
             f"These points do not pin down {_listed(open_ones)}: use the curve where it was "
             "measured, not these numbers."
         )
-    if "D0" in fit.coefficients and word != "trendless":
+    if "D0" in fit.coefficients:
         d0 = fit.coefficients["D0"][0]
         said.append(f"The law predicts a {name} of 0 below D0 = {_size_or_zero(d0)}.")
-    edge = sorted({point.x for point in curve.points if point.at_edge})
-    if edge:
-        everywhere = len(edge) == len({point.x for point in curve.points})
-        sizes = "every D_p" if everywhere else "D_p = " + _listed([size(x) for x in edge])
-        said.append(
-            f"At {sizes} the best learning rate is at the edge of its grid: these points may "
-            "be under-tuned, which bends laws."
-        )
     return said
 
 
@@ -107,6 +111,13 @@ def about_study(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> li
         said.append(
             f"{sizes} pretraining sizes are few for laws with three coefficients: single "
             "coefficients have very wide intervals."
+        )
+    runs_used = {point.run: point.at_edge for point in points}
+    if any(runs_used.values()):
+        grid = ", ".join(f"{rate:g}" for rate in curve_fits[0].curve.facts["learning_rates"])
+        said.append(
+            f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is at "
+            f"the edge of its grid ({grid}): they may be under-tuned, which bends laws."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
     scores = [this for this in curve_fits if this.curve.metric.startswith("bleu")]

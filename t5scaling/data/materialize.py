@@ -17,18 +17,12 @@ Run by hand: `python -m t5scaling.data.materialize '{"task": ..., ...}' ROOT`.
 
 import argparse
 import contextlib
-import dataclasses
-import errno
 import functools
 import hashlib
 import importlib
 import json
-import math
 import os
-import secrets
-import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -39,41 +33,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from t5scaling.data import examples as examples_lib
-from t5scaling.data.examples import DataSpec, encode_record, sha256_of
+from t5scaling.data.examples import DataSpec, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
+from t5scaling.data.writer import FEATURES, Table, counts, write_directory
 from t5scaling.errors import UserError, nearest
-
-FEATURES = ("inputs", "targets")
-MAX_KNOTS = 4096
-SHARD_BYTES = 1 << 28
-
-
-@dataclasses.dataclass
-class Table:
-    """Examples in memory: for each feature the tokens of all in a row and where each starts."""
-
-    tokens: dict[str, np.ndarray]  # int32
-    lengths: dict[str, np.ndarray]  # int64 (n,)
-    whole: dict[str, np.ndarray]  # int64 (n,): lengths before truncation
-    text_tokens: np.ndarray  # int64 (n,)
-    texts: dict[str, list[bytes]]  # `<feature>_pretokenized`, in evaluation splits
-
-    def __len__(self) -> int:
-        return len(self.text_tokens)
-
-    @staticmethod
-    def join(tables: Sequence["Table"]) -> "Table":
-        def joined(attribute):
-            columns = [getattr(table, attribute) for table in tables]
-            return {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
-
-        texts = [table.texts for table in tables]
-        return Table(
-            **{name: joined(name) for name in ("tokens", "lengths", "whole")},
-            text_tokens=np.concatenate([table.text_tokens for table in tables]),
-            texts={key: [text for t in texts for text in t[key]] for key in texts[0]},
-        )
 
 
 def materialize(spec: DataSpec, root: str | os.PathLike, console: Console | None = None) -> Path:
@@ -112,28 +76,16 @@ def materialize(spec: DataSpec, root: str | os.PathLike, console: Console | None
     ) as progress:
         table, order, mixed = _collect(seqio, provider, spec, progress)
         rows = _rows(table, order, spec)
-        meta |= mixed | _counts(table, rows, spec)
-        temporary = final.with_name(
-            f"{final.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.tmp"
+        meta |= mixed | counts(table, rows)
+        bar = progress.add_task(f"writing {final.name}", total=len(rows))
+        meta = write_directory(
+            final,
+            meta,
+            table,
+            rows,
+            vocabulary_file,
+            lambda written: progress.update(bar, completed=written),
         )
-        try:
-            _remove_abandoned(final)
-            temporary.mkdir(parents=True)
-            shutil.copyfile(vocabulary_file, temporary / "vocabulary.model")
-            meta |= _write_shards(table, rows, temporary, progress)
-            (temporary / "dataset.json").write_text(json.dumps(meta, indent=1) + "\n")
-            # If another process was faster, its directory holds the same.
-            with contextlib.suppress(FileExistsError):
-                _rename(temporary, final)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"no space left for the examples of {spec.task} {spec.split} in {root}: "
-                "nothing was kept, free some space or choose another directory"
-            ) from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     _report(console, spec, meta, final, time.monotonic() - started)
     return final
 
@@ -141,11 +93,13 @@ def materialize(spec: DataSpec, root: str | os.PathLike, console: Console | None
 def _import_seqio():
     """SeqIO, with a TensorFlow that keeps quiet and leaves accelerators to others."""
     if "seqio" not in sys.modules:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no matrix is multiplied here
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
         # What TensorFlow logs as it is loaded and looks for devices heeds no level.
-        with open(os.devnull, "w") as nowhere, _stderr_to(nowhere):
+        with (
+            _environment(quiet | {"CUDA_VISIBLE_DEVICES": ""}),
+            open(os.devnull, "w") as nowhere,
+            _stderr_to(nowhere),
+        ):
             import seqio
             import tensorflow as tf
 
@@ -153,6 +107,20 @@ def _import_seqio():
     import seqio
 
     return seqio
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]):
+    saved = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -402,92 +370,6 @@ def _rows(table: Table, order: np.ndarray, spec: DataSpec) -> list[list[int]]:
     lengths = [table.lengths[name][order] for name in FEATURES]
     rows = pack(lengths, [spec.feature_lengths[name] for name in FEATURES])
     return [[int(order[i]) for i in row] for row in rows]
-
-
-def _counts(table: Table, rows: list[list[int]], spec: DataSpec) -> dict:
-    """What dataset.json says of the rows."""
-    members = np.concatenate([np.asarray(row) for row in rows])
-    ends = np.cumsum([len(row) for row in rows])
-    per_example = {"text": table.text_tokens} | {name: table.lengths[name] for name in FEATURES}
-    every = math.ceil((len(rows) + 1) / MAX_KNOTS)
-    tokens, knots = {}, {"every": every}
-    for field, counts in per_example.items():
-        cumulated = np.concatenate([[0], np.cumsum(counts[members])[ends - 1]])
-        knots[field] = cumulated[::every].tolist()
-        tokens[field] = int(cumulated[-1])
-    return {
-        "num_examples": len(rows),
-        "num_segments": len(members),
-        "tokens": tokens,
-        "max_lengths": {name: int(table.lengths[name][members].max()) for name in FEATURES},
-        "truncated": {
-            name: int((table.whole[name][members] > spec.feature_lengths[name]).sum())
-            for name in FEATURES
-        },
-        "knots": knots,
-    }
-
-
-def _write_shards(table: Table, rows: list[list[int]], directory: Path, progress: Progress) -> dict:
-    """Writes the ArrayRecord files, each a contiguous range of rows."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    starts = {name: np.concatenate([[0], np.cumsum(table.lengths[name])]) for name in FEATURES}
-
-    def segments(name, row):
-        return [table.tokens[name][starts[name][i] : starts[name][i + 1]] for i in row]
-
-    size = sum(table.tokens[name].nbytes for name in FEATURES)
-    shards = min(math.ceil(size / SHARD_BYTES), len(rows))
-    bar = progress.add_task(f"writing {directory.parent}", total=len(rows))
-    content, entries = hashlib.sha256(), []
-    for shard, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
-        path = directory / f"part-{shard:05d}-of-{shards:05d}.array_record"
-        # One record in a group, because rows are read in any order.
-        writer = ArrayRecordWriter(str(path), "group_size:1,snappy")
-        try:
-            for i in part:
-                row = rows[i]
-                texts = {
-                    key: b" ".join(column[example] for example in row).decode()
-                    for key, column in table.texts.items()
-                }
-                record = encode_record(
-                    segments("inputs", row),
-                    segments("targets", row),
-                    table.text_tokens[row].sum(),
-                    texts,
-                )
-                writer.write(record)
-                content.update(record)
-                if i % 1024 == 0:
-                    progress.update(bar, completed=int(i))
-        finally:
-            writer.close()
-        entries.append({"name": path.name, "records": len(part), "bytes": path.stat().st_size})
-    progress.update(bar, completed=len(rows))
-    return {"shards": entries, "content_sha256": content.hexdigest()}
-
-
-def _rename(temporary: Path, final: Path) -> None:
-    try:
-        temporary.rename(final)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise FileExistsError(final) from None
-        raise
-
-
-def _remove_abandoned(final: Path) -> None:
-    """Removes what processes of this machine left half-written when they were killed."""
-    for path in final.parent.glob(f"{final.name}.{socket.gethostname()}-*.tmp"):
-        process = path.name.removesuffix(".tmp").split("-")[-2]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:
-            pass  # alive, another user's
 
 
 def _report(console: Console, spec: DataSpec, meta: dict, path: Path, seconds: float) -> None:

@@ -6,6 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from t5scaling.errors import UserError
+
 
 def interleave(
     rates: Sequence[float], available: Sequence[int], max_denominator: int = 10_000
@@ -16,13 +18,15 @@ def interleave(
     within less than one (Tijdeman 1980, "The chairman assignment problem"). Rates are taken as
     fractions with denominators up to `max_denominator`, and all arithmetic is in integers.
 
+    Raises UserError for a rate that is not positive or vanishes beside the others.
+
     Returns (component of each example, int32 (n,); the component whose turn it was when it had
     nothing left).
     """
     total = sum(Fraction(rate) for rate in rates)
     shares = [(Fraction(rate) / total).limit_denominator(max_denominator) for rate in rates]
     if min(shares) <= 0:
-        raise ValueError(f"rates must be positive (and not tiny beside the others), got {rates}")
+        raise UserError(f"mixing rates must be at least 1 to {max_denominator:,}, got {rates}")
     scale = math.lcm(*(share.denominator for share in shares))
     weights = [int(share * scale) for share in shares]
     period = sum(weights)

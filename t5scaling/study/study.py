@@ -169,7 +169,10 @@ class _Pool:
         self.label = "all" if tokens is None else short(tokens)
         self.tokens = examples.tokens(n)
         self.rows = n
-        self.pairs = examples.segments(n)
+        self.examples = n
+        if examples.spec.pack:
+            records = examples.read_many(range(n))
+            self.examples = sum(len(record["inputs_lengths"]) for record in records)
 
 
 def _checkpoint_steps(study: Study, kind: _Kind, examples: Examples) -> dict[int, int]:
@@ -276,7 +279,7 @@ def _finetune(
         "languages": list(study.tasks[task]),
         "finetune_pool": pool.label,
         "finetune_tokens": pool.tokens,
-        "finetune_examples": pool.pairs,
+        "finetune_examples": pool.examples,
         "finetune_rows": pool.rows,
         "finetune_positions": pool.rows * sum(lengths.values()),
         "learning_rate": learning_rate,

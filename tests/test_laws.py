@@ -1,0 +1,97 @@
+"""The laws as formulas: both parametrisations agree, derivatives are exact, limits hold."""
+
+import numpy as np
+import pytest
+
+from t5scaling.analysis.laws import LAWS, Frame, law_of_metric
+
+X = 1e5 * 2.0 ** np.arange(8)
+LOG = LAWS["log"]
+POWER = LAWS["power"]
+THETAS = {
+    "log": [(2.5, 0.3, 0.5), (1.0, 0.05, 4.0), (3.0, 0.8, -2.0), (-1.0, 2.0, 1.0)],
+    "power": [(1.7, 0.05, 0.0), (1.7, 0.05, 1.2), (0.5, 0.3, 0.2), (1.0, 0.01, 4.0)],
+}
+CASES = [(name, theta) for name, thetas in THETAS.items() for theta in thetas]
+
+
+def frame_of(law):
+    y = np.linspace(1, 3, len(X))
+    return Frame.of(X, y)
+
+
+@pytest.mark.parametrize(("name", "theta"), CASES)
+def test_jacobian_is_the_derivative(name, theta):
+    law, theta = LAWS[name], np.array(theta)
+    frame, log_x = frame_of(law), np.log(X)
+    exact = law.jacobian(theta, log_x, frame)
+    assert exact.shape == (len(X), 3)
+    for i in range(3):
+        step = np.zeros(3)
+        step[i] = 1e-6
+        if (name, i) == ("power", 2) and theta[2] == 0:  # log rho ends at 0: one-sided
+            numeric = (
+                -3 * law.log_value(theta, log_x, frame)
+                + 4 * law.log_value(theta + step, log_x, frame)
+                - law.log_value(theta + 2 * step, log_x, frame)
+            ) / 2e-6
+        else:
+            up = law.log_value(theta + step, log_x, frame)
+            numeric = (up - law.log_value(theta - step, log_x, frame)) / 2e-6
+        np.testing.assert_allclose(exact[:, i], numeric, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "theta"), CASES)
+def test_coefficients_give_the_published_formula(name, theta):
+    law, theta = LAWS[name], np.array(theta)
+    frame = frame_of(law)
+    value = np.exp(law.log_value(theta, np.log(X), frame))
+    c = law.coefficients(theta, frame)
+    if name == "log":
+        textbook = (np.log(c["A"]) + c["alpha"] * np.log(X)) ** c["beta"]
+        identified = c["s"] * (np.log(X) - np.log(c["D0"])) ** c["beta"]
+        np.testing.assert_allclose(identified, value, rtol=1e-9)
+        assert c["s"] == pytest.approx(c["alpha"] ** c["beta"], rel=1e-9)
+    else:
+        textbook = c["E"] + c["A"] / X ** c["alpha"]
+    np.testing.assert_allclose(textbook, value, rtol=1e-9)
+
+
+def test_log_law_predicts_nothing_below_d0():
+    frame, theta = frame_of(LOG), np.array([2.5, 0.3, 0.5])
+    d0 = float(LOG.coefficients(theta, frame)["D0"])
+    assert d0 < X[0]
+    below, above = np.exp(LOG.log_value(theta, np.log([0.5 * d0, 1.5 * d0]), frame))
+    assert below == 0
+    assert 0 < above < np.exp(LOG.log_value(theta, np.log(X[:1]), frame))[0]
+
+
+def test_power_law_without_floor_is_a_straight_line_in_logs():
+    log_value = POWER.log_value(np.array([1.7, 0.07, 0.0]), np.log(X), frame_of(POWER))
+    np.testing.assert_allclose(np.diff(log_value) / np.diff(np.log(X)), -0.07, rtol=1e-9)
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_starts_lie_within_bounds_and_work_for_a_batch(law):
+    frame, log_x = frame_of(law), np.log(X)
+    log_y = law.direction * 0.1 * (log_x - log_x.mean())
+    starts = law.starts(log_x, log_y, frame)
+    lower, upper = law.bounds(Frame.of(X, np.exp(log_y)))
+    assert len(starts) >= 20
+    assert np.all((starts >= lower) & (starts <= upper))
+    assert law.log_value(starts, log_x, frame).shape == (len(starts), len(X))
+    assert np.isfinite(law.jacobian(starts, log_x, frame)).all()
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_every_coefficient_is_explained(law):
+    names = {c.name for c in law.coefficient_table}
+    theta = law.starts(np.log(X), np.log(X) * law.direction * 0.1, frame_of(law))[0]
+    assert set(law.coefficients(theta, frame_of(law))) == names
+    assert {name for name, _ in law.at_bound} <= set(law.theta_names)
+
+
+def test_losses_get_the_power_law_and_scores_the_log_law():
+    assert law_of_metric("cross_entropy") is POWER
+    assert law_of_metric("bleu") is LOG
+    assert law_of_metric("chrf") is LOG

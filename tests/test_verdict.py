@@ -1,0 +1,95 @@
+"""Verdicts: the right word for shapes that are known, and no shape seen in noise."""
+
+import numpy as np
+import pytest
+
+from t5scaling.analysis.alignment import alignment_score
+from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.verdict import judge, resolution_of
+
+X = np.array([78e3, 152e3, 303e3, 602e3, 1.2e6, 2.4e6])
+
+
+def verdict(y, metric, x=X):
+    lower = metric == "cross_entropy"
+    fit = fit_curve(LAWS["power" if lower else "log"], x, np.array(y))
+    return judge(x, y, lower_is_better=lower, resolution=resolution_of(metric), fit=fit)
+
+
+@pytest.mark.parametrize(
+    ("word", "metric", "y"),
+    [
+        ("predictable", "cross_entropy", [6.46, 6.40, 6.24, 6.02, 5.69, 5.34]),
+        ("predictable", "cross_entropy", [6.11, 6.06, 5.95, 5.76, 5.47, 5.16]),
+        ("trendless", "bleu", [0.04, 0.11, 0.07, 0.18, 0.05, 0.13]),
+        ("trendless", "bleu", [0.04, 0.06, 0.09, 0.12, 0.15, 0.18]),
+        ("trendless", "chrf", [5.1, 3.2, 9.8, 6.0, 7.5, 4.4]),
+        ("noisy", "chrf", [3.0, 5.9, 4.1, 7.4, 6.0, 9.1]),
+        ("nonmonotonic", "bleu", [1, 2, 3, 3, 2, 1.0]),
+        ("inverse", "bleu", [6, 5.1, 4.2, 3, 2, 1.0]),
+        ("inverse", "cross_entropy", [4.0, 4.1, 4.2, 4.3, 4.4, 4.5]),
+        ("predictable", "bleu", [8.0, 11.2, 14.1, 17.3, 20.2, 23.4]),
+        ("unpredicted", "bleu", [8.0, 12.0, 16.0, 20.0, 20.9, 21.0]),
+    ],
+)
+def test_words(word, metric, y):
+    assert verdict(y, metric).word == word
+
+
+def test_breakthrough():
+    x = 1e5 * 2.0 ** np.arange(6)
+    y = np.repeat([1.0, 1.1, 1.0, 1.2, 14.0, 15.0], 3) + np.tile([-0.1, 0, 0.1], 6)
+    result = judge(np.repeat(x, 3), y, lower_is_better=False)
+    assert result.word == "breakthrough"
+    assert "1,600,000" in result.reason
+
+
+def test_seeds_measure_the_noise():
+    y = np.repeat([5.0, 4.8, 4.6, 4.4, 4.2, 4.0], 3) + np.tile([-0.03, 0, 0.03], 6)
+    result = judge(np.repeat(X, 3), y, lower_is_better=True)
+    assert result.noise == pytest.approx(0.03)
+    assert result.word == "predictable"
+
+
+def test_an_interval_that_holds_everything_does_not_make_a_law_right():
+    y = [10.0, 16.0, 18.0, 26.0, 27.0, 27.5]
+    fit = fit_curve(LAWS["log"], X, np.array(y))
+    assert fit.held_out[-1].inside
+    assert abs(fit.held_out[-1].relative_error) > 0.1
+    assert verdict(y, "bleu").word in {"unpredicted", "noisy"}
+
+
+@pytest.mark.parametrize("level", [5.0, 30.0])
+def test_flat_noise_is_rarely_anything_but_trendless(level):
+    words = []
+    for seed in range(200):
+        y = level * (1 + 0.05 * np.random.default_rng(seed).standard_normal(6))
+        words.append(judge(X, y, lower_is_better=False).word)
+    assert words.count("trendless") >= 0.88 * len(words)
+
+
+def test_two_sizes_have_no_shape():
+    result = judge(X[:2], [1.0, 2.0], lower_is_better=False)
+    assert result.word is None
+    assert "too few" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("shares", "score"),
+    [
+        ({"en": 0.5, "fr": 0.5}, 1.0),
+        ({"en": 1.0}, 0.7),
+        ({"fr": 1.0}, 0.8),
+        ({"en": 0.3, "fr": 0.7}, 0.98),
+        ({"en": 0.7, "fr": 0.3}, 0.94),
+        ({"ro": 1.0}, 0.0),
+    ],
+)
+def test_alignment_score(shares, score):
+    assert alignment_score(shares, ("en", "fr")) == score
+
+
+def test_alignment_score_refuses_percentages():
+    with pytest.raises(ValueError, match="shares"):
+        alignment_score({"en": 50, "fr": 50}, ("en", "fr"))
