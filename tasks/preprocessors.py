@@ -24,6 +24,7 @@ def concatenate_documents(
     vocabulary = output_features["targets"].vocabulary
 
     @seqio.map_over_dataset
+    @tf.autograph.experimental.do_not_convert  # no Python control flow: saves a second of start-up
     def tokenize(batch):
         return {"tokens": vocabulary.encode_tf(batch["text"]).flat_values}
 
@@ -165,6 +166,7 @@ def span_corruption(
         return {name: values[:count] for name, values in rows.items()}
 
     @seqio.map_over_dataset(num_seeds=1)
+    @tf.autograph.experimental.do_not_convert
     def corrupt(group, seed):
         tokens = tf.cast(group["tokens"], tf.int32)
         seeds = tf.random.split(tf.stack(seed), 2)
@@ -194,6 +196,7 @@ def translation(
     prompt_tokens = len(vocabulary.encode(prompt))
 
     @seqio.map_over_dataset
+    @tf.autograph.experimental.do_not_convert
     def tokenize(batch):
         text = {"inputs": tf.strings.join([prompt, batch["source"]]), "targets": batch["target"]}
         example = {"text_tokens": -prompt_tokens}

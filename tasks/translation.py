@@ -6,7 +6,7 @@ of the file, in which a prefix is a fair sample; rows without a translation are 
 
 import itertools
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import seqio
@@ -45,6 +45,18 @@ def read_pairs(split: str, shuffle_files: bool, seed=None, *, language: str):
     ).unbatch()
 
 
+def _for_seqio(metric: Callable) -> Callable:
+    """Wraps the signatures, which SeqIO's loggers would take for numbers."""
+
+    def score(targets, predictions):
+        return {
+            name: seqio.metrics.Text(value) if isinstance(value, str) else value
+            for name, value in metric(targets, predictions).items()
+        }
+
+    return score
+
+
 def register() -> None:
     """Registers the tasks that are not registered yet."""
     features = vocabularies.text_to_text_features(vocabularies.techdoc())
@@ -60,5 +72,5 @@ def register() -> None:
                     partial(preprocessors.translation, prompt=f"translate English to {name}: ")
                 ],
                 output_features=features,
-                metric_fns=[metrics.bleu, metrics.chrf],
+                metric_fns=[_for_seqio(metrics.bleu), _for_seqio(metrics.chrf)],
             )

@@ -52,7 +52,7 @@ def test_log_law_is_recovered_from_exact_points():
 
 
 @pytest.mark.parametrize(("law", "truth"), [(LOG, score), (POWER, loss)], ids=["log", "power"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_worse_than_lbfgs_from_the_same_starts(law, truth, seed):
     y = noisy(truth, X6, 0.02, seed)
     fit = fit_curve(law, X6, y, hold_out=0)
@@ -60,11 +60,14 @@ def test_no_worse_than_lbfgs_from_the_same_starts(law, truth, seed):
 
     def objective(theta):
         # Scaled up, or L-BFGS stops at once: Huber losses of log values are tiny.
-        return 1e4 * huber(log_y - law.log_value(theta, log_x, frame), law.huber_delta).sum()
+        residuals = log_y - law.log_value(theta, log_x, frame)
+        pull = np.clip(residuals, -law.huber_delta, law.huber_delta)
+        slope = -pull @ law.jacobian(theta, log_x, frame)
+        return 1e4 * huber(residuals, law.huber_delta).sum(), 1e4 * slope
 
     bounds = list(zip(*law.bounds(frame), strict=True))
     reference = min(
-        minimize(objective, start, method="L-BFGS-B", bounds=bounds, tol=1e-14).fun / 1e4
+        minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-14).fun / 1e4
         for start in law.starts(log_x, log_y, frame)
     )
     assert fit.converged
@@ -153,17 +156,17 @@ def test_logs_of_nothing_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("law", "truth", "sigma", "planted"),
+    ("law", "truth", "sigma", "planted", "num_sizes", "seeds"),
     [
-        (POWER, loss, 0.01, {"E": 2.0, "alpha": 0.25}),
-        (LOG, score, 0.03, {"beta": 1.7, "D0": 1e-3 ** (-1 / 0.6)}),
+        (POWER, loss, 0.01, {"E": 2.0, "alpha": 0.25}, 4, 1),
+        (LOG, score, 0.03, {"beta": 1.7, "D0": 1e-3 ** (-1 / 0.6)}, 4, 1),
+        (LOG, score, 0.03, {"beta": 1.7, "D0": 1e-3 ** (-1 / 0.6)}, 6, 3),
     ],
-    ids=["power", "log"],
+    ids=["power-4x1", "log-4x1", "log-6x3"],
 )
-@pytest.mark.parametrize(("num_sizes", "seeds"), [(6, 3), (4, 1)])
 def test_intervals_cover(monkeypatch, law, truth, sigma, planted, num_sizes, seeds):
-    monkeypatch.setattr(fit_module, "REPLICATES", 200)
-    studies = 60
+    monkeypatch.setattr(fit_module, "REPLICATES", 100)
+    studies = 120
     x = np.repeat(X6[:num_sizes], seeds)
     target = np.array([4 * x.max()])
     covered = dict.fromkeys([*planted, "new point"], 0)
@@ -174,9 +177,9 @@ def test_intervals_cover(monkeypatch, law, truth, sigma, planted, num_sizes, see
             covered[name] += low <= value <= high
         low, high = fit.band(target)
         covered["new point"] += low[0] <= noisy(truth, target, sigma, 1000 + seed)[0] <= high[0]
-    # 90 % intervals, 60 studies: two standard errors are 8 %. Few points may only err to the wide.
+    # 90 % intervals; three standard errors over 120 studies are 8 %. Few points err to the wide.
     for name, hits in covered.items():
-        assert 0.82 <= hits / studies <= (0.99 if seeds > 1 else 1.0), (name, hits / studies)
+        assert 0.82 <= hits / studies <= (0.98 if seeds > 1 else 1.0), (name, hits / studies)
 
 
 def test_repeats_exactly():

@@ -248,7 +248,7 @@ def _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta):
     solution = _solve(
         law, frame, log_x,
         np.repeat(curves, len(first), axis=0), np.tile(first, (REPLICATES, 1)), delta,
-        max_iterations=80,
+        tolerance=1e-4, max_iterations=80,
     )  # fmt: skip
     best = solution.objective.reshape(REPLICATES, -1).argmin(1)
     thetas = solution.theta.reshape(REPLICATES, len(first), -1)

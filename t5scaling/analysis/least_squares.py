@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-GRADIENT_TOLERANCE = 1e-7  # of the largest possible pull of one residual, huber_delta
+FIRST_NEWTON = 5  # far from the optimum Newton's steps are not worth their price
 
 
 class Solution(NamedTuple):
@@ -38,6 +38,7 @@ def minimise(
     upper: np.ndarray,
     *,
     delta: float,
+    tolerance: float = 1e-7,
     max_iterations: int = 300,
 ) -> Solution:
     """Minimises sum_n huber(targets - predict(theta)) for each row of the batch.
@@ -49,20 +50,22 @@ def minimise(
       theta: (B, P) starting points; clipped into the bounds.
       lower, upper: (P,).
       delta: Huber's threshold, in the unit of the targets.
+      tolerance: converged where the gradient is smaller, as a share of the largest pull that one
+        residual can have (delta).
     """
     theta = np.clip(theta, lower, upper)
     objective = huber(targets - predict(theta), delta).sum(-1)
     converged = np.zeros(len(theta), bool)
     damping = np.full(len(theta), 1e-2)
     active = np.arange(len(theta))
-    for _ in range(max_iterations):
+    for iteration in range(max_iterations):
         at, goal = theta[active], targets[active]
         residuals, slopes = goal - predict(at), jacobian(at)
         pull = np.clip(residuals, -delta, delta)
-        downhill = np.einsum("bnp,bn->bp", slopes, pull)
+        downhill = (slopes * pull[:, :, None]).sum(1)
         blocked = ((at <= lower) & (downhill < 0)) | ((at >= upper) & (downhill > 0))
         downhill = np.where(blocked, 0.0, downhill)
-        done = np.abs(downhill).max(-1) <= GRADIENT_TOLERANCE * delta
+        done = np.abs(downhill).max(-1) <= tolerance * delta
         converged[active[done]] = True
         going = ~done & (damping[active] < 1e14)
         if not going.any():
@@ -77,13 +80,17 @@ def minimise(
         inliers = np.abs(residuals) <= delta
         reweighted = np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
         best_theta, best_objective = at, np.full(len(active), np.inf)
-        fixed = blocked[:, :, None] | blocked[:, None]
-        bending = _second_derivatives(jacobian, at, pull) * ~fixed
-        for weights, correction in ((reweighted, 0.0), (inliers.astype(float), bending)):
-            curvature = np.einsum("bnp,bn,bnq->bpq", slopes, weights, slopes) - correction
-            scale = np.einsum("bnp,bnp,bn->bp", slopes, slopes, reweighted)
-            floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-300
-            ridge = damping[active, None] * (scale + floor) + blocked
+        scale = (slopes**2 * reweighted[:, :, None]).sum(1)
+        floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
+        ridge = damping[active, None] * (scale + floor) + blocked
+        models = [(reweighted, 0.0)]
+        if iteration >= FIRST_NEWTON:
+            fixed = blocked[:, :, None] | blocked[:, None]
+            bending = _second_derivatives(jacobian, at, pull, slopes) * ~fixed
+            models.append((inliers.astype(float), bending))
+        for weights, correction in models:
+            weighted = (slopes * weights[:, :, None]).transpose(0, 2, 1)
+            curvature = weighted @ slopes - correction
             curvature += ridge[:, :, None] * np.eye(theta.shape[1])
             step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
             candidate = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
@@ -100,12 +107,12 @@ def minimise(
     return Solution(theta, objective, converged)
 
 
-def _second_derivatives(jacobian, theta: np.ndarray, pull: np.ndarray) -> np.ndarray:
-    """sum_n pull_n * d2 predict_n / d theta2, shape (b, P, P), by central differences."""
-    step = 1e-5
+def _second_derivatives(jacobian, theta: np.ndarray, pull: np.ndarray, slopes) -> np.ndarray:
+    """sum_n pull_n * d2 predict_n / d theta2, shape (b, P, P), by forward differences."""
+    step = 1e-6
     columns = [
-        np.einsum("bn,bnp->bp", pull, jacobian(theta + shift) - jacobian(theta - shift))
+        (pull[:, :, None] * (jacobian(theta + shift) - slopes)).sum(1)
         for shift in step * np.eye(theta.shape[1])
     ]
-    second = np.stack(columns, axis=-1) / (2 * step)
+    second = np.stack(columns, axis=-1) / step
     return 0.5 * (second + second.transpose(0, 2, 1))

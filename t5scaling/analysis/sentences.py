@@ -14,8 +14,7 @@ UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coeff
 NAMES = {"cross_entropy": "Cross-entropy", "bleu": "BLEU", "chrf": "chrF"}
 
 VERDICTS = {
-    "predictable": "improves with pretraining, and the law comes within tolerance of what it was not "
-    "shown",
+    "predictable": "improves with pretraining, and the law comes close to what it was not shown",
     "inverse": "gets worse with more pretraining",
     "nonmonotonic": "improves and worsens again, beyond noise",
     "noisy": "improves, but the points scatter too much to trust a law",

@@ -23,9 +23,10 @@ def interleave(
     Returns (component of each example, int32 (n,); the component whose turn it was when it had
     nothing left).
     """
-    total = sum(Fraction(rate) for rate in rates)
-    shares = [(Fraction(rate) / total).limit_denominator(max_denominator) for rate in rates]
-    if min(shares) <= 0:
+    total = sum(Fraction(rate) for rate in rates if rate > 0)
+    shares = [Fraction(rate) / total for rate in rates] if total else [0]
+    shares = [share.limit_denominator(max_denominator) for share in shares if share > 0]
+    if len(shares) < len(rates) or min(shares) == 0:
         raise UserError(f"mixing rates must be at least 1 to {max_denominator:,}, got {rates}")
     scale = math.lcm(*(share.denominator for share in shares))
     weights = [int(share * scale) for share in shares]

@@ -193,7 +193,7 @@ def evaluate_checkpoints(
                 f"{', '.join(map(str, there)) or 'none'}"
             )
     mesh = sharding.make_mesh()
-    abstract = abstract_params(model, mesh)
+    abstract = step.abstract_params(model, mesh)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step in wanted:
         path = os.path.join(model_dir, "checkpoints", f"{checkpoint.PREFIX}_{wanted_step}")
@@ -214,15 +214,6 @@ def evaluate_checkpoints(
     for line in lines:
         shown = {k: v for k, v in line.items() if isinstance(v, int | float | str)}
         print(json.dumps(shown), flush=True)
-
-
-def abstract_params(model: network.T5Config, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and shardings of the parameters."""
-    params = jax.eval_shape(step.jit_init(model, mesh), np.uint32(0)).params
-    everywhere = sharding.replicated(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), params
-    )
 
 
 def truncated(examples: Examples) -> int:

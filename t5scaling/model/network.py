@@ -11,6 +11,7 @@ H head, D head dimension, J = H*D, M mlp, V vocabulary.
 import functools
 import math
 import operator
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from t5scaling.errors import UserError, nearest
 
@@ -88,6 +90,40 @@ class T5Config:
             raise UserError(f"T5Config.dtype is {self.dtype!r}{choice}")
 
 
+@dataclass(frozen=True)
+class Initializer:
+    """Random float32 values of variance `scale` / fan, or `scale` itself without a fan.
+
+    `distribution` is "normal", "truncated_normal" (at two standard deviations) or "uniform".
+    """
+
+    distribution: str
+    fan: str | None = "fan_in"
+    scale: float = 1.0
+
+    def __call__(self, key, shape, dtype=jnp.float32):
+        if self.fan is None:
+            return nn.initializers.normal(math.sqrt(self.scale))(key, shape, dtype)
+        draw = nn.initializers.variance_scaling(self.scale, self.fan, self.distribution)
+        return draw(key, shape, dtype)
+
+
+class Parameter(nn.LogicallyPartitioned):
+    """A parameter with its logical axis names and the initializer it came from."""
+
+    init: Initializer | None = struct.field(default=None, pytree_node=False)
+
+
+def _annotated(init, axes):
+    """Linen initializer whose result knows its `axes` and `init` (None: all ones)."""
+
+    def draw(key, shape):
+        value = jnp.ones(shape, jnp.float32) if init is None else init(key, shape)
+        return Parameter(value, names=axes, init=init)
+
+    return draw
+
+
 class DecoderCache(NamedTuple):
     """What grows while decoding: one array per decoder layer, (B, K, L, H, D), activation dtype."""
 
@@ -131,6 +167,48 @@ def relative_position_bucket(distance, *, bidirectional):
     return (offset + np.where(steps < exact, steps, coarse)).astype(np.int32)
 
 
+@jax.custom_vjp
+def _matmul(x, kernel):
+    """(..., I), (I, O) float32 -> (..., O) in x's dtype.
+
+    The gradient of the kernel is written by hand. The transposed one that JAX derives,
+    (dy^T x)^T, makes the CPU compiler copy dy transposed, a copy of all logits for the output
+    matrix; and in bfloat16 it would round the sum over positions.
+    """
+    return jnp.dot(x, kernel.astype(x.dtype))
+
+
+def _matmul_fwd(x, kernel):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_bwd(residuals, dy):
+    x, kernel = residuals
+    dx = jax.lax.dot_general(dy, kernel.astype(dy.dtype), (((dy.ndim - 1,), (1,)), ((), ())))
+    positions = tuple(range(x.ndim - 1))
+    contract = ((positions, positions), ((), ()))
+    return dx, jax.lax.dot_general(x, dy, contract, preferred_element_type=jnp.float32)
+
+
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+class Dense(nn.Module):
+    """Linear map without bias; `axes` are the kernel's logical axis names."""
+
+    features: int
+    axes: tuple[str, str]
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param(
+            "kernel", _annotated(self.initializer, self.axes), (x.shape[-1], self.features)
+        )
+        return _matmul(x.astype(self.dtype), kernel)
+
+
 class RelativePositionBias(nn.Module):
     """Learned attention bias by bucketed distance, shared by all layers of a stack."""
 
@@ -138,13 +216,9 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     def setup(self):
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        self.rel_embedding = self.param(
-            "rel_embedding",
-            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
-            (self.config.num_heads, RELPOS_BUCKETS),
-            jnp.float32,
-        )
+        init = _annotated(Initializer("uniform", "fan_avg"), ("heads", "relpos_buckets"))
+        shape = (self.config.num_heads, RELPOS_BUCKETS)
+        self.rel_embedding = self.param("rel_embedding", init, shape)
 
     def diagonals(self, query_len, key_len):
         """(H, query_len+key_len-1) float32; column c holds distance c - (query_len-1)."""
@@ -168,9 +242,7 @@ class Attention(nn.Module):
         joined = cfg.num_heads * cfg.head_dim
 
         def projection(features, axes, scale=1.0):
-            init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-            init = nn.with_logical_partitioning(init, axes)
-            return nn.Dense(features, use_bias=False, dtype=cfg.dtype, kernel_init=init)
+            return Dense(features, axes, Initializer("normal", scale=scale), cfg.dtype)
 
         self.query = projection(joined, ("embed", "joined_kv"), scale=1.0 / cfg.head_dim)
         self.key = projection(joined, ("embed", "joined_kv"))
@@ -211,13 +283,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxE, *, deterministic):
         cfg = self.config
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
         def dense(features, axes, name):
-            kernel_init = nn.with_logical_partitioning(init, axes)
-            return nn.Dense(
-                features, use_bias=False, dtype=cfg.dtype, kernel_init=kernel_init, name=name
-            )
+            return Dense(features, axes, Initializer("truncated_normal"), cfg.dtype, name=name)
 
         branches = []
         for i, activation in enumerate(cfg.mlp_activations):
@@ -234,19 +302,26 @@ def _dropout(config):
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
-def _norm(config):
+class Norm(nn.Module):
     """Root mean square norm without mean or bias, in float32, returned in the activation dtype."""
-    scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-    return nn.RMSNorm(epsilon=1e-6, dtype=config.dtype, scale_init=scale_init)
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BxTxE):
+        scale_E = self.param("scale", _annotated(None, ("embed",)), x_BxTxE.shape[-1:])
+        x_BxTxE = x_BxTxE.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x_BxTxE), axis=-1, keepdims=True)
+        return (x_BxTxE * jax.lax.rsqrt(mean_square + 1e-6) * scale_E).astype(self.dtype)
 
 
 class EncoderLayer(nn.Module):
     config: T5Config
 
     def setup(self):
-        self.pre_attention_layer_norm = _norm(self.config)
+        self.pre_attention_layer_norm = Norm(self.config.dtype)
         self.attention = Attention(self.config)
-        self.pre_mlp_layer_norm = _norm(self.config)
+        self.pre_mlp_layer_norm = Norm(self.config.dtype)
         self.mlp = Mlp(self.config)
         self.dropout = _dropout(self.config)
 
@@ -262,11 +337,11 @@ class DecoderLayer(nn.Module):
     config: T5Config
 
     def setup(self):
-        self.pre_self_attention_layer_norm = _norm(self.config)
+        self.pre_self_attention_layer_norm = Norm(self.config.dtype)
         self.self_attention = Attention(self.config)
-        self.pre_cross_attention_layer_norm = _norm(self.config)
+        self.pre_cross_attention_layer_norm = Norm(self.config.dtype)
         self.encoder_decoder_attention = Attention(self.config)
-        self.pre_mlp_layer_norm = _norm(self.config)
+        self.pre_mlp_layer_norm = Norm(self.config.dtype)
         self.mlp = Mlp(self.config)
         self.dropout = _dropout(self.config)
 
@@ -312,7 +387,7 @@ class Encoder(nn.Module):
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
         self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
-        self.encoder_norm = _norm(cfg)
+        self.encoder_norm = Norm(cfg.dtype)
         self.dropout = _dropout(cfg)
         # T5X draws this one mask per position, unlike all others.
         self.final_dropout = nn.Dropout(cfg.dropout_rate)
@@ -333,16 +408,11 @@ class Decoder(nn.Module):
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
         self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
-        self.decoder_norm = _norm(cfg)
+        self.decoder_norm = Norm(cfg.dtype)
         self.dropout = _dropout(cfg)
         if not cfg.logits_via_embedding:
-            init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-            self.logits_dense = nn.Dense(
-                cfg.vocab_size,
-                use_bias=False,
-                dtype=jnp.float32,
-                kernel_init=nn.with_logical_partitioning(init, ("embed", "vocab")),
-            )
+            init = Initializer("truncated_normal")
+            self.logits_dense = Dense(cfg.vocab_size, ("embed", "vocab"), init, "float32")
 
     def __call__(self, x_BxTxE, encoded_BxSxE, mask_bias, cross_bias, *, deterministic):
         length = x_BxTxE.shape[1]
@@ -390,19 +460,15 @@ class TokenEmbedder(nn.Module):
 
     def setup(self):
         cfg = self.config
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
-            (cfg.vocab_size, cfg.emb_dim),
-            jnp.float32,
-        )
+        init = _annotated(Initializer("normal", fan=None), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
 
     def __call__(self, tokens_BxT):
         return self.embedding[tokens_BxT].astype(self.config.dtype)
 
     def attend(self, x_BxTxE):
-        logits = jnp.einsum("BTE,VE->BTV", x_BxTxE.astype(jnp.float32), self.embedding)
-        return logits / math.sqrt(self.config.emb_dim)
+        logits_BxTxV = _matmul(x_BxTxE.astype(jnp.float32), self.embedding.T)
+        return logits_BxTxV / math.sqrt(self.config.emb_dim)
 
 
 class Transformer(nn.Module):
@@ -529,30 +595,48 @@ class Transformer(nn.Module):
         return self.logits(x_BxKxE), cache
 
 
-def _init_boxed(config, rng):
-    tokens = jnp.ones((1, 1), jnp.int32)
-    return Transformer(config).init(rng, tokens, tokens)["params"]
+def _annotated_shapes(config):
+    """The tree of parameters with, for leaves, `Parameter`s of shapes without values."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    model = Transformer(config)
+    return jax.eval_shape(lambda t: model.init(jax.random.key(0), t, t)["params"], tokens)
+
+
+def _is_parameter(leaf):
+    return isinstance(leaf, Parameter)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
-    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo."""
-    return nn.unbox(_init_boxed(config, rng))
+    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo.
 
-
-def _boxed_shapes(config):
-    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
+    Parameters of one shape and distribution are drawn together, each from a key of its own:
+    drawn one by one, the random number generators would take longer to compile than all the rest.
+    """
+    leaves, tree = jax.tree.flatten(_annotated_shapes(config), is_leaf=_is_parameter)
+    groups = defaultdict(list)
+    for i, leaf in enumerate(leaves):
+        groups[leaf.init, leaf.value.shape].append(i)
+    keys = jax.random.split(rng, len(leaves))
+    values = [None] * len(leaves)
+    for (init, shape), members in groups.items():
+        if init is None:
+            drawn = [jnp.ones(shape, jnp.float32)] * len(members)
+        else:
+            drawn = jax.vmap(functools.partial(init, shape=shape))(keys[np.array(members)])
+        for i, value in zip(members, drawn, strict=True):
+            values[i] = value
+    return tree.unflatten(values)
 
 
 def param_logical_axes(config: T5Config) -> dict[str, Any]:
     """The tree of `init_params` with, for leaves, tuples of axis names, e.g. ("embed", "mlp")."""
-    boxed = _boxed_shapes(config)
-    return jax.tree.map(lambda p: p.names, boxed, is_leaf=lambda p: isinstance(p, nn.Partitioned))
+    return jax.tree.map(lambda p: p.names, _annotated_shapes(config), is_leaf=_is_parameter)
 
 
 def count_parameters(config: T5Config) -> int:
     """Number of parameters, without allocating any."""
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(nn.unbox(_boxed_shapes(config))))
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(_annotated_shapes(config)))
 
 
 def model_flops(config: T5Config, input_len: int, target_len: int) -> float:

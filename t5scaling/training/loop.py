@@ -241,19 +241,14 @@ def start_state(
     A run that has ever saved goes on from its own checkpoints or not at all: falling back to the
     pretrained weights in silence would make a preempted finetune a different experiment.
     """
-    init = step.jit_init(model, mesh)
-    everywhere = sharding.replicated(mesh)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(init, np.uint32(seed)),
-    )
+    abstract = step.abstract_state(model, mesh)
     own = checkpoints.restore_latest(abstract)
     if own is not None:
         return own
     if initial_checkpoint_path:
         params = checkpoint.restore_params(initial_checkpoint_path, abstract.params)
         return step.jit_create(mesh)(params)
-    return init(np.uint32(seed))
+    return step.jit_init(model, mesh)(np.uint32(seed))
 
 
 def _lengths(dataset: DataSpec) -> tuple[int, int]:

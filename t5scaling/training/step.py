@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -163,3 +164,18 @@ def jit_init(config: network.T5Config, mesh: Mesh) -> Callable:
 def jit_create(mesh: Mesh) -> Callable:
     """params -> TrainState at step 0 with a fresh optimizer."""
     return jax.jit(state.create, out_shardings=sharding.replicated(mesh))
+
+
+def abstract_state(config: network.T5Config, mesh: Mesh) -> state.TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating it."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
+        ),
+        jax.eval_shape(jit_init(config, mesh), np.uint32(0)),
+    )
+
+
+def abstract_params(config: network.T5Config, mesh: Mesh) -> Any:
+    """The parameters' part of `abstract_state`."""
+    return abstract_state(config, mesh).params

@@ -1,0 +1,375 @@
+"""Materialisation: what SeqIO says the data is, written down once."""
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from t5scaling.data import materialize, writer
+from t5scaling.data.examples import DataSpec, Examples, find_examples
+from t5scaling.errors import UserError
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LENGTHS = {"inputs": 24, "targets": 12}
+PAIRS = [(f"Press the key {i} twice.", f"Drücken Sie die Taste {i} zweimal.") for i in range(60)]
+PAIRS[7] = ("long " * 30, "lang")
+PAIRS[9] = ("short", "kurz " * 40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Tasks with content that the tests know: documents in two languages, and pairs."""
+    seqio = materialize._import_seqio()
+    import tensorflow as tf
+
+    from tasks import preprocessors, vocabularies
+
+    features = vocabularies.text_to_text_features(vocabularies.techdoc())
+
+    def documents(count):
+        def dataset(split, shuffle_files, seed=None):
+            text = [f"Document {i} explains option {i * 7} of {count}." for i in range(count)]
+            return tf.data.Dataset.from_tensor_slices({"text": tf.constant(text, tf.string)})
+
+        return dataset
+
+    def pairs(split, shuffle_files, seed=None):
+        source, target = zip(*(PAIRS if split == "train" else PAIRS[:20]), strict=True)
+        return tf.data.Dataset.from_tensor_slices({"source": list(source), "target": list(target)})
+
+    def add(name, source, splits, steps):
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(source, splits=splits),
+            preprocessors=steps,
+            output_features=features,
+        )
+
+    span = [preprocessors.concatenate_documents, preprocessors.span_corruption]
+    add("data_span_a", documents(80), ["train"], span)
+    add("data_span_b", documents(30), ["train"], span)
+    add("data_none", documents(0), ["train"], span)
+    seqio.MixtureRegistry.add("data_a30_b70", [("data_span_a", 0.3), ("data_span_b", 0.7)])
+
+    def translate(dataset, output_features):
+        return preprocessors.translation(dataset, output_features, "translate: ")
+
+    add("data_pairs", pairs, ["train", "validation"], [translate])
+    yield seqio
+    for name in ("data_span_a", "data_span_b", "data_none", "data_pairs"):
+        seqio.TaskRegistry.remove(name)
+    seqio.MixtureRegistry.remove("data_a30_b70")
+
+
+def write(root, task, split="train", lengths=None, **fields):
+    """Materialises in this process. Returns (examples, what the terminal said)."""
+    spec = DataSpec(task, split, lengths or LENGTHS, modules=(), **fields)
+    terminal = io.StringIO()
+    path = materialize.materialize(spec, root, Console(file=terminal, width=200))
+    return Examples(path), terminal.getvalue()
+
+
+def segments(examples):
+    """All (inputs, targets) of a directory, packed or not."""
+    found = []
+    for record in examples.read_many(range(len(examples))):
+        ends = [np.cumsum(record[f"{name}_lengths"])[:-1] for name in ("inputs", "targets")]
+        inputs, targets = np.split(record["inputs"], ends[0]), np.split(record["targets"], ends[1])
+        found += [
+            (tuple(i.tolist()), tuple(t.tolist())) for i, t in zip(inputs, targets, strict=True)
+        ]
+    return found
+
+
+def from_seqio(seqio, task, split, seed=0):
+    dataset = seqio.get_mixture_or_task(task).get_dataset(
+        sequence_length=LENGTHS, split=split, shuffle=False, seed=seed
+    )
+    return [
+        (tuple(row["inputs"].tolist()), tuple(row["targets"].tolist()))
+        for row in dataset.as_numpy_iterator()
+    ]
+
+
+# What is written
+
+
+def test_a_training_split_is_seqios_examples_in_the_seeds_order(registered, tmp_path):
+    expected = from_seqio(registered, "data_pairs", "train")
+    first, _ = write(tmp_path, "data_pairs")
+    second, _ = write(tmp_path, "data_pairs", seed=1)
+    assert Counter(segments(first)) == Counter(segments(second)) == Counter(expected)
+    assert segments(first) != expected
+    assert segments(first) != segments(second)
+    assert "inputs_pretokenized" not in first.read(0)
+
+
+def test_an_evaluation_split_keeps_order_and_full_text(registered, tmp_path):
+    examples, _ = write(tmp_path, "data_pairs", "validation")
+    assert segments(examples) == from_seqio(registered, "data_pairs", "validation")
+    records = examples.read_many(range(20))
+    assert [r["targets_pretokenized"] for r in records] == [target for _, target in PAIRS[:20]]
+    assert records[7]["inputs_pretokenized"] == "translate: " + PAIRS[7][0]
+
+
+def test_truncation_is_counted_and_said(tmp_path):
+    examples, said = write(tmp_path, "data_pairs")
+    assert examples.meta["truncated"] == {"inputs": 1, "targets": 1}
+    assert "1 of 60 examples have inputs cut to 24 tokens" in said
+    assert "1 of 60 examples have targets cut to 12 tokens" in said
+    assert examples.meta["max_lengths"] == {"inputs": 24, "targets": 12}
+
+
+def test_text_tokens_are_those_of_the_corpus_that_are_there(tmp_path):
+    from tasks import vocabularies
+
+    vocabulary = vocabularies.techdoc()
+    examples, _ = write(tmp_path, "data_pairs", "validation")
+    prompt = len(vocabulary.encode("translate: "))
+    expected = []
+    for source, target in PAIRS[:20]:
+        inputs = min(prompt + len(vocabulary.encode(source)), 24)
+        expected.append(inputs - prompt + min(len(vocabulary.encode(target)), 12))
+    assert examples.row_tokens(range(20)) == expected
+    assert examples.tokens(20) == examples.meta["tokens"]["text"] == sum(expected)
+
+
+def test_packing_keeps_every_example_whole(tmp_path):
+    plain, _ = write(tmp_path, "data_pairs")
+    packed, _ = write(tmp_path, "data_pairs", pack=True)
+    longer, _ = write(tmp_path, "data_pairs", pack=True, lengths={"inputs": 96, "targets": 96})
+    assert Counter(segments(packed)) == Counter(segments(plain))
+    assert packed.meta["tokens"] == plain.meta["tokens"]
+    assert len(longer) < len(plain) / 3
+    assert longer.meta["num_segments"] == 60
+    for record in longer.read_many(range(len(longer))):
+        assert len(record["inputs"]) <= 96 and len(record["targets"]) <= 96
+
+
+def test_the_same_spec_gives_the_same_bytes(tmp_path):
+    one, _ = write(tmp_path / "1", "data_a30_b70")
+    two, _ = write(tmp_path / "2", "data_a30_b70")
+    assert one.path.name == two.path.name
+    assert one.meta["content_sha256"] == two.meta["content_sha256"]
+    other, _ = write(tmp_path / "2", "data_a30_b70", seed=1)
+    assert other.meta["content_sha256"] != two.meta["content_sha256"]
+    assert one.vocabulary.read_bytes() == two.vocabulary.read_bytes()
+    assert one.meta["vocabulary"]["size"] == 8100
+
+
+def test_what_is_there_is_not_written_again(tmp_path):
+    examples, said = write(tmp_path, "data_pairs")
+    assert str(examples.path) in said
+    stamp = os.stat(examples.path / "dataset.json").st_mtime_ns
+    _, said = write(tmp_path, "data_pairs")
+    assert said == ""
+    assert os.stat(examples.path / "dataset.json").st_mtime_ns == stamp
+
+
+# Mixtures
+
+
+def test_a_mixture_holds_its_rates_and_says_who_ran_out(registered, tmp_path):
+    examples, said = write(tmp_path, "data_a30_b70")
+    alone = {name: write(tmp_path, f"data_span_{name}")[0] for name in "ab"}
+    components = {c["task"]: c for c in examples.meta["components"]}
+    assert examples.meta["ran_out"] == "data_span_b"
+    assert components["data_span_b"]["used"] == components["data_span_b"]["available"]
+    assert components["data_span_b"]["available"] == len(alone["b"])
+    unused = components["data_span_a"]["available"] - components["data_span_a"]["used"]
+    assert unused > 0
+    assert "data_span_b ran out first" in said
+    assert f"unused: {unused:,} of {len(alone['a']):,} examples of data_span_a" in said
+
+    # A component gives the mixture the examples that it gives alone, in the same order.
+    mixed, order = segments(examples), {name: segments(alone[name]) for name in "ab"}
+    assert not set(order["a"]) & set(order["b"])
+    given = {"a": 0, "b": 0}
+    for n, example in enumerate(mixed, start=1):
+        name = "b" if given["b"] < len(order["b"]) and order["b"][given["b"]] == example else "a"
+        assert order[name][given[name]] == example
+        given[name] += 1
+        assert abs(given["a"] - 0.3 * n) < 1 and abs(given["b"] - 0.7 * n) < 1
+    assert given["b"] == len(order["b"])
+
+
+def test_repetition_is_allowed_only_where_it_is_asked_for(tmp_path):
+    once, _ = write(tmp_path, "data_a30_b70")
+    twice, _ = write(tmp_path, "data_a30_b70", passes={"data_span_b": 2})
+    # Segments long enough for several spans: a single one always stands at the end.
+    long = {"inputs": 64, "targets": 24}
+    pass_twice, _ = write(tmp_path, "data_span_b", passes={"data_span_b": 2}, lengths=long)
+    pass_once, _ = write(tmp_path, "data_span_b", lengths=long)
+    (b,) = (c for c in twice.meta["components"] if c["task"] == "data_span_b")
+    assert b["passes"] == 2
+    assert len(twice) > 1.9 * len(once)
+    assert len(pass_twice) == 2 * len(pass_once)
+    # The second pass is over the same text, with other noise.
+    rows = segments(pass_twice)
+    first, second = rows[: len(pass_once)], rows[len(pass_once) :]
+    assert first == segments(pass_once)
+    assert len(set(first) & set(second)) <= 1  # the short last segment may be hit alike
+    assert pass_twice.meta["tokens"]["text"] == 2 * pass_once.meta["tokens"]["text"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"task": "data_pears"}, ["'data_pears'", "'data_pairs'"]),
+        ({"split": "validatoin"}, ["data_pairs", "'validatoin'", "'validation'"]),
+        ({"task": "data_a30_b70", "split": "test"}, ["data_span_a", "'test'", "train"]),
+        ({"passes": {"data_pars": 2}}, ["'data_pars'", "'data_pairs'"]),
+        ({"passes": {"data_pairs": 0}}, ["passes of data_pairs", "0"]),
+        ({"lengths": {"inputs": 24}}, ["inputs and targets"]),
+        ({"lengths": {"inputs": 24, "targets": 0}}, ["targets", "1 or more", "0"]),
+        (
+            {"lengths": {"inputs": 24, "targets": 2}},
+            ["inputs=24, targets=2", "data_pairs train", "the shortest needs inputs="],
+        ),
+        (
+            {"task": "data_span_a", "lengths": {"inputs": 24, "targets": 3}},
+            ["data_span_a train", "targets=3", "too short", "inputs=24"],
+        ),
+        ({"task": "data_none"}, ["data_none train has no examples"]),
+    ],
+)
+def test_mistakes_are_one_clear_line(tmp_path, fields, words):
+    arguments = {"task": "data_pairs"} | fields
+    with pytest.raises(UserError) as error:
+        write(tmp_path, **arguments)
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_module_is_named(tmp_path):
+    spec = DataSpec("data_pairs", "train", LENGTHS, modules=("tasks.regestry",))
+    with pytest.raises(UserError, match=r"tasks\.regestry"):
+        materialize.materialize(spec, tmp_path)
+
+
+def test_the_command_answers_on_stdout(tmp_path, capsys):
+    spec = {"task": "data_pairs", "split": "train", "feature_lengths": LENGTHS, "modules": []}
+    assert materialize.main([json.dumps([spec, spec | {"seed": 1}]), str(tmp_path)]) == 0
+    paths = capsys.readouterr().out.splitlines()
+    assert [Examples(path).spec.seed for path in paths] == [0, 1]
+    assert materialize.main([json.dumps(spec | {"task": "data_pears"}), str(tmp_path)]) == 2
+    assert capsys.readouterr().out.startswith("unknown task or mixture 'data_pears'")
+    assert materialize.main(["{", str(tmp_path)]) == 2
+    assert "not JSON" in capsys.readouterr().out
+
+
+def test_a_mistake_found_in_the_child_is_raised_here(tmp_path):
+    spec = DataSpec("techdoc_span_em", "train", LENGTHS)
+    with pytest.raises(UserError, match=r"^unknown task .*did you mean 'techdoc_span_en'\?$"):
+        find_examples(spec, tmp_path)
+
+
+def test_examples_made_by_a_child_are_found(mini_root):
+    from tests import mini
+
+    examples = find_examples(mini.SPAN, mini_root)
+    assert examples.spec.to_json() == mini.SPAN.to_json()
+    assert len(examples) > 100
+
+
+# Disks, kills and races
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, path, options):
+            self.path = path
+
+        def write(self, data):
+            with open(self.path, "ab") as file:
+                file.write(data)
+
+        def close(self):
+            raise RuntimeError(f"write() failed: No space left on device; writing {self.path}")
+
+    monkeypatch.setattr(writer, "ArrayRecordWriter", Full)
+    with pytest.raises(UserError, match="no space left") as error:
+        write(tmp_path, "data_pairs")
+    assert str(tmp_path) in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_for_real_leaves_nothing_behind(tmp_path):
+    # A limit on file sizes stands in for a full disk: the error comes from the system.
+    program = f"""
+import numpy as np, pathlib, resource, signal
+from t5scaling.data import writer
+from t5scaling.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+n = 1000
+noise = np.random.default_rng(0).integers(0, 2**31, n * 100).astype(np.int32)
+lengths = np.full(n, 100)
+table = writer.Table(
+    {{name: noise for name in writer.FEATURES}}, {{name: lengths for name in writer.FEATURES}},
+    {{name: lengths for name in writer.FEATURES}}, lengths, {{}})
+vocabulary = pathlib.Path({str(tmp_path / "spm")!r})
+vocabulary.write_bytes(b"")
+try:
+    writer.write_directory(
+        pathlib.Path({str(tmp_path / "root" / "x")!r}), {{}}, table, [[i] for i in range(n)],
+        str(vocabulary))
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert re.match(r"cannot write .*File too large", done.stdout), done
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    examples, _ = write(tmp_path / "elsewhere", "data_pairs")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f"{examples.path.name}.{socket.gethostname()}-{dead.pid}-abc.tmp"
+    alive = tmp_path / f"{examples.path.name}.{socket.gethostname()}-{os.getpid()}-abc.tmp"
+    for path in (left, alive):
+        path.mkdir()
+        (path / "part-00000-of-00001.array_record").write_bytes(b"half")
+    write(tmp_path, "data_pairs")
+    assert not left.exists()
+    assert alive.exists()
+
+
+def test_two_may_write_the_same_at_once(tmp_path, monkeypatch):
+    # Both have written everything before either gives its directory the final name.
+    barrier, rename = threading.Barrier(2), writer._rename
+
+    def wait_and_rename(temporary, final):
+        barrier.wait(timeout=60)
+        rename(temporary, final)
+
+    monkeypatch.setattr(writer, "_rename", wait_and_rename)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(write(tmp_path, "data_pairs")[0]))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert list(tmp_path.iterdir()) == [found[0].path]
+    assert len(segments(found[1])) == 60

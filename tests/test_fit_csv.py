@@ -1,0 +1,145 @@
+"""A law from a plain table, and one clear line for each way to get the table wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis_made_up_study import write_study
+
+from t5scaling.analysis.fit_csv import fit_csv
+from t5scaling.analysis.harvest import harvest
+from t5scaling.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+X = 1e6 * 2.0 ** np.arange(6)
+LOSS = 2.0 + 60.0 * X**-0.25
+SCORE = np.log(1e-3 * X**0.6) ** 1.7
+
+
+def table(path, header, rows, separator=","):
+    lines = [separator.join(header), *(separator.join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_two_columns_falling(tmp_path, capsys):
+    path = table(tmp_path / "a.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
+    (result,) = fit_csv(path)
+    assert result.law.name == "power"
+    assert result.fit.coefficients["E"][0] == pytest.approx(2.0, rel=1e-4)
+    assert result.verdict.word == "predictable"
+    printed = capsys.readouterr().out
+    for part in ("power law with floor", "loss falls as tokens grows", "90% interval", "decades",
+                 "held-out error", "verdict: predictable", "converged"):  # fmt: skip
+        assert part in printed, part
+
+
+def test_two_columns_rising_in_a_tsv(tmp_path, capsys):
+    rows = list(zip(X, SCORE, strict=True))
+    path = table(tmp_path / "a.tsv", ["tokens", "bleu"], rows, "\t")
+    (result,) = fit_csv(path)
+    assert result.law.name == "log"
+    assert result.fit.coefficients["beta"][0] == pytest.approx(1.7, rel=1e-3)
+    assert "D0" in capsys.readouterr().out
+
+
+def test_groups_and_json(tmp_path, capsys):
+    rows = [("a", *r) for r in zip(X, LOSS, strict=True)]
+    rows += [("b", *r) for r in zip(X, SCORE, strict=True)] + [("c", 1, 2), ("c", 2, 3)]
+    path = table(tmp_path / "a.csv", ["run", "tokens", "y"], rows)
+    results = fit_csv(path, x="tokens", y="y", group=["run"], as_json=True)
+    assert [r.law.name for r in results] == ["power", "log", "log"]
+    record = json.loads(capsys.readouterr().out)
+    assert [c["run"] for c in record["curves"]] == ["a", "b", "c"]
+    first = record["curves"][0]
+    assert first["fit"]["coefficients"]["alpha"]["value"] == pytest.approx(0.25, rel=1e-4)
+    assert first["fit"]["extrapolation_decades"] == pytest.approx(np.log10(4))
+    assert [p["held_out"] for p in first["points"]] == [False] * 4 + [True] * 2
+    assert record["curves"][2]["fit"] is None
+    assert "too few points" in record["curves"][2]["note"]
+
+
+def test_all_laws_are_compared_on_held_out_points(tmp_path, capsys):
+    path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, SCORE, strict=True))
+    assert [r.law.name for r in fit_csv(path, law="all")] == ["log", "power"]
+    assert "smallest held-out error: log-law" in capsys.readouterr().out
+
+
+def test_hold_out_and_delta_reach_the_fit(tmp_path):
+    path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, LOSS, strict=True))
+    (result,) = fit_csv(path, hold_out=1, delta=0.05)
+    assert len(result.fit.held_out) == 1
+    assert result.fit.delta == 0.05
+
+
+def test_a_study_table_needs_no_columns(tmp_path):
+    results = fit_csv(harvest(write_study(tmp_path)))
+    assert {(r.curve.metric, r.law.name) for r in results} == {
+        ("cross_entropy", "power"),
+        ("bleu", "log"),
+        ("chrf", "log"),
+    }
+    assert len(results) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a,b\n1,2\n2,x\n", {}, r"row 3: b = 'x' is not a number"),
+        ("a,b\n1,2\n2,\n", {}, r"row 3: b = '' is not a number"),
+        ("a,b\n1,nan\n", {}, r"row 2: b = 'nan' is not a number"),
+        ("a,b\n1,2\n0,3\n", {}, r"row 3: a = 0: sizes must be positive"),
+        ("a,b\n1,2\n-4,3\n", {}, r"row 3: a = -4: sizes must be positive"),
+        ("a,b\n1,2\n2,3\n3,4\n", {}, r"3 distinct a: too few points .* needs 4"),
+        ("a,b\n1,2,3\n", {}, r"row 2: 3 cells, the header has 2"),
+        ("a,b\n", {}, "no rows"),
+        ("", {}, "empty"),
+        ("a,b,c\n1,2,3\n", {}, r"3 columns \(a, b, c\): say which is x"),
+        ("tokens,loss\n1,2\n", {"x": "token", "y": "loss"}, r"'token'; did you mean 'tokens'"),
+        ("a,b\n1,2\n", {"law": "powr"}, r"'powr' is unknown; did you mean 'power'"),
+        ("a,b\n1,0\n2,1\n4,2\n8,3\n", {}, r"b = 0 at a = 1: the log-law .* values > 0"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, text, options, message):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as raised:
+        fit_csv(path, **options)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value) or "law" in options
+    assert capsys.readouterr().out == ""
+
+
+def test_missing_file_and_binary_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        fit_csv(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="is a folder"):
+        fit_csv(tmp_path)
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a UTF-8"):
+        fit_csv(tmp_path / "x.csv")
+
+
+def test_starts_fast_and_imports_little(tmp_path):
+    path = table(tmp_path / "a.csv", ["tokens", "loss"], zip(X, LOSS * 1.001, strict=True))
+    code = (
+        "import sys; from t5scaling.analysis.fit_csv import fit_csv; fit_csv(sys.argv[1]);"
+        "heavy = {'jax', 'tensorflow', 'matplotlib', 'pandas', 'scipy', 'flax'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verdict" in done.stdout
+    assert time.monotonic() - started < 10  # 1 s on an idle machine; test machines are busy

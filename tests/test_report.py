@@ -1,0 +1,287 @@
+"""From run directories to table, fits, figures and page; the same runs give the same bytes."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
+from rich.console import Console
+
+from t5scaling.analysis.curves import curves_of, read_results
+from t5scaling.analysis.figures import short_size
+from t5scaling.analysis.harvest import COLUMNS, harvest
+from t5scaling.analysis.report import report
+from t5scaling.errors import UserError
+
+PRODUCTS = ("results.csv", "fits.json", "report.html")
+
+
+def quiet():
+    return Console(file=io.StringIO(), width=140)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study with a failed and an unfinished run, and its report."""
+    folder = write_study(tmp_path_factory.mktemp("study"))
+    for rate, failure in ((0.1, "NaN <in> the loss at step 7"), (0.2, None)):
+        write_run(
+            folder, 0, 1_000, rate, 0, rates=(0.005, 0.01), cross_entropy=1.0, done=False,
+            failure=failure,
+        )  # fmt: skip
+    screen = quiet()
+    path = report(folder, screen=screen)
+    return folder, path.read_text(encoding="utf-8"), screen.file.getvalue()
+
+
+def digests(folder):
+    files = [folder / name for name in PRODUCTS] + sorted((folder / "figures").iterdir())
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def rows_of(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_table(study):
+    folder, _, _ = study
+    rows = rows_of(folder)
+    assert tuple(rows[0]) == COLUMNS
+    # sizes x pools x rates x splits x metrics; nothing of unfinished, failed, or pretraining runs
+    assert len(rows) == 7 * 2 * 2 * 2 * 3
+    assert {row["metric"] for row in rows} == {"cross_entropy", "bleu", "chrf"}
+    row = next(
+        r for r in rows
+        if (r["pretrain_tokens"], r["finetune_examples"], r["learning_rate"], r["split"])
+        == ("303104", "1000", "0.005", "test") and r["metric"] == "cross_entropy"
+    )  # fmt: skip
+    assert float(row["value"]) == CROSS_ENTROPY[1_000][3] + 0.03
+    assert row["alignment"] == "1.0"
+    assert row["finetune_positions"] == "128000"
+    assert row["metric_signature"] == ""
+    baseline = next(r for r in rows if r["pretrain_tokens"] == "0")
+    assert (baseline["alignment"], baseline["pretrain_data"]) == ("", "")
+    assert next(r for r in rows if r["metric"] == "bleu")["metric_signature"].startswith("nrefs:1")
+
+
+def test_same_runs_same_bytes(study, tmp_path):
+    folder, _, _ = study
+    before = digests(folder)
+    assert len(before) == 3 + 3 * 3
+    report(folder, screen=quiet())
+    assert digests(folder) == before
+    again = write_study(tmp_path)
+    for rate, failure in ((0.2, None), (0.1, "NaN <in> the loss at step 7")):
+        write_run(
+            again, 0, 1_000, rate, 0, rates=(0.005, 0.01), cross_entropy=1.0, done=False,
+            failure=failure,
+        )  # fmt: skip
+    report(again, screen=quiet())
+    assert digests(again) == before
+
+
+def test_nothing_temporary_is_left(study):
+    folder, _, _ = study
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_fits_file(study):
+    folder, _, _ = study
+    record = json.loads((folder / "fits.json").read_text())
+    assert re.fullmatch(r"t5scaling \d+\.\d+\.\d+", record["software"])
+    assert record["level"] == 0.9
+    by_curve = {(c["metric"], c["finetune_examples"]): c for c in record["curves"]}
+    assert len(by_curve) == 6
+    falling = by_curve["cross_entropy", 1_000]
+    assert falling["law"] == "power"
+    assert falling["verdict"]["word"] == "predictable"
+    assert falling["baseline"] == pytest.approx(CROSS_ENTROPY[1_000][0] + 0.03)
+    assert [p["x"] for p in falling["points"]] == list(SIZES[1:])
+    assert [p["held_out"] for p in falling["points"]] == [False] * 4 + [True] * 2
+    assert {p["learning_rate"] for p in falling["points"]} == {0.005}
+    fit = falling["fit"]
+    assert set(fit["coefficients"]) == {"E", "A", "alpha"}
+    for coefficient in fit["coefficients"].values():
+        assert coefficient["low"] <= coefficient["value"] <= coefficient["high"]
+    last = fit["held_out"][-1]
+    assert last["error"] == pytest.approx(last["predicted"] - last["value"])
+    assert last["relative_error"] == pytest.approx(last["error"] / last["value"])
+    assert fit["extrapolation_decades"] == pytest.approx(0.6006, abs=1e-3)
+    noise = by_curve["bleu", 1_000]
+    assert noise["law"] == "log"
+    assert noise["verdict"]["word"] == "trendless"
+    assert "D0" in noise["fit"]["coefficients"]
+
+
+def test_page_is_self_contained_and_says_what_is_so(study):
+    _, html, _ = study
+    assert "<script" not in html
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
+    assert "url(" not in html
+    assert html.count("data:image/svg+xml;base64,") == 3
+    assert 'name="viewport"' in html
+    text = re.sub(r"<[^>]+>", " ", html)
+    for part in (
+        "smoke-sized study", "One seed", "is a pool, not an amount of training", "draw 38% of it",
+        "BLEU stays below 1", "trendless", "predictable", "alignment score 1", "1 failed",
+        "1 not finished", "NaN &lt;in&gt; the loss", "edge of its grid", "decades further",
+        "470,000", "1,280,000", "tok:13a", "without pretraining it is 6.55",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_page_is_well_formed(study):
+    _, html, _ = study
+    body = html.split("<body>")[1].split("</body>")[0]
+    body = re.sub(r"<img ([^>]*)>", r"<img \1/>", body)
+    ElementTree.fromstring(f"<body>{body}</body>")
+
+
+def test_terminal_tables(study):
+    _, _, printed = study
+    for part in ("not pretrained", "2,400,256", "5.37", "power law with floor", "trendless"):
+        assert part in printed, part
+
+
+def test_figures(study):
+    folder, _, _ = study
+    names = {file.name for file in (folder / "figures").iterdir()}
+    assert len(names) == 9
+    for name in names:
+        content = (folder / "figures" / name).read_bytes()
+        if name.endswith(".png"):
+            assert content.startswith(b"\x89PNG")
+        elif name.endswith(".svg"):
+            ElementTree.fromstring(content)
+            assert b"<dc:date>" not in content
+        else:
+            rows = list(csv.DictReader(io.StringIO(content.decode())))
+            kinds = {row["kind"] for row in rows}
+            assert kinds == {"fitted", "held out", "not pretrained", "law"}
+            assert sum(row["kind"] == "held out" for row in rows) == 4
+            law = [row for row in rows if row["kind"] == "law"]
+            assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in law) or (
+                "cross_entropy" not in name
+            )
+
+
+def test_rate_is_chosen_by_validation_not_by_test(tmp_path):
+    """The rate with the lower validation loss is taken even where its test score is worse."""
+    rates = (0.001, 0.005, 0.01)
+    for tokens in SIZES[:5]:
+        for rate, loss in zip(rates, (6.0, 5.0, 5.5), strict=True):
+            bleu = {0.001: 30.0, 0.005: 1.0, 0.01: 20.0}[rate]
+            write_run(
+                tmp_path, tokens, 1_000, rate, 0, rates=rates, cross_entropy=loss - tokens / 1e7,
+                bleu=bleu,
+            )  # fmt: skip
+    curves = {curve.metric: curve for curve in curves_of(read_results(harvest(tmp_path)))}
+    assert {p.learning_rate for p in curves["bleu"].points} == {0.005}
+    assert {p.value for p in curves["bleu"].points} == {1.0}
+    assert not any(p.at_edge for p in curves["bleu"].points)
+    assert len(rows_of(tmp_path)) == 5 * 3 * 2 * 3
+
+
+def test_one_rate_is_no_edge(tmp_path):
+    write_study(tmp_path, rates=(0.005,))
+    curves = curves_of(read_results(harvest(tmp_path)))
+    assert not any(p.at_edge for curve in curves for p in curve.points)
+    assert "edge of its grid" not in report(tmp_path, screen=quiet()).read_text()
+
+
+def test_best_step_is_chosen_by_validation(tmp_path):
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    with open(folder / "metrics.jsonl", "a") as file:
+        for split, loss in (("validation", 4.0), ("test", 4.4)):
+            line = {"step": 60, "split": split, "task": TASK, "cross_entropy": loss}
+            file.write(json.dumps(line) + "\n")
+    (curve,) = (
+        c for c in curves_of(read_results(harvest(tmp_path))) if c.metric == "cross_entropy"
+    )
+    assert [(p.step, p.value) for p in curve.points] == [(60, 4.4)]
+
+
+def test_seeds_are_points_and_the_warning_goes(tmp_path):
+    write_study(tmp_path, pools=(1_000,), rates=(0.005,), seeds=(0, 1, 2))
+    html = report(tmp_path, screen=quiet()).read_text()
+    record = json.loads((tmp_path / "fits.json").read_text())
+    assert [len(curve["points"]) for curve in record["curves"]] == [18, 18, 18]
+    assert record["curves"][0]["fit"]["noise"]["degrees_of_freedom"] == 9
+    assert "One seed" not in html
+
+
+def test_zero_scores_and_few_sizes_are_reported_not_fitted(tmp_path):
+    zeros = {1_000: (0.0,) * 7}
+    write_study(tmp_path, sizes=SIZES[:4], pools=(1_000,), rates=(0.005,), bleu=zeros)
+    html = report(tmp_path, screen=quiet()).read_text()
+    by_metric = {c["metric"]: c for c in json.loads((tmp_path / "fits.json").read_text())["curves"]}
+    assert by_metric["bleu"]["fit"] is None
+    assert "need values" in by_metric["bleu"]["note"]
+    assert by_metric["bleu"]["verdict"]["word"] == "trendless"
+    assert "3 distinct pretrain_tokens: too few points" in by_metric["cross_entropy"]["note"]
+    assert "Not fitted" in html
+
+
+def test_a_study_still_running_can_be_reported(tmp_path):
+    write_study(tmp_path, sizes=SIZES[:3], pools=(1_000,), rates=(0.005,))
+    assert report(tmp_path, screen=quiet()).exists()
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(UserError, match="no study here"):
+        harvest(tmp_path)
+    write_run(tmp_path, 0, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=1.0, done=False)
+    with pytest.raises(UserError, match="no finished finetuning run"):
+        harvest(tmp_path)
+    assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 120, "split": "te', r"metrics.jsonl, line 4: not JSON"),
+        ("[1, 2]", r"line 4: expected a JSON object"),
+        (
+            json.dumps({"step": 120, "split": "test", "task": TASK, "cross_entropy": 9.0}),
+            r"cross_entropy of test at step 120 is there twice, as 5.03 and 9.0",
+        ),
+    ],
+)
+def test_damaged_metrics_are_named(tmp_path, line, message):
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=message):
+        harvest(tmp_path)
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_missing_field_is_named(tmp_path):
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    record = json.loads((folder / "run.json").read_text())
+    del record["parameters"]
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"run.json: no field 'parameters'"):
+        harvest(tmp_path)
+
+
+def test_rates_without_validation_cannot_be_compared(tmp_path):
+    for rate in (0.005, 0.01):
+        folder = write_run(tmp_path, 1_000, 1_000, rate, 0, rates=(0.005, 0.01), cross_entropy=5.0)
+        path = folder / "metrics.jsonl"
+        lines = [text for text in path.read_text().splitlines() if '"validation"' not in text]
+        path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="no validation cross-entropy to choose"):
+        curves_of(read_results(harvest(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(78_336, "78k"), (999_900, "1M"), (1_200_128, "1.2M"), (500, "500")]
+)
+def test_short_size(value, text):
+    assert short_size(value) == text

@@ -1,0 +1,211 @@
+"""Promises of a study: what it expands to, and that no kill changes its results."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from t5scaling import config
+from t5scaling.errors import UserError
+from t5scaling.study import runner, study
+from tests.conftest import REPOSITORY
+
+MINI = "tests/mini/study.gin"
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
+KILLS = 5
+
+
+def load(study_dir, root, **bindings):
+    places = {"STUDY_DIR": str(study_dir), "EXAMPLES_ROOT": root}
+    config.load([MINI], {**places, **bindings})
+    return config.arguments(runner.run_study)
+
+
+def command(study_dir, root, *extra):
+    return [
+        sys.executable,
+        "run.py",
+        "study",
+        f"--gin_file={MINI}",
+        f"--gin.STUDY_DIR={study_dir}",
+        f"--gin.EXAMPLES_ROOT={root}",
+        *extra,
+    ]
+
+
+def launch(study_dir, root, *extra, **options):
+    return subprocess.run(
+        command(study_dir, root, *extra),
+        cwd=REPOSITORY,
+        env=ONE_DEVICE,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(mini_root, tmp_path_factory):
+    """The miniature study, left alone."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    done = launch(folder, mini_root)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_grid(mini_root, tmp_path):
+    runs = study.expand(**load(tmp_path, mini_root, LEARNING_RATES=(0.01, 0.02)))
+    ids = [run.id for run in runs]
+    assert ids[0] == "pretrain/mini_span_en50_de50"
+    assert len(ids) == len(set(ids)) == 1 + (3 + 1) * 2
+    assert ("finetune/mini_span_en50_de50/dp=6k/mini_translate_en_de/df=3k/lr=0.02/seed=0") in ids
+    pretrain = runs[0]
+    points = {int(step): tokens for step, tokens in pretrain.record["checkpoints"].items()}
+    # The smallest whole number of batches that covers the budget, in true tokens.
+    for asked, (step, tokens) in zip((3000, 6000, 12000), sorted(points.items()), strict=True):
+        assert asked <= tokens < asked + 8 * 80
+        run = next(r for r in runs if f"dp={asked // 1000}k" in r.id)
+        assert run.record["pretrain_tokens"] == tokens and run.needs == (pretrain.id,)
+        assert run.bindings["INITIAL_CHECKPOINT_PATH"].endswith(f"checkpoint_{step}")
+    baseline = [run for run in runs if run.record.get("pretrain_tokens") == 0]
+    assert len(baseline) == 2
+    assert all(run.bindings["INITIAL_CHECKPOINT_PATH"] is None for run in baseline)
+
+
+def test_budgets_beyond_the_data_stop_before_anything_runs(mini_root, tmp_path):
+    arguments = load(tmp_path / "s", mini_root)
+    import dataclasses
+
+    too_much = dataclasses.replace(arguments["study"], pretrain_tokens=(0, 10**7))
+    with pytest.raises(UserError, match="10,000,000 text tokens"):
+        runner.run_study(**{**arguments, "study": too_much})
+    too_close = dataclasses.replace(arguments["study"], pretrain_tokens=(3000, 3001))
+    with pytest.raises(UserError, match="are both step"):
+        runner.run_study(**{**arguments, "study": too_close})
+    assert not (tmp_path / "s/runs").exists()
+
+
+def test_results_have_a_row_for_each_measurement(finished):
+    import pandas as pd
+
+    table = pd.read_csv(finished / "results.csv")
+    test = table[(table.split == "test") & (table.metric == "cross_entropy")]
+    assert list(test.pretrain_tokens) == sorted(test.pretrain_tokens) and len(test) == 4
+    assert test.value.iloc[-1] < test.value.iloc[0]
+    assert set(table[table.split == "test"].metric) == {"cross_entropy", "bleu", "chrf"}
+    assert (table[table.pretrain_tokens > 0].alignment == 1.0).all()
+    for name in ("fits.json", "report.html"):
+        assert (finished / name).stat().st_size > 100
+
+
+def test_t5x_layout_of_predictions(finished):
+    (folder,) = finished.glob("runs/finetune/none/*/*/*/*/*/inference_eval")
+    outputs = [
+        json.loads(line)
+        for line in (folder / "mini_translate_en_de-000010.jsonl").read_text().splitlines()
+    ]
+    assert len(outputs) == 24
+    assert outputs[0]["input"]["inputs_pretokenized"].startswith("translate English to German: ")
+    assert outputs[0]["target"] == outputs[0]["input"]["targets_pretokenized"]
+    assert isinstance(outputs[0]["prediction"], str)
+    (metrics,) = map(
+        json.loads, (folder / "mini_translate_en_de-metrics.jsonl").read_text().splitlines()
+    )
+    assert metrics["step"] == 10 and "tok:13a" in metrics["bleu_signature"]
+
+
+def test_a_finished_study_is_left_alone(finished, mini_root):
+    before = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
+    again = launch(finished, mini_root)
+    assert again.returncode == 0 and again.stdout.count("done already") == 5
+    after = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
+    assert before == after
+
+
+def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tmp_path):
+    """kill -9 at five moments spread over the whole study, then left to finish."""
+    random.seed(20260101)
+    folder = tmp_path / "killed"
+    alive = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            command(folder, mini_root),
+            cwd=REPOSITORY,
+            env=ONE_DEVICE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        before = progress_made(folder)
+        deadline = time.monotonic() + 120
+        # Kill only after some progress, or the five kills would all hit the imports.
+        while (
+            progress_made(folder) < before + 2
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 0.4))
+        alive += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        process.wait()
+    assert alive >= 3, "the study ended before it could be killed"
+    done = launch(folder, mini_root)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    names = sorted(str(p.relative_to(finished)) for p in finished.glob("runs/**/metrics.jsonl"))
+    assert len(names) == 5
+    for name in names:
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path):
+    """A learning rate without bounds fails its runs, is said, and leaves the other rate's."""
+    done = launch(tmp_path, mini_root, "--gin.LEARNING_RATES=(1e30, 0.01)")
+    assert done.returncode == 1, done.stderr
+    failed = list(tmp_path.glob("runs/**/FAILED"))
+    assert len(failed) == 4 and all("lr=1e+30" in str(path) for path in failed)
+    reason = json.loads(failed[0].read_text())["reason"]
+    assert "not finite at step" in reason
+    assert len(list(tmp_path.glob("runs/**/DONE"))) == 5
+    assert "4 of 9 runs are not done" in done.stdout
+    assert (tmp_path / "report.html").exists()
+
+
+def test_changed_settings_are_refused(finished, mini_root):
+    arguments = load(finished, mini_root)
+    import dataclasses
+
+    longer = dataclasses.replace(
+        arguments["study"],
+        finetune_settings={**arguments["study"].finetune_settings, "TRAIN_STEPS": 11},
+    )
+    with pytest.raises(UserError, match=r"other settings \(TRAIN_STEPS = 10 there, .* 11 now\)"):
+        runner.run_study(**{**arguments, "study": longer})
+
+
+def test_two_processes_on_one_study(mini_root, tmp_path):
+    arguments = load(tmp_path, mini_root)
+    with (
+        runner._lock(str(tmp_path)),
+        pytest.raises(UserError, match="another process is at work"),
+    ):
+        runner.run_study(**arguments)
+
+
+def progress_made(folder: Path) -> int:
+    """Checkpoints and metrics lines so far."""
+    count = 0
+    for path, folders, files in os.walk(folder / "runs"):  # says nothing of what vanishes
+        count += sum(name.startswith("checkpoint_") and name[11:].isdigit() for name in folders)
+        if "metrics.jsonl" in files:
+            with contextlib.suppress(FileNotFoundError):
+                count += len((Path(path) / "metrics.jsonl").read_text().splitlines())
+    return count

@@ -1,0 +1,264 @@
+"""Promises of the training loop: reproducible, resumable, honest about what it cannot do."""
+
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from t5scaling.data.examples import find_examples
+from t5scaling.errors import Stopped, UserError
+from t5scaling.training import checkpoint, loop, optimizer, state, step, tracker
+from tests import mini
+
+
+@pytest.fixture(scope="module")
+def reference(mini_root, tmp_path_factory):
+    """A run never stopped."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    mini.train(folder, mini_root, checkpoint_steps=(4, 8))
+    return folder
+
+
+def test_learns_and_logs_every_line(reference, mini_root):
+    lines = mini.lines(reference)
+    assert [line["step"] for line in lines] == [5, 10, 12]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert lines[0]["loss"] < np.log(8192) + 2
+    examples = find_examples(mini.SPAN, mini_root)
+    for line in lines:
+        seen = line["examples_seen"]
+        assert seen == 8 * line["step"]
+        assert line["tokens_seen"] == examples.tokens(seen, "inputs") + examples.tokens(
+            seen, "targets"
+        )
+    steps = [line["step"] for line in mini.lines(reference, "timing.jsonl")]
+    assert steps == [5, 10, 12, 12]
+    assert os.path.exists(reference / "DONE")
+    assert list((reference / "tensorboard").iterdir())
+
+
+def test_named_checkpoints_stay(reference):
+    names = sorted(path.name for path in (reference / "checkpoints").iterdir() if path.is_dir())
+    assert names == ["checkpoint_12", "checkpoint_4", "checkpoint_8"]
+
+
+def test_same_command_gives_the_same_bytes(reference, mini_root, tmp_path):
+    mini.train(tmp_path / "again", mini_root, checkpoint_steps=(4, 8))
+    assert (tmp_path / "again/metrics.jsonl").read_bytes() == (
+        reference / "metrics.jsonl"
+    ).read_bytes()
+    assert mini.same(mini.parameters(tmp_path / "again", 12), mini.parameters(reference, 12))
+
+
+def test_another_seed_gives_other_parameters(reference, mini_root, tmp_path):
+    mini.train(tmp_path / "other", mini_root, seed=1)
+    assert not mini.same(mini.parameters(tmp_path / "other", 12), mini.parameters(reference, 12))
+
+
+@pytest.mark.parametrize("at_step", [3, 7])
+def test_stopped_by_a_signal_goes_on_as_if_never_stopped(reference, mini_root, tmp_path, at_step):
+    """Step 3 and 7 lie between two lines of metrics: the sums must come back too."""
+
+    def stop(done, total, note):
+        if done == at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="run the same command") as stopped:
+        mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8), progress=stop)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert not os.path.exists(tmp_path / "run/DONE")
+    assert max(checkpoint_steps(tmp_path / "run")) < 12
+    mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (
+        reference / "metrics.jsonl"
+    ).read_bytes()
+    assert mini.same(mini.parameters(tmp_path / "run", 12), mini.parameters(reference, 12))
+
+
+def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(
+    reference, mini_root, tmp_path, capsys
+):
+    folder = copy_unfinished(reference, tmp_path)
+    damage(folder / "checkpoints/checkpoint_12")
+    mini.train(folder, mini_root, checkpoint_steps=(4, 8))
+    said = capsys.readouterr().out
+    assert "checkpoint_12 cannot be read" in said and "going back to the one before" in said
+    assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    assert mini.same(mini.parameters(folder, 12), mini.parameters(reference, 12))
+
+
+def test_own_checkpoint_before_the_given_one(reference, mini_root, tmp_path):
+    """A preempted finetune must not start again from the pretrained weights."""
+    pretrained = str(reference / "checkpoints/checkpoint_12")
+    folder = tmp_path / "finetune"
+    mini.train(folder, mini_root, initial_checkpoint_path=pretrained, train_steps=6)
+    (folder / "DONE").unlink()
+    starts = []
+    mini.train(
+        folder,
+        mini_root,
+        initial_checkpoint_path=pretrained,
+        train_steps=8,
+        progress=lambda done, *_: starts.append(done),
+    )
+    assert [done for done in starts if done][0] == 7
+    for path in (folder / "checkpoints").iterdir():
+        damage(path)
+    (folder / "DONE").unlink()
+    with pytest.raises(UserError, match="none of the checkpoints .* can be read"):
+        mini.train(folder, mini_root, initial_checkpoint_path=pretrained, train_steps=8)
+
+
+def test_starts_from_the_given_parameters_with_a_fresh_optimizer(reference, tmp_path):
+    mesh = step.sharding.make_mesh()
+    checkpoints = checkpoint.Checkpoints(tmp_path / "new")
+    path = str(reference / "checkpoints/checkpoint_12")
+    started = loop.start_state(mini.CONFIG, mesh, 0, checkpoints, path)
+    wanted = mini.parameters(reference, 12)
+    got = {
+        jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(started.params)
+    }
+    assert mini.same(got, wanted)
+    assert int(started.step) == 0
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(started.opt_state))
+    checkpoints.close()
+
+
+def test_missing_or_foreign_initial_checkpoint_is_one_line(reference, mini_root, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at .*; there: .*checkpoint_12"):
+        wrong = str(reference / "checkpoints/checkpoint_99")
+        mini.train(tmp_path / "a", mini_root, initial_checkpoint_path=wrong)
+    import dataclasses
+
+    other = dataclasses.replace(mini.CONFIG, emb_dim=48)
+    with pytest.raises(UserError, match="cannot start from"):
+        right = str(reference / "checkpoints/checkpoint_12")
+        mini.train(tmp_path / "b", mini_root, initial_checkpoint_path=right, model=other)
+    with pytest.raises(UserError, match="another model"):
+        folder = copy_unfinished(reference, tmp_path)
+        mini.train(folder, mini_root, model=other)
+    assert checkpoint_steps(folder) == [4, 8, 12]
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(mini_root, tmp_path):
+    def explode(at):
+        return 0.01 if at < 6 else float("inf")
+
+    with pytest.raises(UserError, match="not finite at step 8; the last good checkpoint is step 4"):
+        mini.train(
+            tmp_path, mini_root, checkpoint_steps=(4,), learning_rate_schedule=explode, log_every=3
+        )
+    assert checkpoint_steps(tmp_path) == [4]
+    assert not (tmp_path / "DONE").exists()
+
+
+def test_repetition_only_where_it_is_allowed(mini_root, tmp_path):
+    with pytest.raises(UserError, match="allow repetition by MAX_EPOCHS"):
+        mini.train(tmp_path, mini_root, train_steps=1000)
+    with pytest.raises(UserError, match=r"only 7\d,\d+"):
+        mini.train(tmp_path, mini_root, pool_tokens=10**9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_size_must_fit_the_devices(mini_root, tmp_path):
+    with pytest.raises(UserError, match="BATCH_SIZE=7 cannot be split over 2 devices"):
+        mini.train(tmp_path, mini_root, batch_size=7)
+
+
+def test_full_disk_keeps_the_checkpoint_before(reference, mini_root, tmp_path, monkeypatch):
+    import errno
+
+    import orbax.checkpoint as ocp
+
+    save = ocp.CheckpointManager.save
+
+    def full(self, at, *args, **kwargs):
+        if at > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, at, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError, match="disk full .* the same command again"):
+        mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
+    monkeypatch.undo()
+    mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
+    assert mini.same(mini.parameters(tmp_path / "run", 12), mini.parameters(reference, 12))
+
+
+def test_token_counter_counts_past_int32():
+    seen = np.array([0, 0], np.int32)
+    for _ in range(5):
+        seen = state.add_tokens(seen, np.int32(2**24 - 3))
+    assert state.total_tokens(seen) == 5 * (2**24 - 3)
+    huge = state.add_tokens(np.array([2**20, 2**24 - 1], np.int32), np.int32(7))
+    assert state.total_tokens(huge) == (2**20 << 24) + 2**24 - 1 + 7
+
+
+def test_one_device_and_two_agree(mini_root, tmp_path):
+    """The mean over the mesh is the same computation: equal to rounding."""
+    from jax.sharding import Mesh
+
+    config = mini.CONFIG
+    batch = next(
+        iter(
+            loop.loader.train_batches(
+                find_examples(mini.SPAN, mini_root), batch_size=8, num_steps=1
+            )
+        )
+    )
+    losses = []
+    for count in (1, 2):
+        mesh = Mesh(np.asarray(jax.devices()[:count]), ("data",))
+        evaluate = step.jit_eval_step(config, mesh)
+        params = step.jit_init(config, mesh)(np.uint32(0)).params
+        total, weight = evaluate(params, step.sharding.put_batch(batch, mesh))
+        losses.append(float(total) / float(weight))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_tracker_drops_what_came_after_the_resumed_step(tmp_path):
+    log = tracker.Tracker(str(tmp_path), 0)
+    for at in (5, 10, 15):
+        log.metrics({"step": at, "split": "train", "task": "t", "loss": 1.0})
+        log.metrics({"step": at, "split": "test", "task": "t", "cross_entropy": 1.0})
+        log.timing({"step": at, "wall_s": float(at)})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "spl')  # a kill in the middle of a line
+    log = tracker.Tracker(str(tmp_path), 10)
+    log.close()
+    kept = [(line["step"], line["split"]) for line in mini.lines(tmp_path)]
+    # Evaluation at the resumed step is done again, so its old lines go.
+    assert kept == [(5, "train"), (5, "test"), (10, "train")]
+    assert log.wall_s() >= 10.0
+
+
+def test_schedules_are_read_at_the_step_about_to_be_done(reference, mini_root, tmp_path):
+    rate = optimizer.inverse_square_root(1.0, warmup_steps=4)
+    mini.train(tmp_path, mini_root, learning_rate_schedule=rate)
+    rates = {line["step"]: line["learning_rate"] for line in mini.lines(tmp_path)}
+    assert rates == {5: rate(4), 10: rate(9), 12: rate(11)}
+
+
+def checkpoint_steps(folder):
+    return sorted(int(p.name.split("_")[1]) for p in (folder / "checkpoints").glob("checkpoint_*"))
+
+
+def copy_unfinished(run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    (folder / "DONE").unlink()
+    return folder
+
+
+def damage(folder):
+    """Cuts every data file of a checkpoint in half."""
+    cut = 0
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000 and "/d/" in str(path):
+            os.truncate(path, path.stat().st_size // 2)
+            cut += 1
+    assert cut, f"nothing to damage in {folder}"
