@@ -66,24 +66,31 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
 
 
 def call(function: Callable, **arguments: Any) -> Any:
-    """Calls `function` with its gin bindings; `arguments` go over them.
+    """Calls `function` with what gin binds for it; `arguments` go over that.
 
-    Raises UserError naming the parameters that have neither a binding nor a default.
+    Raises UserError as `require`.
     """
-    try:
-        bound = gin.get_configurable(function)
-    except ValueError:  # no gin file mentions it
-        bound = gin.external_configurable(function, module=function.__module__)
-    missing = _missing(function, arguments)
+    require(function, *arguments)
+    return function(**{**bindings_of(function), **arguments})
+
+
+def require(function: Callable, *given: str) -> None:
+    """Raises UserError naming the parameters of `function` that still need a value.
+
+    `given`: parameters that the caller sets.
+    """
+    bound = bindings_of(function)
+    missing = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty and name not in bound and name not in given
+    ]
+    missing += [name for name in sorted(_macros()) if macro(name) is gin.REQUIRED]
     if missing:
-        raise UserError(
-            f"{function.__name__} needs: {', '.join(missing)} (set them by --gin.NAME=)"
-        )
-    with _one_line_errors(function.__name__, calling=True):
-        return bound(**arguments)
+        raise UserError(f"{function.__name__} needs {', '.join(missing)}; set by --gin.NAME=value")
 
 
-def arguments(function: Callable) -> dict[str, Any]:
+def bindings_of(function: Callable) -> dict[str, Any]:
     """The arguments that gin binds for `function`, with references and macros resolved.
 
     Empty if no gin file mentions it.
@@ -102,19 +109,6 @@ def macro(name: str) -> Any:
         return gin.query_parameter(f"{name}/gin.macro.value")
     except ValueError:
         return None
-
-
-def _missing(function: Callable, arguments: Mapping[str, Any]) -> list[str]:
-    with contextlib.suppress(ValueError):
-        bound = gin.get_bindings(function, resolve_references=False)
-        arguments = {**bound, **arguments}
-    required = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is parameter.empty
-    ]
-    missing = [name for name in required if name not in arguments]
-    return missing + [name for name in sorted(_macros()) if macro(name) is gin.REQUIRED]
 
 
 def _macros() -> set[str]:
@@ -150,20 +144,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_line_errors(where: str, calling: bool = False) -> Iterator[None]:
-    """Turns gin's own complaints into one line with the nearest name.
-
-    While the function itself runs (`calling`) only the complaints about its arguments are gin's.
-    """
+def _one_line_errors(where: str) -> Iterator[None]:
+    """Turns gin's own complaints into one line with the nearest name."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:  # from a constructor; gin has added lines of its own
+        raise UserError(str(error).splitlines()[0]) from error
     except (SyntaxError, ValueError, AttributeError, ImportError, TypeError, OSError) as error:
-        message = str(error)
-        if calling and "In call to configurable" not in message:
-            raise
-        raise UserError(f"{where}: {_explain(message)}") from error
+        raise UserError(f"{where}: {_explain(str(error))}") from error
 
 
 def _explain(message: str) -> str:

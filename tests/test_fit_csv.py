@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis_made_up_study import write_study
 
 from t5scaling.analysis.fit_csv import fit_csv
 from t5scaling.analysis.harvest import harvest
 from t5scaling.errors import UserError
+from tests.analysis_made_up_study import write_study
 
 ROOT = Path(__file__).parents[1]
 X = 1e6 * 2.0 ** np.arange(6)

@@ -8,7 +8,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
 from rich.console import Console
 
 from t5scaling.analysis.curves import curves_of, read_results
@@ -16,6 +15,7 @@ from t5scaling.analysis.figures import short_size
 from t5scaling.analysis.harvest import COLUMNS, harvest
 from t5scaling.analysis.report import report
 from t5scaling.errors import UserError
+from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
 
 PRODUCTS = ("results.csv", "fits.json", "report.html")
 

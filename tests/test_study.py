@@ -25,7 +25,7 @@ KILLS = 5
 def load(study_dir, root, **bindings):
     places = {"STUDY_DIR": str(study_dir), "EXAMPLES_ROOT": root}
     config.load([MINI], {**places, **bindings})
-    return config.arguments(runner.run_study)
+    return config.bindings_of(runner.run_study)
 
 
 def command(study_dir, root, *extra):

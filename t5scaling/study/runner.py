@@ -78,12 +78,12 @@ def run_study(*, study: studies.Study, study_dir: str, examples_root: str) -> li
 
 def materialize() -> None:
     """Writes the examples that the loaded gin configuration, of a study or of a run, asks for."""
-    arguments = config.arguments(run_study)
+    arguments = config.bindings_of(run_study)
     if arguments:
         runs = studies.expand(**arguments)
         print(f"the examples of {len(runs)} runs are in {arguments['examples_root']}")
         return
-    arguments = config.arguments(loop.train)
+    arguments = config.bindings_of(loop.train)
     for examples in find_all_examples(studies.data_specs(arguments), arguments["examples_root"]):
         print(f"{examples.path}: {len(examples):,} examples")
 

@@ -153,7 +153,7 @@ class _Kind:
             "EXAMPLES_ROOT": examples_root,
         }
         config.load(self.gin_files, self.bindings)
-        self.arguments = config.arguments(loop.train)
+        self.arguments = config.bindings_of(loop.train)
         self.specs = data_specs(self.arguments)
         self.batch_size: int = self.arguments["batch_size"]
         self.parameters = network.count_parameters(self.arguments["model"])

@@ -30,7 +30,8 @@ def train(
     Raises:
         Whatever stops it: UserError, Stopped, or an unexpected error.
     """
-    arguments = config.arguments(loop.train)
+    config.require(loop.train)
+    arguments = config.bindings_of(loop.train)
     model_dir = arguments["model_dir"]
     # All the run's examples in one child process, and every mistake in them before the first step.
     find_all_examples(data_specs(arguments), arguments["examples_root"])

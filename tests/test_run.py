@@ -1,0 +1,166 @@
+"""The command line: what a user types, and what a user gets wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import run
+from tests.conftest import REPOSITORY
+
+PRETRAIN = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/pretrain.gin"]
+FINETUNE = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/finetune.gin"]
+MODULES = "--gin.TASK_MODULES=('tests.mini_tasks',)"
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+
+
+def mini(root, folder, task="mini_span_en50_de50", **settings):
+    settings = {
+        "MIXTURE_OR_TASK_NAME": task,
+        "EXAMPLES_ROOT": root,
+        "MODEL_DIR": folder,
+        "BATCH_SIZE": 8,
+        "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
+        **settings,
+    }
+    return [MODULES, *(f"--gin.{name}={value}" for name, value in settings.items())]
+
+
+@pytest.mark.parametrize("verb", run.VERBS)
+def test_every_verb_explains_itself_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main([verb, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Example: python run.py " + verb in " ".join(shown.split())
+
+
+def error_of(capsys, *argv):
+    """The one line that a mistake prints."""
+    assert run.main(list(argv)) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(err) == 1 and err[0].startswith("error: "), err
+    return err[0]
+
+
+def test_train_then_eval(mini_root, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run.main(["train", *PRETRAIN, *mini(mini_root, folder, TRAIN_STEPS=4)]) == 0
+    assert (folder / "DONE").exists() and (folder / "config.gin").exists()
+    # The run's own config.gin repeats it: nothing left to do.
+    assert run.main(["train", f"--gin_file={folder}/config.gin"]) == 0
+    assert "done already" in capsys.readouterr().out
+    settings = {
+        "MIXTURE_OR_TASK_NAME": "mini_translate_en_de",
+        "EXAMPLES_ROOT": mini_root,
+        "MODEL_DIR": folder,
+        "EVAL_FEATURE_LENGTHS": {"inputs": 160, "targets": 160},
+        "EVAL_BATCH_SIZE": 8,
+        "MAX_DECODE_LENGTH": 8,
+    }
+    flags = [MODULES, *(f"--gin.{name}={value}" for name, value in settings.items())]
+    files = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/eval.gin"]
+    assert run.main(["eval", *files, *flags]) == 0
+    assert '"cross_entropy"' in (folder / "eval.jsonl").read_text()
+    assert (folder / "inference_eval/mini_translate_en_de-000004.jsonl").exists()
+    line = error_of(capsys, "eval", *files, *flags, "--gin.STEPS=[7]")
+    assert "no checkpoint of step 7; there: 4" in line
+
+
+def test_materialize(mini_root, capsys):
+    assert run.main(["materialize", *PRETRAIN, *mini(mini_root, "x", TRAIN_STEPS=1)]) == 0
+    assert "examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--gin.TRAIN_STEP=4"], "no such parameter; did you mean 'TRAIN_STEPS'?"),
+        (["--gin.loop.train.batchsize=4"], "no parameter 'batchsize'; did you mean 'batch_size'?"),
+        (["--gin.lop.train.seed=4"], "did you mean 'loop.train'?"),
+        (["--gin_file=gin/runs/pretrian.gin"], "did you mean 'gin/runs/pretrain.gin'?"),
+    ],
+)
+def test_wrong_gin_names_get_the_nearest_one(flags, expected, capsys):
+    files = ["--gin_file=gin/models/tiny.gin", "--gin_file=gin/runs/pretrain.gin"]
+    assert expected in error_of(capsys, "train", *files, *flags)
+
+
+def test_what_is_missing_is_named(capsys):
+    line = error_of(capsys, "train", "--gin_file=gin/models/tiny.gin", PRETRAIN[1])
+    assert "MIXTURE_OR_TASK_NAME" in line and "TRAIN_STEPS" in line
+    assert "MODEL is read but not set" in error_of(capsys, "train", PRETRAIN[1])
+    assert "needs --gin_file" in error_of(capsys, "train")
+
+
+def test_a_typing_error_in_a_gin_file(tmp_path, capsys):
+    path = tmp_path / "mine.gin"
+    path.write_text("include 'gin/runs/pretrain.gin'\nTRAIN_STEP = 3\n")
+    line = error_of(capsys, "train", "--gin_file=gin/models/tiny.gin", f"--gin_file={path}")
+    assert "TRAIN_STEP is set but nothing reads it; did you mean 'TRAIN_STEPS'?" in line
+    path.write_text("TRAIN_STEPS = = 3\n")
+    assert str(path) in error_of(capsys, "train", f"--gin_file={path}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"MIXTURE_OR_TASK_NAME": "mini_span_en50_fr50"}, "did you mean 'mini_span_en50_de50'?"),
+        ({"TASK_FEATURE_LENGTHS": {"inputs": 2, "targets": 2}}, "inputs"),
+        ({"TRAIN_STEPS": 100_000}, "lower TRAIN_STEPS or allow repetition"),
+        ({"TASK_MODULES": ("tests.no_tasks",)}, "no module 'tests.no_tasks'"),
+    ],
+)
+def test_mistakes_about_the_data(mini_root, tmp_path, capfd, settings, expected):
+    folder = tmp_path / "run"
+    flags = mini(mini_root, folder, **{"TRAIN_STEPS": 2, **settings})
+    assert expected in error_of(capfd, "train", *PRETRAIN, *flags)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_corrupt_shard(mini_root, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "examples"
+    shutil.copytree(mini_root, root)
+    (shard,) = root.glob("mini_span_en50_de50-*/part-*")
+    os.truncate(shard, shard.stat().st_size // 2)
+    line = error_of(capsys, "train", *PRETRAIN, *mini(root, tmp_path / "run", TRAIN_STEPS=2))
+    assert str(shard) in line and "materialise it again" in line
+
+
+def test_sigterm_exits_with_its_own_status(mini_root, tmp_path):
+    """143, as schedulers expect, with the work saved."""
+    import signal
+    import time
+
+    folder = tmp_path / "run"
+    flags = mini(mini_root, folder, TRAIN_STEPS=5000, MAX_EPOCHS=1000, LOG_EVERY=2)
+    process = subprocess.Popen(
+        [sys.executable, "run.py", "train", *PRETRAIN, *flags], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "run the same command to go on" in err and "Traceback" not in err
+    assert list((folder / "checkpoints").glob("checkpoint_*"))
+    assert not (folder / "FAILED").exists()
+
+
+def test_plain_strings_need_no_quotes():
+    from t5scaling import config
+
+    assert config.gin_literal("runs/a-b c") == "'runs/a-b c'"
+    assert config.gin_literal("'quoted'") == "'quoted'"
+    assert config.gin_literal("1e-3") == "1e-3"
+    assert config.gin_literal("(1, 2)") == "(1, 2)"
+    assert config.gin_literal("None") == "None"
+    assert config.gin_literal("%MODEL") == "%MODEL"
