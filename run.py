@@ -13,8 +13,7 @@ VERBS = {
         "Write the examples that a run or a study needs to disk, numbered and shuffled. Training "
         "does this by itself when they are missing.",
         "run.py materialize --gin_file=gin/models/tiny.gin --gin_file=gin/runs/pretrain.gin "
-        "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50 --gin.MODEL_DIR=runs/x "
-        "--gin.TRAIN_STEPS=1",
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50",
     ),
     "train": (
         "Pretrain or finetune one model. Killed and started again, it goes on where it was.",

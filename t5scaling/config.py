@@ -5,6 +5,7 @@ registration), so library code carries no decorators.
 """
 
 import contextlib
+import copy
 import inspect
 import os
 import re
@@ -16,6 +17,7 @@ import gin
 from gin import config as gin_config
 from t5scaling.errors import UserError, nearest
 
+REQUIRED = gin.REQUIRED
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -36,6 +38,8 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
     Returns the whole parsed configuration as gin text, which can be parsed again.
     Raises UserError for a missing file, a syntax error, or a name that nothing binds.
     """
+    if not gin_files:
+        raise UserError("no --gin_file given; the repository's are in gin/models, runs, studies")
     gin.clear_config()
     # Gin names are looked up beside the user first, then in the repository.
     gin_config._LOCATION_PREFIXES[:] = ["", REPOSITORY + os.sep]
@@ -85,7 +89,7 @@ def require(function: Callable, *given: str) -> None:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is parameter.empty and name not in bound and name not in given
     ]
-    missing += [name for name in sorted(_macros()) if macro(name) is gin.REQUIRED]
+    missing += [name for name in sorted(_macros()) if macro(name) is REQUIRED]
     if missing:
         raise UserError(f"{function.__name__} needs {', '.join(missing)}; set by --gin.NAME=value")
 
@@ -106,9 +110,10 @@ def bindings_of(function: Callable) -> dict[str, Any]:
 def macro(name: str) -> Any:
     """The value of macro `name` after `load`, or None when it is not set."""
     try:
-        return gin.query_parameter(f"{name}/gin.macro.value")
+        value = gin.query_parameter(f"{name}/gin.macro.value")
     except ValueError:
         return None
+    return copy.deepcopy(value)  # a copy of one of gin's references is what it refers to
 
 
 def _macros() -> set[str]:

@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(capsys):
     line = error_of(capsys, "train", "--gin_file=gin/models/tiny.gin", PRETRAIN[1])
     assert "MIXTURE_OR_TASK_NAME" in line and "TRAIN_STEPS" in line
     assert "MODEL is read but not set" in error_of(capsys, "train", PRETRAIN[1])
-    assert "needs --gin_file" in error_of(capsys, "train")
+    assert "no --gin_file given" in error_of(capsys, "train")
 
 
 def test_a_typing_error_in_a_gin_file(tmp_path, capsys):

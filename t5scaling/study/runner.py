@@ -84,6 +84,8 @@ def materialize() -> None:
         print(f"the examples of {len(runs)} runs are in {arguments['examples_root']}")
         return
     arguments = config.bindings_of(loop.train)
+    if config.macro("MIXTURE_OR_TASK_NAME") is config.REQUIRED:
+        raise UserError("which examples? set --gin.MIXTURE_OR_TASK_NAME=")
     for examples in find_all_examples(studies.data_specs(arguments), arguments["examples_root"]):
         print(f"{examples.path}: {len(examples):,} examples")
 
