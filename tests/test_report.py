@@ -14,6 +14,7 @@ from t5scaling.analysis.curves import curves_of, read_results
 from t5scaling.analysis.figures import short_size
 from t5scaling.analysis.harvest import COLUMNS, harvest
 from t5scaling.analysis.report import report
+from t5scaling.analysis.tables import size
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
 
@@ -197,13 +198,13 @@ def test_one_rate_is_no_edge(tmp_path):
 def test_best_step_is_chosen_by_validation(tmp_path):
     folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
     with open(folder / "metrics.jsonl", "a") as file:
-        for split, loss in (("validation", 4.0), ("test", 4.4)):
+        for split, loss in (("validation", 4.0), ("test", 5.4)):
             line = {"step": 60, "split": split, "task": TASK, "cross_entropy": loss}
             file.write(json.dumps(line) + "\n")
     (curve,) = (
         c for c in curves_of(read_results(harvest(tmp_path))) if c.metric == "cross_entropy"
     )
-    assert [(p.step, p.value) for p in curve.points] == [(60, 4.4)]
+    assert [(p.step, p.value) for p in curve.points] == [(60, 5.4)]
 
 
 def test_seeds_are_points_and_the_warning_goes(tmp_path):
@@ -278,6 +279,13 @@ def test_rates_without_validation_cannot_be_compared(tmp_path):
         path.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="no validation cross-entropy to choose"):
         curves_of(read_results(harvest(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(78_336, "78,336"), (2.5, "2.5"), (1.6e9, "1.6B"), (12_800_000, "12.8M")]
+)
+def test_size(value, text):
+    assert size(value) == text
 
 
 @pytest.mark.parametrize(

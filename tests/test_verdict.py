@@ -52,6 +52,16 @@ def test_seeds_measure_the_noise():
     assert result.word == "predictable"
 
 
+def test_one_stray_seed_is_not_held_against_a_law():
+    x = np.repeat(X, 3)
+    y = np.repeat(np.log(0.5 * X**0.5) ** 1.2, 3)
+    y[-3:] *= (0.87, 1.0, 1.13)
+    fit = fit_curve(LAWS["log"], x, y)
+    assert abs(fit.held_out[-1].relative_error) > 0.1
+    assert abs(fit.held_out_sizes[-1].relative_error) < 0.01
+    assert judge(x, y, lower_is_better=False, fit=fit).word == "predictable"
+
+
 def test_an_interval_that_holds_everything_does_not_make_a_law_right():
     y = [10.0, 16.0, 18.0, 26.0, 27.0, 27.5]
     fit = fit_curve(LAWS["log"], X, np.array(y))

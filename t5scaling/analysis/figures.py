@@ -150,8 +150,9 @@ def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -
             p.x, p.value, marker=marker, color=colour, markersize=8, linestyle="none",
             markerfacecolor="white" if held_out else colour, markeredgewidth=1.8,
         )  # fmt: skip
-        if p.at_edge and starred:
-            axes.annotate("*", (p.x, p.value), (5, 4), textcoords="offset points", fontsize=13)
+    for x in sorted({p.x for p in curve.points if p.at_edge and starred}):
+        top = max(p.value for p in curve.points if p.x == x)
+        axes.annotate("*", (x, top), (0, 5), textcoords="offset points", ha="center", fontsize=14)
     if curve.baseline_value is not None:
         axes.axhline(curve.baseline_value, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.6)
         shown.append(curve.baseline_value)

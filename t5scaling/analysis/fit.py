@@ -98,6 +98,17 @@ class Fit:
         return _interval(log_value + self.replicate_noise[:, None], np.exp)
 
     @property
+    def held_out_sizes(self) -> tuple[HeldOutPoint, ...]:
+        """One entry per held-out size, with the mean of its points as the value."""
+        by_size: dict[float, list[HeldOutPoint]] = {}
+        for point in self.held_out:
+            by_size.setdefault(point.x, []).append(point)
+        return tuple(
+            replace(points[0], value=sum(p.value for p in points) / len(points))
+            for points in by_size.values()
+        )
+
+    @property
     def held_out_error(self) -> float | None:
         """Root mean square of the held-out log errors; None if nothing was held out."""
         if not self.held_out:

@@ -90,7 +90,7 @@ def _in_short(curve_fits: Sequence[CurveFit]) -> str:
         fit = this.fit
         off = "–"
         if fit and fit.held_out:
-            last = fit.held_out[-1]
+            last = fit.held_out_sizes[-1]
             off = f"{last.relative_error:+.1%}"
         rows.append(
             [

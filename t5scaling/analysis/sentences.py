@@ -44,7 +44,7 @@ def about_curve(this: CurveFit) -> list[str]:
         said.append("A law was fitted all the same (see Laws); its coefficients describe noise.")
         return said
     if fit.held_out:
-        last = fit.held_out[-1]
+        last = fit.held_out_sizes[-1]
         change = abs(this.verdict.change)
         part = f", {abs(last.error) / change:.0%} of the whole change" if change else ""
         said.append(
@@ -54,14 +54,14 @@ def about_curve(this: CurveFit) -> list[str]:
             f"{fit.extrapolation:.2f} decades further; measured: "
             f"{number(last.value)} (off by {last.error:+.3g}, {last.relative_error:+.1%}{part})."
         )
-        outside = [p for p in fit.held_out if not p.inside]
+        outside = [p for p in fit.held_out_sizes if not p.inside]
         if outside:
             side = {p.value > p.high for p in outside}
             where = (
                 "above" if side == {True} else "below" if side == {False} else "on both sides of"
             )
             said.append(
-                f"{len(outside)} of {len(fit.held_out)} held-out points lie {where} the law's "
+                f"{len(outside)} of {len(fit.held_out_sizes)} held-out sizes lie {where} the law's "
                 "interval: the curve bends in a way that the law does not follow."
             )
     if not fit.converged:

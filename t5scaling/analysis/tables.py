@@ -38,11 +38,11 @@ def number(value: float | None) -> str:
 
 
 def size(value: float) -> str:
-    """A size on the x axis: exact if it is a whole number below 10 million, else short."""
-    for unit, step in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if abs(value) >= 10 * step or (abs(value) >= step and value % 1):
-            return f"{value / step:.4g}{unit}"
-    return f"{value:,.0f}" if value == int(value) else f"{value:.6g}"
+    """A size on the x axis: exact if it is a whole number below 10 million, else 4 digits."""
+    if value < 1e7:
+        return f"{value:,.0f}" if value == int(value) else f"{value:.6g}"
+    unit, step = next((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6)) if value >= s)
+    return f"{value / step:.4g}{unit}"
 
 
 def interval(low: float, high: float) -> str:
@@ -113,7 +113,7 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
         for this in members:
             error = "–"
             if this.fit and this.fit.held_out:
-                last = this.fit.held_out[-1]
+                last = this.fit.held_out_sizes[-1]
                 error = f"{last.relative_error:+.1%}, {this.fit.extrapolation:.2f} decades on"
             table.add_row(
                 escape(this.curve.metric),

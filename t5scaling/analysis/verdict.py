@@ -14,9 +14,9 @@ breakthrough; and one of ours, unpredicted, for a clear trend that the law gets 
   translation.
 - NOISY_SHARE: noise above this share of the total change makes a trend noisy.
 - BREAKTHROUGH_SHARE: one step holding more than this share of the total change, of 5 sizes or more.
-- LAW_TOLERANCE: a held-out point is predicted if the law meets it within this relative error, or
-  within twice the noise of a point. Lying in the law's interval is not enough: an interval from few
-  points can be so wide that it holds anything.
+- LAW_TOLERANCE: a held-out size is predicted if the law meets the mean of its points within this
+  relative error, or within twice the noise of a point. Lying in the law's interval is not enough:
+  an interval from few points can be so wide that it holds anything.
 
 In order: trendless if the whole range is below the resolution; nonmonotonic if there is a real rise
 and a real fall; trendless if there is no real change; inverse if the real change is for the worse;
@@ -118,7 +118,7 @@ def judge(
             "breakthrough",
             f"{steps.max() / total:.0%} of the improvement comes in the one step to {at:,.0f}",
         )
-    missed = [p for p in fit.held_out if not _predicted(p, fit)] if fit else []
+    missed = [p for p in fit.held_out_sizes if not _predicted(p, fit)] if fit else []
     if missed:
         worst = max(missed, key=lambda p: abs(p.relative_error))
         optimistic = (worst.error < 0) == lower_is_better
@@ -130,7 +130,7 @@ def judge(
         )
     met = ""
     if fit and fit.held_out:
-        largest = max(abs(p.relative_error) for p in fit.held_out)
+        largest = max(abs(p.relative_error) for p in fit.held_out_sizes)
         met = f"; the law meets the held-out values within {largest:.1%}"
     return verdict("predictable", f"it improves by {total:.3g}; {noise_words}{met}")
 

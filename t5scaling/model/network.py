@@ -11,7 +11,6 @@ H head, D head dimension, J = H*D, M mlp, V vocabulary.
 import functools
 import math
 import operator
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from t5scaling.errors import UserError, nearest
 
@@ -88,40 +86,6 @@ class T5Config:
         if self.dtype not in ("float32", "bfloat16"):
             choice = nearest(str(self.dtype), ("float32", "bfloat16"))
             raise UserError(f"T5Config.dtype is {self.dtype!r}{choice}")
-
-
-@dataclass(frozen=True)
-class Initializer:
-    """Random float32 values of variance `scale` / fan, or `scale` itself without a fan.
-
-    `distribution` is "normal", "truncated_normal" (at two standard deviations) or "uniform".
-    """
-
-    distribution: str
-    fan: str | None = "fan_in"
-    scale: float = 1.0
-
-    def __call__(self, key, shape, dtype=jnp.float32):
-        if self.fan is None:
-            return nn.initializers.normal(math.sqrt(self.scale))(key, shape, dtype)
-        draw = nn.initializers.variance_scaling(self.scale, self.fan, self.distribution)
-        return draw(key, shape, dtype)
-
-
-class Parameter(nn.LogicallyPartitioned):
-    """A parameter with its logical axis names and the initializer it came from."""
-
-    init: Initializer | None = struct.field(default=None, pytree_node=False)
-
-
-def _annotated(init, axes):
-    """Linen initializer whose result knows its `axes` and `init` (None: all ones)."""
-
-    def draw(key, shape):
-        value = jnp.ones(shape, jnp.float32) if init is None else init(key, shape)
-        return Parameter(value, names=axes, init=init)
-
-    return draw
 
 
 class DecoderCache(NamedTuple):
@@ -194,19 +158,45 @@ _matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 class Dense(nn.Module):
-    """Linear map without bias; `axes` are the kernel's logical axis names."""
+    """Linear map without bias; `axes` are the kernel's logical axis names.
+
+    The kernel is drawn with variance `scale` / fan_in.
+    """
 
     features: int
     axes: tuple[str, str]
-    initializer: Initializer
     dtype: str
+    scale: float = 1.0
+    distribution: str = "truncated_normal"
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param(
-            "kernel", _annotated(self.initializer, self.axes), (x.shape[-1], self.features)
-        )
+        init = nn.initializers.variance_scaling(self.scale, "fan_in", self.distribution)
+        init = nn.with_logical_partitioning(init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
         return _matmul(x.astype(self.dtype), kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _for_each_row(bias_HxTxS, batch):
+    """Repeats a bias along a new batch axis.
+
+    Its gradient, a sum over the batch, is taken as a product with ones: the CPU compiler's
+    reduction over a leading axis is six times slower.
+    """
+    return jnp.broadcast_to(bias_HxTxS, (batch, *bias_HxTxS.shape))
+
+
+def _for_each_row_fwd(bias_HxTxS, batch):
+    return _for_each_row(bias_HxTxS, batch), None
+
+
+def _for_each_row_bwd(batch, _, grad_BxHxTxS):
+    ones = jnp.ones(batch, grad_BxHxTxS.dtype)
+    return (jnp.tensordot(ones, grad_BxHxTxS, 1, precision=jax.lax.Precision.HIGHEST),)
+
+
+_for_each_row.defvjp(_for_each_row_fwd, _for_each_row_bwd)
 
 
 class RelativePositionBias(nn.Module):
@@ -216,7 +206,8 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     def setup(self):
-        init = _annotated(Initializer("uniform", "fan_avg"), ("heads", "relpos_buckets"))
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        init = nn.with_logical_partitioning(init, ("heads", "relpos_buckets"))
         shape = (self.config.num_heads, RELPOS_BUCKETS)
         self.rel_embedding = self.param("rel_embedding", init, shape)
 
@@ -242,7 +233,7 @@ class Attention(nn.Module):
         joined = cfg.num_heads * cfg.head_dim
 
         def projection(features, axes, scale=1.0):
-            return Dense(features, axes, Initializer("normal", scale=scale), cfg.dtype)
+            return Dense(features, axes, cfg.dtype, scale=scale, distribution="normal")
 
         self.query = projection(joined, ("embed", "joined_kv"), scale=1.0 / cfg.head_dim)
         self.key = projection(joined, ("embed", "joined_kv"))
@@ -285,7 +276,7 @@ class Mlp(nn.Module):
         cfg = self.config
 
         def dense(features, axes, name):
-            return Dense(features, axes, Initializer("truncated_normal"), cfg.dtype, name=name)
+            return Dense(features, axes, cfg.dtype, name=name)
 
         branches = []
         for i, activation in enumerate(cfg.mlp_activations):
@@ -309,7 +300,8 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxTxE):
-        scale_E = self.param("scale", _annotated(None, ("embed",)), x_BxTxE.shape[-1:])
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale_E = self.param("scale", init, x_BxTxE.shape[-1:])
         x_BxTxE = x_BxTxE.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x_BxTxE), axis=-1, keepdims=True)
         return (x_BxTxE * jax.lax.rsqrt(mean_square + 1e-6) * scale_E).astype(self.dtype)
@@ -393,8 +385,8 @@ class Encoder(nn.Module):
         self.final_dropout = nn.Dropout(cfg.dropout_rate)
 
     def __call__(self, x_BxTxE, mask_bias, *, deterministic):
-        length = x_BxTxE.shape[1]
-        bias = self.relpos_bias(length, length) + mask_bias
+        batch, length, _ = x_BxTxE.shape
+        bias = _for_each_row(self.relpos_bias(length, length), batch) + mask_bias
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
         for layer in self.layers:
             x_BxTxE = layer(x_BxTxE, bias, deterministic=deterministic)
@@ -411,12 +403,11 @@ class Decoder(nn.Module):
         self.decoder_norm = Norm(cfg.dtype)
         self.dropout = _dropout(cfg)
         if not cfg.logits_via_embedding:
-            init = Initializer("truncated_normal")
-            self.logits_dense = Dense(cfg.vocab_size, ("embed", "vocab"), init, "float32")
+            self.logits_dense = Dense(cfg.vocab_size, ("embed", "vocab"), "float32")
 
     def __call__(self, x_BxTxE, encoded_BxSxE, mask_bias, cross_bias, *, deterministic):
-        length = x_BxTxE.shape[1]
-        self_bias = self.relpos_bias(length, length) + mask_bias
+        batch, length, _ = x_BxTxE.shape
+        self_bias = _for_each_row(self.relpos_bias(length, length), batch) + mask_bias
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
         for layer in self.layers:
             x_BxTxE = layer(
@@ -460,7 +451,7 @@ class TokenEmbedder(nn.Module):
 
     def setup(self):
         cfg = self.config
-        init = _annotated(Initializer("normal", fan=None), ("vocab", "embed"))
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
 
     def __call__(self, tokens_BxT):
@@ -595,48 +586,30 @@ class Transformer(nn.Module):
         return self.logits(x_BxKxE), cache
 
 
-def _annotated_shapes(config):
-    """The tree of parameters with, for leaves, `Parameter`s of shapes without values."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    model = Transformer(config)
-    return jax.eval_shape(lambda t: model.init(jax.random.key(0), t, t)["params"], tokens)
+def _init_boxed(config, rng):
+    tokens = jnp.ones((1, 1), jnp.int32)
+    return Transformer(config).init(rng, tokens, tokens)["params"]
 
 
-def _is_parameter(leaf):
-    return isinstance(leaf, Parameter)
+def _boxed_shapes(config):
+    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
-    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo.
-
-    Parameters of one shape and distribution are drawn together, each from a key of its own:
-    drawn one by one, the random number generators would take longer to compile than all the rest.
-    """
-    leaves, tree = jax.tree.flatten(_annotated_shapes(config), is_leaf=_is_parameter)
-    groups = defaultdict(list)
-    for i, leaf in enumerate(leaves):
-        groups[leaf.init, leaf.value.shape].append(i)
-    keys = jax.random.split(rng, len(leaves))
-    values = [None] * len(leaves)
-    for (init, shape), members in groups.items():
-        if init is None:
-            drawn = [jnp.ones(shape, jnp.float32)] * len(members)
-        else:
-            drawn = jax.vmap(functools.partial(init, shape=shape))(keys[np.array(members)])
-        for i, value in zip(members, drawn, strict=True):
-            values[i] = value
-    return tree.unflatten(values)
+    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo."""
+    return nn.unbox(_init_boxed(config, rng))
 
 
 def param_logical_axes(config: T5Config) -> dict[str, Any]:
     """The tree of `init_params` with, for leaves, tuples of axis names, e.g. ("embed", "mlp")."""
-    return jax.tree.map(lambda p: p.names, _annotated_shapes(config), is_leaf=_is_parameter)
+    boxed = _boxed_shapes(config)
+    return jax.tree.map(lambda p: p.names, boxed, is_leaf=lambda p: isinstance(p, nn.Partitioned))
 
 
 def count_parameters(config: T5Config) -> int:
     """Number of parameters, without allocating any."""
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(_annotated_shapes(config)))
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(_boxed_shapes(config)))
 
 
 def model_flops(config: T5Config, input_len: int, target_len: int) -> float:
