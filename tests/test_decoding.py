@@ -59,9 +59,21 @@ def setting():
 
 
 @functools.cache
-def _params(config):
-    # Of the rows of _inputs(), greedy decoding ends eight after 1 to 6 tokens and four not at all.
-    return init_params(config, jax.random.key(0))
+def _params(config, seed=5):
+    """Random parameters from NumPy: cheaper than compiling `init_params`, and fixed for good.
+
+    With this seed greedy decoding of `_inputs()` ends seven rows, after 4 to 10 tokens.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        values = rng.normal(size=shape.shape).astype(np.float32)
+        if path[-1].key == "scale":
+            return 1.0 + 0.1 * values
+        return values if path[-1].key == "embedding" else values / math.sqrt(shape.shape[0])
+
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    return jax.tree.map_with_path(draw, shapes)
 
 
 def test_greedy_is_the_uncached_argmax_step_by_step(setting):
@@ -174,7 +186,7 @@ def test_beam_search_against_python_lists(setting, beam_size, alpha):
             padded = expected + [0] * (LENGTH - len(expected))
             np.testing.assert_array_equal(tokens[row, slot], padded)
             assert scores[row, slot] == pytest.approx(score, rel=1e-4)
-    assert 0 < finished_rows
+    assert finished_rows > 0
 
 
 def test_beam_search_stops_when_nothing_can_improve(setting):

@@ -25,7 +25,7 @@ from t5scaling.training import checkpoint, run_directory, sharding, step, tracke
 
 # Rows are padded to one of these fractions of the feature lengths: short sentences cost little,
 # and the number of compilations stays small.
-BUCKETS = (0.25, 0.5, 1.0)
+BUCKETS = (0.125, 0.25, 0.5, 1.0)
 
 Metric = Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
 

@@ -44,7 +44,7 @@ def peak_flops_per_s() -> float:
     return _measured_flops_per_s() * (1 if kind == "cpu" else jax.device_count())
 
 
-def _measured_flops_per_s(size: int = 1024, repeats: int = 5) -> float:
+def _measured_flops_per_s(size: int = 1024, repeats: int = 10) -> float:
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
@@ -63,6 +63,7 @@ class Clock:
         self._log = log
         self._flops_per_step = flops_per_step
         self._positions_per_step = positions_per_step
+        self._peak_flops_per_s = peak_flops_per_s()  # now, while the device has nothing to do
         self._since: tuple[int, float] | None = None  # (step, time) of the line before
 
     def start(self, step: int) -> None:
@@ -80,6 +81,6 @@ class Clock:
             line["positions_per_s"] = steps * self._positions_per_step / seconds
             line["target_tokens_per_s"] = tokens / seconds
             line["model_tflops_per_s"] = flops_per_s / 1e12
-            line["mfu"] = flops_per_s / peak_flops_per_s()
+            line["mfu"] = flops_per_s / self._peak_flops_per_s
         self._since = (step, now)
         self._log.timing(line)
