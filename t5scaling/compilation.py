@@ -21,5 +21,6 @@ def prepare(cache_dir: str | None = None) -> str:
     )
     jax.config.update("jax_compilation_cache_dir", cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save at INFO
+    # Orbax logs each save, and each error with a traceback that it then raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     return cache_dir

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from t5scaling.errors import UserError
+from t5scaling.model.layers import matmul, relative_position_bucket, repeat_over_batch
 from t5scaling.model.loss import cross_entropy, log_likelihood
 from t5scaling.model.network import (
     T5Config,
@@ -17,7 +18,6 @@ from t5scaling.model.network import (
     init_params,
     model_flops,
     param_logical_axes,
-    relative_position_bucket,
 )
 
 T5_1_1 = T5Config(
@@ -265,9 +265,32 @@ def test_bfloat16_is_close_to_float32(both):
     weights = np.ones_like(targets)
     losses = [float(cross_entropy(x, targets, weights)[0]) for x in (exact, rounded)]
     assert losses[1] == pytest.approx(losses[0], rel=0.005)
-    total = lambda params: jnp.sum(_logits(low, params, inputs, _shift_right(targets)))
-    grads = jax.eval_shape(jax.grad(total), params)
-    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+def test_hand_written_gradients_equal_the_derived_ones():
+    rng = np.random.default_rng(0)
+    x, kernel, weight = (
+        rng.normal(size=s).astype(np.float32) for s in ((3, 5, 8), (8, 6), (3, 5, 6))
+    )
+    hand = jax.grad(lambda x, k: jnp.sum(weight * matmul(x, k) ** 2), (0, 1))(x, kernel)
+    derived = jax.grad(lambda x, k: jnp.sum(weight * jnp.dot(x, k) ** 2), (0, 1))(x, kernel)
+    for ours, theirs in zip(hand, derived, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    bias = weight[..., 0]  # repeated over a batch of 4 and weighted differently in each row
+    rows = np.arange(1.0, 5.0, dtype=np.float32)[:, None, None, None]
+    hand = jax.grad(lambda b: jnp.sum(rows * repeat_over_batch(b[None], 4) ** 2))(bias)
+    np.testing.assert_allclose(hand, 2 * rows.sum() * bias, rtol=1e-6)
+
+
+def test_kernel_gradients_of_bfloat16_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(64, 100, n)), jnp.bfloat16) for n in (8, 6))
+    kernel = jnp.zeros((8, 6))
+    dkernel = jax.vjp(matmul, x, kernel)[1](dy)[1]
+    exact = np.einsum("bti,bto->io", np.asarray(x, np.float64), np.asarray(dy, np.float64))
+    assert dkernel.dtype == jnp.float32
+    np.testing.assert_allclose(dkernel, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 def test_dropout_depends_on_its_key_alone(both):

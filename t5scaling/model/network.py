@@ -11,7 +11,7 @@ H head, D head dimension, J = H*D, M mlp, V vocabulary.
 import functools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,26 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5scaling.errors import UserError, nearest
-
-RELPOS_BUCKETS = 32
-RELPOS_MAX_DISTANCE = 128  # tokens; further keys share the last bucket
-MASKED = -1e10  # finite, so a row whose keys are all masked stays free of NaN
-
-ACTIVATIONS = {
-    "linear": lambda x: x,
-    "relu": nn.relu,
-    "gelu": nn.gelu,  # the tanh approximation
-    "silu": nn.silu,
-    "swish": nn.swish,
-}
-_SIZES = (
-    "vocab_size",
-    "emb_dim",
-    "num_heads",
-    "head_dim",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "mlp_dim",
+from t5scaling.model.layers import (
+    ACTIVATIONS,
+    RELPOS_BUCKETS,
+    Dense,
+    Norm,
+    mask_bias,
+    matmul,
+    relative_position_bucket,
+    repeat_over_batch,
 )
 
 
@@ -66,7 +55,7 @@ class T5Config:
     def __post_init__(self):
         # A list would make the configuration, and so the module, unhashable.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in _SIZES:
+        for name in (f.name for f in fields(self) if f.type is int):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise UserError(f"T5Config.{name} is {size!r}; expected a whole number >= 1")
@@ -102,101 +91,6 @@ class DecoderContext(NamedTuple):
     cross_values: tuple[jax.Array, ...]  # per decoder layer, (B, S, H, D)
     cross_bias: jax.Array  # (B, 1, 1, S) float32: 0 at real inputs, MASKED at padding
     relpos_diagonals: jax.Array  # (H, 2L-1) float32
-
-
-def _mask_bias(allowed):
-    """(B, T or 1, S) bool -> (B, 1, T or 1, S) float32: 0 where allowed, MASKED elsewhere."""
-    return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
-
-
-def relative_position_bucket(distance, *, bidirectional):
-    """Bucket of each `distance` = key position - query position (tokens), Raffel et al. sec. 2.1.
-
-    Half of the buckets hold one distance each, the others grow logarithmically up to
-    RELPOS_MAX_DISTANCE. Computed by NumPy: an accelerator's logarithm may round a distance at a
-    bucket's edge (16, 32, ...) into the neighbouring bucket.
-    """
-    distance = np.asarray(distance, np.int32)
-    buckets, offset = RELPOS_BUCKETS, np.zeros_like(distance)
-    if bidirectional:
-        buckets //= 2
-        offset = np.where(distance > 0, buckets, 0)
-        steps = np.abs(distance)
-    else:
-        steps = np.maximum(-distance, 0)
-    exact = buckets // 2
-    ratio = np.maximum(steps, 1).astype(np.float32) / exact + np.finfo(np.float32).eps
-    growth = np.log(ratio) / math.log(RELPOS_MAX_DISTANCE / exact) * (buckets - exact)
-    coarse = np.minimum(exact + growth.astype(np.int32), buckets - 1)
-    return (offset + np.where(steps < exact, steps, coarse)).astype(np.int32)
-
-
-@jax.custom_vjp
-def _matmul(x, kernel):
-    """(..., I), (I, O) float32 -> (..., O) in x's dtype.
-
-    The gradient of the kernel is written by hand. The transposed one that JAX derives,
-    (dy^T x)^T, makes the CPU compiler copy dy transposed, a copy of all logits for the output
-    matrix; and in bfloat16 it would round the sum over positions.
-    """
-    return jnp.dot(x, kernel.astype(x.dtype))
-
-
-def _matmul_fwd(x, kernel):
-    return _matmul(x, kernel), (x, kernel)
-
-
-def _matmul_bwd(residuals, dy):
-    x, kernel = residuals
-    dx = jax.lax.dot_general(dy, kernel.astype(dy.dtype), (((dy.ndim - 1,), (1,)), ((), ())))
-    positions = tuple(range(x.ndim - 1))
-    contract = ((positions, positions), ((), ()))
-    return dx, jax.lax.dot_general(x, dy, contract, preferred_element_type=jnp.float32)
-
-
-_matmul.defvjp(_matmul_fwd, _matmul_bwd)
-
-
-class Dense(nn.Module):
-    """Linear map without bias; `axes` are the kernel's logical axis names.
-
-    The kernel is drawn with variance `scale` / fan_in.
-    """
-
-    features: int
-    axes: tuple[str, str]
-    dtype: str
-    scale: float = 1.0
-    distribution: str = "truncated_normal"
-
-    @nn.compact
-    def __call__(self, x):
-        init = nn.initializers.variance_scaling(self.scale, "fan_in", self.distribution)
-        init = nn.with_logical_partitioning(init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        return _matmul(x.astype(self.dtype), kernel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _for_each_row(bias_HxTxS, batch):
-    """Repeats a bias along a new batch axis.
-
-    Its gradient, a sum over the batch, is taken as a product with ones: the CPU compiler's
-    reduction over a leading axis is six times slower.
-    """
-    return jnp.broadcast_to(bias_HxTxS, (batch, *bias_HxTxS.shape))
-
-
-def _for_each_row_fwd(bias_HxTxS, batch):
-    return _for_each_row(bias_HxTxS, batch), None
-
-
-def _for_each_row_bwd(batch, _, grad_BxHxTxS):
-    ones = jnp.ones(batch, grad_BxHxTxS.dtype)
-    return (jnp.tensordot(ones, grad_BxHxTxS, 1, precision=jax.lax.Precision.HIGHEST),)
-
-
-_for_each_row.defvjp(_for_each_row_fwd, _for_each_row_bwd)
 
 
 class RelativePositionBias(nn.Module):
@@ -293,20 +187,6 @@ def _dropout(config):
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
-class Norm(nn.Module):
-    """Root mean square norm without mean or bias, in float32, returned in the activation dtype."""
-
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x_BxTxE):
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale_E = self.param("scale", init, x_BxTxE.shape[-1:])
-        x_BxTxE = x_BxTxE.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x_BxTxE), axis=-1, keepdims=True)
-        return (x_BxTxE * jax.lax.rsqrt(mean_square + 1e-6) * scale_E).astype(self.dtype)
-
-
 class EncoderLayer(nn.Module):
     config: T5Config
 
@@ -386,7 +266,7 @@ class Encoder(nn.Module):
 
     def __call__(self, x_BxTxE, mask_bias, *, deterministic):
         batch, length, _ = x_BxTxE.shape
-        bias = _for_each_row(self.relpos_bias(length, length), batch) + mask_bias
+        bias = repeat_over_batch(self.relpos_bias(length, length), batch) + mask_bias
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
         for layer in self.layers:
             x_BxTxE = layer(x_BxTxE, bias, deterministic=deterministic)
@@ -407,7 +287,7 @@ class Decoder(nn.Module):
 
     def __call__(self, x_BxTxE, encoded_BxSxE, mask_bias, cross_bias, *, deterministic):
         batch, length, _ = x_BxTxE.shape
-        self_bias = _for_each_row(self.relpos_bias(length, length), batch) + mask_bias
+        self_bias = repeat_over_batch(self.relpos_bias(length, length), batch) + mask_bias
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
         for layer in self.layers:
             x_BxTxE = layer(
@@ -426,7 +306,7 @@ class Decoder(nn.Module):
         row_HxL = jax.lax.dynamic_slice_in_dim(
             context.relpos_diagonals, length - 1 - index, length, axis=1
         )
-        self_bias = row_HxL[None, :, None] + _mask_bias((jnp.arange(length) <= index)[None, None])
+        self_bias = row_HxL[None, :, None] + mask_bias((jnp.arange(length) <= index)[None, None])
         written = []
         for i, layer in enumerate(self.layers):
             x_BxKxE, layer_cache = layer.step(
@@ -458,7 +338,7 @@ class TokenEmbedder(nn.Module):
         return self.embedding[tokens_BxT].astype(self.config.dtype)
 
     def attend(self, x_BxTxE):
-        logits_BxTxV = _matmul(x_BxTxE.astype(jnp.float32), self.embedding.T)
+        logits_BxTxV = matmul(x_BxTxE.astype(jnp.float32), self.embedding.T)
         return logits_BxTxV / math.sqrt(self.config.emb_dim)
 
 
@@ -487,7 +367,6 @@ class Transformer(nn.Module):
         deterministic=True,
     ):
         """(B, S), (B, T) -> logits (B, T, V) float32. Dropout needs an rng named "dropout"."""
-        segments = (encoder_segment_ids, decoder_segment_ids)
         encoded = self.encode(
             encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
         )
@@ -495,7 +374,8 @@ class Transformer(nn.Module):
             encoded,
             encoder_input_tokens,
             decoder_input_tokens,
-            *segments,
+            encoder_segment_ids,
+            decoder_segment_ids,
             deterministic=deterministic,
         )
 
@@ -507,7 +387,7 @@ class Transformer(nn.Module):
             allowed = encoder_segment_ids[:, :, None] == encoder_segment_ids[:, None]
         return self.encoder(
             self.token_embedder(encoder_input_tokens),
-            _mask_bias(allowed),
+            mask_bias(allowed),
             deterministic=deterministic,
         )
 
@@ -556,8 +436,8 @@ class Transformer(nn.Module):
         return self.decoder(
             self.token_embedder(decoder_input_tokens),
             encoded_BxSxE,
-            _mask_bias(causal),
-            _mask_bias(cross),
+            mask_bias(causal),
+            mask_bias(cross),
             deterministic=deterministic,
         )
 
@@ -571,7 +451,7 @@ class Transformer(nn.Module):
         """Encodes (B, S) and returns (DecoderContext, empty DecoderCache of max_decode_len)."""
         cfg = self.config
         encoded_BxSxE = self.encode(encoder_input_tokens)
-        cross_bias = _mask_bias((encoder_input_tokens > 0)[:, None])
+        cross_bias = mask_bias((encoder_input_tokens > 0)[:, None])
         context = self.decoder.context(encoded_BxSxE, cross_bias, max_decode_len)
         shape = (len(encoder_input_tokens), beams, max_decode_len, cfg.num_heads, cfg.head_dim)
         empty = (jnp.zeros(shape, cfg.dtype),) * cfg.num_decoder_layers

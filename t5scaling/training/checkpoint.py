@@ -1,6 +1,7 @@
 """Checkpoints of a run with Orbax, and where a run starts from."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,10 @@ class Checkpoints:
         there already. Raises UserError if the disk is full; earlier checkpoints stay whole."""
         if step in self._manager.all_steps():
             return
+        self.wait()  # the one before still takes its room
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if os.path.isdir(self.directory) and shutil.disk_usage(self.directory).free < needed:
+            raise _disk_full(self.directory)
         with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.StandardSave(state))
 
@@ -138,10 +143,14 @@ class _disk_errors:
         if error is not None and not isinstance(error, UserError):
             text = str(error)
             if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "ENOSPC" in text:
-                raise UserError(
-                    f"disk full while saving to {self._directory}; free some space and run the "
-                    "same command again: it goes on from the last whole checkpoint"
-                ) from error
+                raise _disk_full(self._directory) from error
+
+
+def _disk_full(directory: Any) -> UserError:
+    return UserError(
+        f"disk full while saving to {directory}; free some space and run the same command again: "
+        "it goes on from the last whole checkpoint"
+    )
 
 
 def _wrong_shape(error: Exception) -> bool:
