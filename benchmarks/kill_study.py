@@ -66,7 +66,9 @@ def main() -> int:
         names = ["results.csv", *(str(p.relative_to(alone)) for p in alone.glob("runs/**/*.jsonl"))]
         names = [name for name in names if not name.endswith("timing.jsonl")]
         different = [n for n in names if (alone / n).read_bytes() != (killed / n).read_bytes()]
-        print(f"left alone {alone_s:.0f} s; last launch after {arguments.kills} kills {last_s:.0f} s")
+        print(
+            f"left alone {alone_s:.0f} s; last launch after {arguments.kills} kills {last_s:.0f} s"
+        )
         print(f"{len(names) - len(different)} of {len(names)} files equal byte for byte")
         for name in different:
             print(f"  differs: {name}")

@@ -78,7 +78,7 @@ class T5Config:
 
 
 class DecoderCache(NamedTuple):
-    """What grows while decoding: one array per decoder layer, (B, K, L, H, D), activation dtype."""
+    """What grows while decoding: one array per decoder layer, (B, K, H, L, D), activation dtype."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
@@ -87,8 +87,8 @@ class DecoderCache(NamedTuple):
 class DecoderContext(NamedTuple):
     """What stays fixed while decoding a batch; computed once, shared by the beams of an example."""
 
-    cross_keys: tuple[jax.Array, ...]  # per decoder layer, (B, S, H, D)
-    cross_values: tuple[jax.Array, ...]  # per decoder layer, (B, S, H, D)
+    cross_keys: tuple[jax.Array, ...]  # per decoder layer, (B, H, S, D)
+    cross_values: tuple[jax.Array, ...]  # per decoder layer, (B, H, S, D)
     cross_bias: jax.Array  # (B, 1, 1, S) float32: 0 at real inputs, MASKED at padding
     relpos_diagonals: jax.Array  # (H, 2L-1) float32
 
@@ -138,25 +138,28 @@ class Attention(nn.Module):
         return x_BxTxJ.reshape(*x_BxTxJ.shape[:-1], self.config.num_heads, self.config.head_dim)
 
     def keys_values(self, x_BxSxE):
-        return self._split_heads(self.key(x_BxSxE)), self._split_heads(self.value(x_BxSxE))
+        """(B, H, S, D) each: a head's positions side by side, as the products over them want."""
+        k_BxSxHxD = self._split_heads(self.key(x_BxSxE))
+        v_BxSxHxD = self._split_heads(self.value(x_BxSxE))
+        return k_BxSxHxD.swapaxes(1, 2), v_BxSxHxD.swapaxes(1, 2)
 
-    def __call__(self, x_BxTxE, k_BxSxHxD, v_BxSxHxD, bias, *, deterministic):
+    def __call__(self, x_BxTxE, k_BxHxSxD, v_BxHxSxD, bias, *, deterministic):
         """Attends from x to (k, v); `bias` broadcasts to (B, H, T, S) float32. -> (B, T, E)."""
         q_BxTxHxD = self._split_heads(self.query(x_BxTxE))
         logits_BxHxTxS = jnp.einsum(
-            "BTHD,BSHD->BHTS", q_BxTxHxD, k_BxSxHxD, preferred_element_type=jnp.float32
+            "BTHD,BHSD->BHTS", q_BxTxHxD, k_BxHxSxD, preferred_element_type=jnp.float32
         )
         weights_BxHxTxS = jax.nn.softmax(logits_BxHxTxS + bias).astype(self.config.dtype)
         rate = self.config.dropout_rate
         if not deterministic and rate > 0.0:
             # T5 drops a key for all queries of a head at once. Dropping the value instead of the
             # weight is the same product with T/D times fewer multiplications.
-            batch, keys, heads, _ = v_BxSxHxD.shape
+            batch, heads, keys, _ = v_BxHxSxD.shape
             keep = jax.random.bernoulli(
-                self.make_rng("dropout"), 1.0 - rate, (batch, keys, heads, 1)
+                self.make_rng("dropout"), 1.0 - rate, (batch, heads, keys, 1)
             )
-            v_BxSxHxD = jnp.where(keep, v_BxSxHxD / (1.0 - rate), 0.0).astype(v_BxSxHxD.dtype)
-        o_BxTxHxD = jnp.einsum("BHTS,BSHD->BTHD", weights_BxHxTxS, v_BxSxHxD)
+            v_BxHxSxD = jnp.where(keep, v_BxHxSxD / (1.0 - rate), 0.0).astype(v_BxHxSxD.dtype)
+        o_BxTxHxD = jnp.einsum("BHTS,BHSD->BTHD", weights_BxHxTxS, v_BxHxSxD)
         return self.out(o_BxTxHxD.reshape(*o_BxTxHxD.shape[:-2], -1))
 
 
@@ -231,8 +234,10 @@ class DecoderLayer(nn.Module):
         h_BxKxE = self.pre_self_attention_layer_norm(x_BxKxE)
         new = self.self_attention.keys_values(h_BxKxE)
         cache = tuple(
-            jax.lax.dynamic_update_slice(c_BxKxLxHxD, n_BxKxHxD[:, :, None], (0, 0, index, 0, 0))
-            for c_BxKxLxHxD, n_BxKxHxD in zip(cache, new, strict=True)
+            jax.lax.dynamic_update_slice(
+                c_BxKxHxLxD, n_BxHxKxD.swapaxes(1, 2)[..., None, :], (0, 0, 0, index, 0)
+            )
+            for c_BxKxHxLxD, n_BxHxKxD in zip(cache, new, strict=True)
         )
         # Every beam has keys of its own, so beams join the batch; across, they are the queries.
         k, v = (c.reshape(batch * beams, *c.shape[2:]) for c in cache)
@@ -301,7 +306,7 @@ class Decoder(nn.Module):
         return DecoderContext(keys, values, cross_bias, diagonals)
 
     def step(self, x_BxKxE, cache, index, context):
-        length = cache.keys[0].shape[2]
+        length = cache.keys[0].shape[3]
         # Row `index` of the (L, L) bias: distances -index ... L-1-index.
         row_HxL = jax.lax.dynamic_slice_in_dim(
             context.relpos_diagonals, length - 1 - index, length, axis=1
@@ -453,7 +458,7 @@ class Transformer(nn.Module):
         encoded_BxSxE = self.encode(encoder_input_tokens)
         cross_bias = mask_bias((encoder_input_tokens > 0)[:, None])
         context = self.decoder.context(encoded_BxSxE, cross_bias, max_decode_len)
-        shape = (len(encoder_input_tokens), beams, max_decode_len, cfg.num_heads, cfg.head_dim)
+        shape = (len(encoder_input_tokens), beams, cfg.num_heads, max_decode_len, cfg.head_dim)
         empty = (jnp.zeros(shape, cfg.dtype),) * cfg.num_decoder_layers
         return context, DecoderCache(empty, empty)
 
