@@ -1,4 +1,4 @@
-"""What has to be settled before JAX starts: its compilation cache, memory allocation, quiet logs."""
+"""What has to be settled before JAX starts: compilation cache, memory allocation, quiet logs."""
 
 import ctypes
 import logging

@@ -100,7 +100,7 @@ def test_fits_file(study):
     assert len(by_curve) == 6
     falling = by_curve["cross_entropy", 1_000]
     assert falling["law"] == "power"
-    assert falling["verdict"]["word"] == "predictable"
+    assert falling["verdict"]["word"] == "unpredicted"
     assert falling["baseline"] == pytest.approx(CROSS_ENTROPY[1_000][0] + 0.03)
     assert [p["x"] for p in falling["points"]] == list(SIZES[1:])
     assert [p["held_out"] for p in falling["points"]] == [False] * 4 + [True] * 2

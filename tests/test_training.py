@@ -104,11 +104,11 @@ def test_own_checkpoint_before_the_given_one(reference, mini_root, tmp_path):
         train_steps=8,
         progress=lambda done, *_: starts.append(done),
     )
-    assert [done for done in starts if done][0] == 7
+    assert next(done for done in starts if done) == 7
     for path in (folder / "checkpoints").iterdir():
         damage(path)
     (folder / "DONE").unlink()
-    with pytest.raises(UserError, match="none of the checkpoints .* can be read"):
+    with pytest.raises(UserError, match=r"none of the checkpoints .* can be read"):
         mini.train(folder, mini_root, initial_checkpoint_path=pretrained, train_steps=8)
 
 
@@ -128,7 +128,7 @@ def test_starts_from_the_given_parameters_with_a_fresh_optimizer(reference, tmp_
 
 
 def test_missing_or_foreign_initial_checkpoint_is_one_line(reference, mini_root, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint at .*; there: .*checkpoint_12"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*; there: .*checkpoint_12"):
         wrong = str(reference / "checkpoints/checkpoint_99")
         mini.train(tmp_path / "a", mini_root, initial_checkpoint_path=wrong)
     import dataclasses
@@ -181,7 +181,7 @@ def test_full_disk_keeps_the_checkpoint_before(reference, mini_root, tmp_path, m
         return save(self, at, *args, **kwargs)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(UserError, match="disk full .* the same command again"):
+    with pytest.raises(UserError, match=r"disk full .* the same command again"):
         mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
     monkeypatch.undo()
     mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))

@@ -20,8 +20,11 @@ def verdict(y, metric, x=X):
 @pytest.mark.parametrize(
     ("word", "metric", "y"),
     [
-        ("predictable", "cross_entropy", [6.46, 6.40, 6.24, 6.02, 5.69, 5.34]),
-        ("predictable", "cross_entropy", [6.11, 6.06, 5.95, 5.76, 5.47, 5.16]),
+        ("predictable", "cross_entropy", [6.46, 6.11, 5.84, 5.64, 5.49, 5.37]),
+        # A real curve that falls faster and faster: the law comes within 7 % of its values, and
+        # yet misses a third of what there was to predict.
+        ("unpredicted", "cross_entropy", [6.46, 6.40, 6.24, 6.02, 5.69, 5.34]),
+        ("unpredicted", "cross_entropy", [6.11, 6.06, 5.95, 5.76, 5.47, 5.16]),
         ("trendless", "bleu", [0.04, 0.11, 0.07, 0.18, 0.05, 0.13]),
         ("trendless", "bleu", [0.04, 0.06, 0.09, 0.12, 0.15, 0.18]),
         ("trendless", "chrf", [5.1, 3.2, 9.8, 6.0, 7.5, 4.4]),

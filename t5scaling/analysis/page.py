@@ -299,7 +299,8 @@ def _method() -> str:
         "Verdict thresholds are ours, the paper gives none: a change counts if noise alone makes "
         f"one as large in fewer than 5 of 100 cases; noise above {NOISY_SHARE:.0%} of the change "
         f"is noisy; one step with more than {BREAKTHROUGH_SHARE:.0%} of it is a breakthrough; a "
-        f"law must meet held-out points within {LAW_TOLERANCE:.0%} or twice the noise.",
+        f"law must meet held-out points within {LAW_TOLERANCE:.0%} of the total change, or within "
+        "twice the noise.",
         "A fitted curve is not a cause: other data, learning rates, steps or seeds can move it.",
     ]
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
