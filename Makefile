@@ -24,7 +24,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info[:2] >= (3, 11) or sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	@touch $@
 
 clean:

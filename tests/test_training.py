@@ -10,6 +10,7 @@ import pytest
 
 from t5scaling.data.examples import find_examples
 from t5scaling.errors import Stopped, UserError
+from t5scaling.evaluation import evaluate
 from t5scaling.training import checkpoint, loop, optimizer, state, step, tracker
 from tests import mini
 
@@ -186,6 +187,19 @@ def test_full_disk_keeps_the_checkpoint_before(reference, mini_root, tmp_path, m
     monkeypatch.undo()
     mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
     assert mini.same(mini.parameters(tmp_path / "run", 12), mini.parameters(reference, 12))
+
+
+def test_a_signal_during_the_last_evaluation_stops_what_would_follow(mini_root, tmp_path):
+    evaluation = evaluate.Evaluation(mini.VALIDATION, mini_root, batch_size=8)
+
+    def stop(done, total, note):
+        if note == "validation cross-entropy":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="is done"):
+        mini.train(tmp_path, mini_root, train_steps=2, evaluators=(evaluation,), progress=stop)
+    assert (tmp_path / "DONE").exists()
+    assert mini.lines(tmp_path)[-1]["split"] == "validation"
 
 
 def test_token_counter_counts_past_int32():

@@ -146,8 +146,8 @@ def train(
                 "examples_seen": step_then * batch_size,
             }
             log.metrics(line)
-            clock.write(step_then, tokens)
-            progress(step_then, train_steps, f"loss {line['loss']:.3f}")
+            speed = clock.write(step_then, tokens)
+            progress(step_then, train_steps, f"loss {line['loss']:.3f}{speed}")
 
         def evaluate(step_now: int) -> None:
             for evaluator in evaluators:
@@ -226,7 +226,9 @@ def train(
         evaluate(train_steps)
         clock.write(train_steps)
         progress(train_steps, train_steps, "")
-    run_directory.finish(model_dir, train_steps)
+        run_directory.finish(model_dir, train_steps)
+        if stop.signal_number:  # it came during the last evaluation; what follows must not start
+            raise Stopped(stop.signal_number, f"stopped; {model_dir} is done")
 
 
 def start_state(

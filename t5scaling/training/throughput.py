@@ -70,8 +70,11 @@ class Clock:
         """The first step, with its compilation, is done: speed is measured from here."""
         self._since = (step, time.monotonic())
 
-    def write(self, step: int, tokens: float = 0.0) -> None:
-        """Writes the line of `step`; `tokens` are the target tokens since the line before."""
+    def write(self, step: int, tokens: float = 0.0) -> str:
+        """Writes the line of `step`; `tokens` are the target tokens since the line before.
+
+        Returns the speed in words, for the progress bar.
+        """
         wall = self._log.wall_s()
         line = {"step": step, "wall_s": wall, "device_s": wall * jax.device_count()}
         now = time.monotonic()
@@ -84,3 +87,6 @@ class Clock:
             line["mfu"] = flops_per_s / self._peak_flops_per_s
         self._since = (step, now)
         self._log.timing(line)
+        if "mfu" not in line:
+            return ""
+        return f", {line['target_tokens_per_s']:,.0f} target tokens/s, MFU {line['mfu']:.0%}"
