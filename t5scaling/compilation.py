@@ -35,8 +35,10 @@ def prepare(cache_dir: str | None = None) -> str:
     )
     jax.config.update("jax_compilation_cache_dir", cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # Orbax logs each save, and each error with a traceback that it then raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs each save, and each error with a traceback that it then raises as well; the other
+    # reads of a damaged checkpoint are left to asyncio, which complains of each at the exit.
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     return cache_dir
 
 

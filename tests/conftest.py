@@ -1,5 +1,6 @@
 """Examples that several test files share, materialised once a session in a child process."""
 
+import logging
 import os
 import sys
 
@@ -9,6 +10,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import pytest
 
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # as compilation.prepare, and why
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
