@@ -86,8 +86,22 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(
     damage(folder / "checkpoints/checkpoint_12")
     mini.train(folder, mini_root, checkpoint_steps=(4, 8))
     said = capsys.readouterr().out
-    assert "checkpoint_12 cannot be read" in said and "going back to the one before" in said
+    assert (
+        "checkpoint_12 cannot be read" in said
+        and "instead of" in said
+        and "going back to the one before" in said
+    )
     assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    assert mini.same(mini.parameters(folder, 12), mini.parameters(reference, 12))
+
+
+def test_a_damaged_checkpoint_without_noted_sizes(reference, mini_root, tmp_path, capsys):
+    """Killed right after the save, before the sizes were noted: reading it tells."""
+    folder = copy_unfinished(reference, tmp_path)
+    damage(folder / "checkpoints/checkpoint_12")
+    (folder / "checkpoints/checkpoint_12/sizes.json").unlink()
+    mini.train(folder, mini_root, checkpoint_steps=(4, 8))
+    assert "going back to the one before" in capsys.readouterr().out
     assert mini.same(mini.parameters(folder, 12), mini.parameters(reference, 12))
 
 

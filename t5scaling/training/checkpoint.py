@@ -1,5 +1,6 @@
 """Checkpoints of a run with Orbax, and where a run starts from."""
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from t5scaling.errors import UserError
 
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
+SIZES = "sizes.json"
 
 
 class Checkpoints:
@@ -58,6 +60,12 @@ class Checkpoints:
         """Returns when everything saved so far is on disk."""
         with _disk_errors(self.directory):
             self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                for step in self.steps():
+                    _write_sizes(self._folder(step))
+
+    def _folder(self, step: int) -> epath.Path:
+        return self.directory / f"{PREFIX}_{step}"
 
     def restore_latest(self, abstract_state: Any) -> Any | None:
         """The newest readable state, laid out as `abstract_state`; None if nothing was ever saved.
@@ -68,22 +76,24 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
+                # Orbax would find out as well, with a page of errors for every file.
+                _check_sizes(self._folder(step))
                 return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 if _wrong_shape(error):
                     raise UserError(
-                        f"{self.directory}/{PREFIX}_{step} holds another model: "
+                        f"{self._folder(step)} holds another model: "
                         f"{_first_line(error)}; choose another MODEL_DIR"
                     ) from error
                 print(
-                    f"warning: checkpoint {self.directory}/{PREFIX}_{step} cannot be read "
+                    f"warning: checkpoint {self._folder(step)} cannot be read "
                     f"({_first_line(error)}); set aside, going back to the one before",
                     flush=True,
                 )
                 broken = self.directory / f"broken-{PREFIX}_{step}"
                 if broken.exists():
                     broken.rmtree()
-                (self.directory / f"{PREFIX}_{step}").rename(broken)
+                self._folder(step).rename(broken)
                 self._manager.reload()
         if steps:
             raise UserError(
@@ -114,6 +124,7 @@ def restore_params(path: str, abstract_params: Any) -> Any:
         {"params": abstract_params},
     )
     try:
+        _check_sizes(directory)
         with ocp.PyTreeCheckpointer() as checkpointer:
             restored = checkpointer.restore(
                 item,
@@ -153,8 +164,39 @@ def _disk_full(directory: Any) -> UserError:
     )
 
 
+def _write_sizes(folder: epath.Path) -> None:
+    """Notes the size of every file of a whole checkpoint, in `sizes.json` beside them."""
+    path = folder / SIZES
+    if not path.exists():
+        temporary = folder / f"{SIZES}.tmp"
+        temporary.write_text(json.dumps(_sizes(folder), indent=1, sort_keys=True) + "\n")
+        temporary.rename(path)
+
+
+def _check_sizes(folder: epath.Path) -> None:
+    """Raises ValueError if a file is missing or has another size than when it was saved."""
+    path = folder / SIZES
+    if not path.exists():  # killed right after the save
+        return
+    there = _sizes(folder)
+    for name, size in json.loads(path.read_text()).items():
+        if there.get(name) != size:
+            raise ValueError(f"{name} has {there.get(name, 0):,} bytes instead of {size:,}")
+
+
+def _sizes(folder: epath.Path, prefix: str = "") -> dict[str, int]:
+    """Path within the checkpoint -> bytes, of every file but `sizes.json`."""
+    sizes = {}
+    for path in folder.iterdir():
+        if path.is_dir():
+            sizes |= _sizes(path, f"{prefix}{path.name}/")
+        elif not path.name.startswith(SIZES):
+            sizes[prefix + path.name] = path.stat().length
+    return sizes
+
+
 def _wrong_shape(error: Exception) -> bool:
-    text = str(error)
+    text = _first_line(error)  # further lines may quote a specification of the array
     return isinstance(error, ValueError) and ("shape" in text or "structure" in text)
 
 
