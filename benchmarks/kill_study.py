@@ -3,8 +3,9 @@
     python benchmarks/kill_study.py [--gin_file=gin/studies/quick.gin] [--kills=5] [--seed=0]
 
 Runs the study twice, once left alone and once killed `--kills` times at moments drawn uniformly
-from three quarters of the first one's duration, each time started again. Prints whether results.csv and every
-metrics.jsonl are equal byte for byte, and the wall time of both. Exits with 1 if they are not.
+from three quarters of the first one's duration, each time started again. Prints whether
+results.csv and every metrics.jsonl are equal byte for byte, and the wall time of both. Exits with
+1 if they are not.
 About twice the study's own time (quick.gin: under 15 minutes on 2 cores).
 """
 
