@@ -160,6 +160,7 @@ def train(
                     note=lambda text: progress(step_now, train_steps, text),
                 )
                 log.metrics({"step": step_now, **line})
+                progress(step_now, train_steps, tracker.summary(line))
 
         def evaluation_due(step_now: int) -> bool:
             return bool(eval_every) and 0 < step_now < train_steps and step_now % eval_every == 0

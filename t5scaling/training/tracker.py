@@ -21,7 +21,7 @@ import tensorboardX
 
 from t5scaling.errors import UserError
 
-# (steps done, steps in all, what is going on) -> None
+# (steps done, steps in all, what is going on, or "" for no news) -> None
 Progress = Callable[[int, int, str], None]
 
 
@@ -81,7 +81,19 @@ def console_progress(title: str) -> Iterator[Progress]:
     )
     with rich_progress.Progress(*columns) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+        def progress(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total)
+            if note:  # else the last one stays
+                bar.update(task, note=note)
+
+        yield progress
+
+
+def summary(line: Mapping[str, Any]) -> str:
+    """An evaluation in a few words: its cross-entropy, and the metrics that have a signature."""
+    shown = [k for k in line if k == "cross_entropy" or f"{k}_signature" in line]
+    return f"{line['split']}: " + ", ".join(f"{k} {line[k]:.4g}" for k in shown)
 
 
 def _append(path: str, line: Mapping[str, Any]) -> None:
