@@ -1,5 +1,6 @@
 """Promises of the training loop: reproducible, resumable, honest about what it cannot do."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import pytest
 from t5scaling.data.examples import find_examples
 from t5scaling.errors import Stopped, UserError
 from t5scaling.evaluation import evaluate
-from t5scaling.training import checkpoint, loop, optimizer, state, step, tracker
+from t5scaling.training import checkpoint, loop, optimizer, run_directory, state, step, tracker
 from tests import mini
 
 
@@ -168,6 +169,14 @@ def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(m
         )
     assert checkpoint_steps(tmp_path) == [4]
     assert not (tmp_path / "DONE").exists()
+
+
+def test_an_unexpected_error_leaves_its_traceback(tmp_path):
+    for error, has_traceback in ((UserError("too many"), False), (ValueError("a bug"), True)):
+        run_directory.fail(str(tmp_path), error)
+        record = json.loads((tmp_path / "FAILED").read_text())
+        assert record["reason"] == str(error)
+        assert ("traceback" in record) is has_traceback
 
 
 def test_repetition_only_where_it_is_allowed(mini_root, tmp_path):

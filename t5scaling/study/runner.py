@@ -10,7 +10,6 @@ import fcntl
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 
 from rich import progress as rich_progress
@@ -65,11 +64,8 @@ def run_study(*, study: studies.Study, study_dir: str, examples_root: str) -> li
                 except Stopped:
                     raise
                 except Exception as error:  # one run's failure must not stop the others
-                    reason = str(error) or type(error).__name__
-                    if not isinstance(error, UserError):
-                        reason = "".join(traceback.format_exception(error))
-                    failed[run.id] = reason
-                    display.fail(run, reason)
+                    failed[run.id] = str(error) or type(error).__name__
+                    display.fail(run, failed[run.id])
                 else:
                     display.finish(run)
         display.summary(failed)
@@ -169,7 +165,7 @@ class _Display:
 
     def fail(self, run: studies.Run, reason: str) -> None:
         self._end(run)
-        self._line(run, f"FAILED: {reason.strip().splitlines()[-1]}")
+        self._line(run, f"FAILED: {reason.splitlines()[0]}")
 
     def summary(self, failed: dict[str, str]) -> None:
         if not failed:
@@ -177,7 +173,7 @@ class _Display:
             return
         self._console.print(f"{len(failed)} of {len(self._runs)} runs are not done:")
         for run_id, reason in failed.items():
-            self._console.print(f"  {run_id}: {reason.strip().splitlines()[-1]}", markup=False)
+            self._console.print(f"  {run_id}: {reason.splitlines()[0]}", markup=False)
 
     def _end(self, run: studies.Run) -> float:
         seconds = time.monotonic() - self._started

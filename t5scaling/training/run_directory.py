@@ -9,6 +9,7 @@ FAILED      {"reason": "..."}; gone when the run is started again
 import json
 import os
 import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,9 +64,12 @@ def finish(model_dir: str, step: int) -> None:
     write_json(os.path.join(model_dir, DONE), {"step": step})
 
 
-def fail(model_dir: str, reason: str) -> None:
-    if os.path.isdir(model_dir):
-        write_json(os.path.join(model_dir, FAILED), {"reason": reason})
+def fail(model_dir: str, error: Exception) -> None:
+    """Writes FAILED: the reason, and the traceback too unless it is the user's mistake."""
+    record = {"reason": str(error) or type(error).__name__}
+    if not isinstance(error, UserError):
+        record["traceback"] = "".join(traceback.format_exception(error))
+    write_json(os.path.join(model_dir, FAILED), record)
 
 
 def write_json(path: str, value: Any) -> None:

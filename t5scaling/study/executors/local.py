@@ -41,5 +41,5 @@ def train(
     except Stopped:
         raise
     except Exception as error:
-        run_directory.fail(model_dir, str(error) or type(error).__name__)
+        run_directory.fail(model_dir, error)
         raise
