@@ -17,23 +17,23 @@ from tests import mini
 
 
 @pytest.fixture(scope="module")
-def mesh():
-    return sharding.make_mesh()
+def layout():
+    return sharding.make_layout()
 
 
 @pytest.fixture(scope="module")
-def params(mesh):
-    return step.jit_init(mini.CONFIG, mesh)(np.uint32(3)).params
+def params(layout):
+    return step.jit_init(mini.CONFIG, layout)(np.uint32(3)).params
 
 
 def evaluation(root, **changes):
     return evaluate.Evaluation(mini.TEST, root, **{"batch_size": 10, **changes})
 
 
-def test_cross_entropy_is_that_of_one_example_after_the_other(mini_root, mesh, params):
+def test_cross_entropy_is_that_of_one_example_after_the_other(mini_root, layout, params):
     """24 examples in batches of 10 and of buckets: none dropped, padding without weight."""
     examples = find_examples(mini.TEST, mini_root)
-    got = evaluation(mini_root).cross_entropy(params, mini.CONFIG, mesh, examples)
+    got = evaluation(mini_root).cross_entropy(params, mini.CONFIG, layout, examples)
     apply = jax.jit(network.Transformer(mini.CONFIG).apply)
     total, tokens = 0.0, 0
     for index in range(len(examples)):
@@ -51,21 +51,21 @@ def test_cross_entropy_is_that_of_one_example_after_the_other(mini_root, mesh, p
     assert got["truncated"] == 0
 
 
-def test_batch_size_changes_nothing(mini_root, mesh, params):
+def test_batch_size_changes_nothing(mini_root, layout, params):
     examples = find_examples(mini.TEST, mini_root)
     values = [
-        evaluation(mini_root, batch_size=size).cross_entropy(params, mini.CONFIG, mesh, examples)
+        evaluation(mini_root, batch_size=size).cross_entropy(params, mini.CONFIG, layout, examples)
         for size in (4, 24)
     ]
     assert values[0]["target_tokens"] == values[1]["target_tokens"]
     assert values[0]["cross_entropy"] == pytest.approx(values[1]["cross_entropy"], rel=1e-6)
 
 
-def test_predictions_in_the_order_of_the_examples(mini_root, mesh, params, tmp_path):
+def test_predictions_in_the_order_of_the_examples(mini_root, layout, params, tmp_path):
     line = evaluation(mini_root, metrics=(metrics.bleu, metrics.chrf), max_decode_len=6)(
         params,
         config=mini.CONFIG,
-        mesh=mesh,
+        layout=layout,
         model_dir=str(tmp_path),
         step=7,
         note=lambda text: None,
@@ -101,10 +101,10 @@ def test_a_step_evaluated_again_replaces_its_line(tmp_path):
     assert "é" in (tmp_path / "inference_eval/task-000005.jsonl").read_text()
 
 
-def test_first_examples_only(mini_root, mesh, params):
+def test_first_examples_only(mini_root, layout, params):
     examples = find_examples(mini.TEST, mini_root)
     few = evaluation(mini_root, max_examples=5)
-    got = few.cross_entropy(params, mini.CONFIG, mesh, examples)
+    got = few.cross_entropy(params, mini.CONFIG, layout, examples)
     assert got["target_tokens"] == examples.tokens(5, "targets")
 
 
@@ -117,9 +117,9 @@ def test_detokenize_stops_at_the_end_and_leaves_sentinels_out(mini_root):
     assert evaluate.detokenize(vocabulary, np.array([*ids, 8099, 0, 1, *ids])) == "Guten Tag"
 
 
-def test_training_splits_carry_no_text(mini_root, mesh, params):
+def test_training_splits_carry_no_text(mini_root, layout, params):
     spec = dataclasses.replace(mini.PAIRS, pack=True)
     with pytest.raises(UserError, match="needs a validation or test split"):
         evaluate.Evaluation(
             spec, mini_root, batch_size=2, max_decode_len=2, max_examples=2
-        ).generate(params, mini.CONFIG, mesh, find_examples(spec, mini_root))
+        ).generate(params, mini.CONFIG, layout, find_examples(spec, mini_root))

@@ -17,8 +17,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from t5scaling.model.decoding import beam_search, greedy
 from t5scaling.model.loss import cross_entropy, log_likelihood
-from t5scaling.model.network import T5Config, Transformer, init_params, param_logical_axes
+from t5scaling.model.network import (
+    T5Config,
+    Transformer,
+    init_params,
+    output_kernel,
+    param_logical_axes,
+)
+from t5scaling.model.stacking import stack_layers, unstack_layers
 from t5scaling.training.optimizer import adafactor
+from t5scaling.training.state import stacked_params
 
 GOLDEN = Path(__file__).parent / "golden"
 RELATIVE = 1e-5
@@ -26,14 +34,18 @@ SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
 
 
 class Reference:
-    def __init__(self, name):
+    """Stock T5X's numbers, and our model with its parameters: layers unrolled or scanned."""
+
+    def __init__(self, name, scan=False):
         self.arrays = dict(np.load(GOLDEN / f"{name}.npz"))
         self.hparams = json.loads(str(self.arrays["hparams"]))
         fields = dict(self.hparams["config"], dtype="float32")
         del fields["float32_attention_logits"]
-        self.config = T5Config(**fields)
+        self.config = T5Config(**fields, scan_layers=scan)
         self.model = Transformer(self.config)
         self.params = self.tree("param/")
+        if scan:
+            self.params = stack_layers(self.params)
         self.batch = {k[6:]: v for k, v in self.arrays.items() if k.startswith("batch/")}
 
     def tree(self, prefix):
@@ -46,27 +58,42 @@ class Reference:
         return self.model.apply({"params": params}, *inputs, **segments)
 
     def loss(self, params):
-        targets, weights = self.batch["decoder_target_tokens"], self.batch["decoder_loss_weights"]
+        segments = {k: self.batch[k] for k in SEGMENTS if k in self.batch}
+        inputs = (self.batch["encoder_input_tokens"], self.batch["decoder_input_tokens"])
+        hidden = self.model.apply({"params": params}, *inputs, **segments, method="hidden")
         parts = cross_entropy(
-            self.logits(params),
-            targets,
-            weights,
+            hidden,
+            output_kernel(self.config, params),
+            self.batch["decoder_target_tokens"],
+            self.batch["decoder_loss_weights"],
+            tied=self.config.logits_via_embedding,
+            chunk_positions=40,  # 96 positions: three chunks, the last one not full
             z_loss=self.hparams["z_loss"],
             label_smoothing=self.hparams["label_smoothing"],
         )
         return parts[0], parts[1:]
 
 
-@pytest.fixture(scope="module", params=["small512_f32", "small512_f32_packed"])
+@pytest.fixture(
+    scope="module",
+    params=[("small512_f32", False), ("small512_f32_packed", False), ("small512_f32_packed", True)],
+    ids=["unpacked", "packed", "packed-scanned"],
+)
 def reference(request):
     with jax.default_matmul_precision("highest"):
-        yield Reference(request.param)
+        yield Reference(*request.param)
 
 
 @pytest.fixture(scope="module")
 def unpacked():
     with jax.default_matmul_precision("highest"):
         yield Reference("small512_f32")
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    with jax.default_matmul_precision("highest"):
+        yield Reference("small512_f32", scan=True)
 
 
 def assert_close(actual, expected, name=""):
@@ -78,6 +105,9 @@ def assert_close(actual, expected, name=""):
 
 
 def assert_trees_close(actual, expected):
+    """`actual` may be stacked."""
+    if "layers" in actual["encoder"]:
+        actual = unstack_layers(actual)
     actual, expected = flatten_dict(actual, sep="/"), flatten_dict(expected, sep="/")
     assert actual.keys() == expected.keys()
     for name in expected:
@@ -86,7 +116,7 @@ def assert_trees_close(actual, expected):
 
 def test_parameter_names_and_shapes(reference):
     ours = flatten_dict(init_params(reference.config, jax.random.key(0)), sep="/")
-    theirs = flatten_dict(reference.params, sep="/")
+    theirs = flatten_dict(reference.params, sep="/")  # stacked where ours are
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     axes = flatten_dict(param_logical_axes(reference.config), sep="/")
     assert {k: len(v) for k, v in axes.items()} == {k: v.ndim for k, v in theirs.items()}
@@ -110,7 +140,7 @@ def test_loss_and_gradients(reference):
 
 
 def test_three_adafactor_steps(reference):
-    optimizer = adafactor()
+    optimizer = adafactor(stacked_params(reference.config))
 
     @jax.jit
     def train_step(params, state, step):
@@ -150,6 +180,16 @@ def test_greedy(unpacked):
     np.testing.assert_array_equal(tokens, expected)
     # T5X scores a greedy output under the distribution truncated to one token: log 1.
     np.testing.assert_array_equal(unpacked.arrays["greedy_scores"], 0.0)
+
+
+def test_greedy_with_scanned_layers(scanned):
+    tokens = greedy(
+        scanned.model,
+        scanned.params,
+        scanned.batch["encoder_input_tokens"],
+        max_decode_len=scanned.arrays["greedy"].shape[1],
+    )
+    np.testing.assert_array_equal(tokens, scanned.arrays["greedy"])
 
 
 def test_beam_search(unpacked):

@@ -29,33 +29,27 @@ def train_batches(
     num_steps: int,
     seed: int = 0,
     shuffle: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Yields `num_steps` batches, from batch number `start_step` on.
 
     Batch k holds positions [k * batch_size, (k + 1) * batch_size) of the endless stream of epochs
     over examples [first, last). With `shuffle` every epoch goes through them in an order of its
     own, given by `seed`; without it the first epoch keeps the stored order (which
-    materialisation has shuffled) and only later ones are permuted. Of each batch, process
-    `process_index` gets its share of rows: the concatenation over all processes does not depend
-    on their number.
+    materialisation has shuffled) and only later ones are permuted. Of each batch only `rows` are
+    read, those that this process's devices hold; all if None.
 
-    Arrays, int32, with B = batch_size / process_count rows: encoder_input_tokens (B, Li),
+    Arrays, int32, with B = len(rows): encoder_input_tokens (B, Li),
     decoder_input_tokens, decoder_target_tokens (B, Lt), and decoder_loss_weights (B, Lt) float32,
     1 where there is a target; for packed examples also encoder_segment_ids (B, Li) and
     decoder_segment_ids (B, Lt), counted from 1. Padding is 0 everywhere.
 
-    Raises UserError for an empty range, one beyond the examples, or a batch size that the
-    processes cannot share; and, when they are read, for damaged records.
+    Raises UserError for an empty range, one beyond the examples, or a batch size below 1; and, when
+    they are read, for damaged records.
     """
     first, last = _range(examples, first, last)
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch size {batch_size} cannot be shared by {process_count} processes: it must be a "
-            "positive multiple of their number"
-        )
-    share = batch_size // process_count
+    _check_batch_size(batch_size)
+    rows = range(batch_size) if rows is None else [int(row) for row in rows]
     size = last - first
     permuted = grain.MapDataset.range(first, last).shuffle(seed=seed % 2**32).repeat()
 
@@ -64,8 +58,7 @@ def train_batches(
         return first + position if in_stored_order else int(permuted[position])
 
     def batch(step: int) -> Batch:
-        start = step * batch_size + process_index * share
-        numbers = [example_at(position) for position in range(start, start + share)]
+        numbers = [example_at(step * batch_size + row) for row in rows]
         return make_batch(examples, examples.read_many(numbers))
 
     steps = grain.MapDataset.range(start_step, start_step + num_steps)
@@ -81,8 +74,7 @@ def eval_batches(
     weights are 0. Raises UserError as `train_batches` does.
     """
     first, last = _range(examples, first, last)
-    if batch_size < 1:
-        raise UserError(f"batch size must be positive, got {batch_size}")
+    _check_batch_size(batch_size)
 
     def batch(start: int) -> tuple[Batch, int]:
         real = min(batch_size, last - start)
@@ -117,6 +109,11 @@ def make_batch(examples: Examples, records: Sequence[dict], rows: int | None = N
         batch["encoder_segment_ids"] = _segment_ids(records, "inputs", encoder.shape)
         batch["decoder_segment_ids"] = _segment_ids(records, "targets", target.shape)
     return batch
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: expected a number >= 1")
 
 
 def _segment_ids(records: Sequence[dict], feature: str, shape: tuple[int, int]) -> np.ndarray:

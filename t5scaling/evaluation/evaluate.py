@@ -10,10 +10,9 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import sentencepiece
 
@@ -55,20 +54,24 @@ class Evaluation:
         params: Any,
         *,
         config: network.T5Config,
-        mesh: jax.sharding.Mesh,
+        layout: sharding.Layout,
         model_dir: str,
         step: int,
         note: Callable[[str], None],
     ) -> dict[str, Any]:
         """Measures `params`; returns {"split", "task", "cross_entropy", "target_tokens", ...}."""
         examples = find_examples(self.dataset, self.examples_root)
-        sharding.check_batch_size(self.batch_size, mesh)
+        sharding.check_batch_size(self.batch_size, layout)
         task, split = self.dataset.task, self.dataset.split
         note(f"{split} cross-entropy")
-        line = {"split": split, "task": task, **self.cross_entropy(params, config, mesh, examples)}
+        line = {
+            "split": split,
+            "task": task,
+            **self.cross_entropy(params, config, layout, examples),
+        }
         if self.metrics:
             note(f"{split} generating")
-            outputs = self.generate(params, config, mesh, examples)
+            outputs = self.generate(params, config, layout, examples)
             results: dict[str, Any] = {}
             for metric in self.metrics:
                 results |= metric(
@@ -79,14 +82,14 @@ class Evaluation:
         return line
 
     def cross_entropy(
-        self, params: Any, config: network.T5Config, mesh: jax.sharding.Mesh, examples: Examples
+        self, params: Any, config: network.T5Config, layout: sharding.Layout, examples: Examples
     ) -> dict[str, Any]:
         """-> {"cross_entropy": nats per target token, "target_tokens": their number,
         "truncated": examples whose inputs or targets did not fit the feature lengths}."""
-        eval_step = step.jit_eval_step(config, mesh)
+        eval_step = step.jit_eval_step(config, layout)
         total, tokens = 0.0, 0
         for _, batch in self._batches(examples):
-            loss, weight = eval_step(params, sharding.put_batch(batch, mesh))
+            loss, weight = eval_step(params, sharding.put_batch(batch, layout))
             total += float(loss)  # float64 on the host: thousands of batches lose nothing
             tokens += int(weight)
         if not tokens:
@@ -98,7 +101,7 @@ class Evaluation:
         }
 
     def generate(
-        self, params: Any, config: network.T5Config, mesh: jax.sharding.Mesh, examples: Examples
+        self, params: Any, config: network.T5Config, layout: sharding.Layout, examples: Examples
     ) -> list[dict[str, Any]]:
         """Greedy predictions in the order of the examples, as T5X logs them."""
         vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(examples.vocabulary))
@@ -107,7 +110,7 @@ class Evaluation:
         predictions: dict[int, str] = {}
         for indices, batch in self._batches(examples):
             inputs = sharding.put_batch(
-                {"encoder_input_tokens": batch["encoder_input_tokens"]}, mesh
+                {"encoder_input_tokens": batch["encoder_input_tokens"]}, layout
             )
             tokens_BxT = np.asarray(
                 decoding.greedy(
@@ -160,6 +163,8 @@ def evaluate_checkpoints(
     model: network.T5Config,
     evaluators: Sequence[Evaluation],
     steps: Sequence[int] | str = "last",
+    mesh_shape: Mapping[str, int] | None = None,
+    rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:
     """Evaluates checkpoints of a finished or unfinished run and adds to `<model_dir>/eval.jsonl`.
@@ -169,6 +174,7 @@ def evaluate_checkpoints(
         model: its architecture.
         evaluators: what to measure.
         steps: "last", "all", or a list of steps.
+        mesh_shape, rules: as of `training.loop.train`.
         progress: called with (evaluations done, in all, note); a progress bar if None.
 
     Raises:
@@ -177,7 +183,13 @@ def evaluate_checkpoints(
     if progress is None:
         with tracker.console_progress("eval") as bar:
             evaluate_checkpoints(
-                model_dir=model_dir, model=model, evaluators=evaluators, steps=steps, progress=bar
+                model_dir=model_dir,
+                model=model,
+                evaluators=evaluators,
+                steps=steps,
+                mesh_shape=mesh_shape,
+                rules=rules,
+                progress=bar,
             )
         return
     if not os.path.isdir(os.path.join(model_dir, "checkpoints")):
@@ -192,8 +204,9 @@ def evaluate_checkpoints(
                 f"{model_dir} has no checkpoint of step {wanted_step}; there: "
                 f"{', '.join(map(str, there)) or 'none'}"
             )
-    mesh = sharding.make_mesh()
-    abstract = step.abstract_params(model, mesh)
+    layout = sharding.make_layout(mesh_shape, rules)
+    sharding.check(layout, model)
+    abstract = step.abstract_params(model, layout)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step in wanted:
         path = os.path.join(model_dir, "checkpoints", f"{checkpoint.PREFIX}_{wanted_step}")
@@ -202,7 +215,7 @@ def evaluate_checkpoints(
             line = evaluator(
                 params,
                 config=model,
-                mesh=mesh,
+                layout=layout,
                 model_dir=model_dir,
                 step=wanted_step,
                 note=lambda text: progress(len(lines), total, text),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from t5scaling.model.network import DecoderCache, Transformer
+from t5scaling.model.stacking import unrolled
 
 IMPOSSIBLE = -1e7  # log-probability of a beam that does not exist; finite: sums stay ordered
 
@@ -29,6 +30,7 @@ def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, 
       (B, L) int32: the tokens up to and including the end token, then 0. Stops as soon as every
       row has ended; a row of padding counts as ended from the start and stays 0.
     """
+    model, params = unrolled(model, params)
     variables = {"params": params}
     start = functools.partial(model.apply, method="start_decoding")
     context, cache = start(variables, encoder_input_tokens, max_decode_len)
@@ -124,6 +126,7 @@ def beam_search(
       score about -1e7); if none has, the K live ones are given with plain log-probabilities.
       Stops once no live hypothesis of any example can displace a finished one.
     """
+    model, params = unrolled(model, params)
     variables = {"params": params}
     start = functools.partial(model.apply, method="start_decoding")
     context, cache = start(variables, encoder_input_tokens, max_decode_len, beam_size)

@@ -25,6 +25,12 @@ ACTIVATIONS = {
 }
 
 
+def constrain(x, *axes):
+    """Holds an activation's axes, by their logical names, to the mesh axes that the sharding rules
+    in force give them; without rules, the identity."""
+    return nn.with_logical_constraint(x, axes)
+
+
 def mask_bias(allowed):
     """(B, T or 1, S) bool -> (B, 1, T or 1, S) float32: 0 where allowed, MASKED elsewhere."""
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)

@@ -1,14 +1,213 @@
-"""Cross-entropy over integer labels, with z-loss and label smoothing as T5X defines them.
+"""Cross-entropy of an output projection, a chunk of positions at a time.
 
-Natural logarithms: losses are in nats. No one-hot labels: the label's logit is gathered, and the
-gradient is written by hand so that it needs only the logits and one number per position.
+Natural logarithms: losses are in nats. z-loss and label smoothing are T5X's. The logits of a whole
+batch are never there at once, and never computed twice: while a chunk's logits are at hand for the
+loss, their gradient is taken too and multiplied out to the gradients of the projection's operands,
+which the backward pass only scales. There are no one-hot labels.
+
+Axes in array names: B batch, T position, C position in a chunk, E embed, V vocabulary.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+# Positions a device takes at a time. Their logits take 4 * V * CHUNK_POSITIONS / (vocabulary's
+# parts) bytes, twice while the gradient is taken.
+CHUNK_POSITIONS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How batch and vocabulary are split over the axes of a mesh; no axis serves both."""
+
+    mesh: Mesh
+    batch: tuple[str, ...]
+    vocab: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    z_loss: float
+    label_smoothing: float
+    tied: bool
+    chunk_positions: int
+    split: Split | None
+
+    def vocab_axes(self):
+        return self.split.vocab if self.split else ()
+
+    def batch_axes(self):
+        return self.split.batch if self.split else ()
+
+
+def cross_entropy(
+    hidden,
+    kernel,
+    targets,
+    weights,
+    *,
+    z_loss=1e-4,
+    label_smoothing=0.0,
+    tied=False,
+    chunk_positions=CHUNK_POSITIONS,
+    split=None,
+):
+    """Sums over the weighted positions of a batch.
+
+    Only `total` has a gradient, by hidden and kernel.
+
+    Args:
+      hidden: (B, T, E), float32 or bfloat16: what the projection multiplies. The products take
+        their operands in this type and sum in float32.
+      kernel: (E, V) float32; (V, E) if `tied`.
+      targets: (B, T) int32 labels.
+      weights: (B, T) weight of each position: 1 at target tokens, 0 at padding.
+      z_loss: coefficient of log(Z)^2, Z the softmax normaliser; keeps logits from drifting.
+      label_smoothing: probability mass in [0, 1) spread evenly over the other tokens. The smoothed
+        target's entropy is subtracted, so that a perfect prediction costs 0.
+      chunk_positions: positions a device takes at a time; the sums do not depend on it but for
+        rounding.
+      split: how the arrays are split over a mesh; None on one device.
+
+    Returns:
+      (total, z_loss_part, weight_sum), float32 scalars: `total` includes the z-loss and is what is
+      differentiated; (total - z_loss_part) / weight_sum is nats per target token.
+    """
+    settings = _Settings(z_loss, label_smoothing, tied, chunk_positions, split)
+    weights = weights.astype(jnp.float32)
+    total, z_part = _sums(hidden, kernel, targets, weights, settings)
+    return total, jax.lax.stop_gradient(z_part), jnp.sum(weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sums(hidden, kernel, targets, weights, settings):
+    return _on_mesh(hidden, kernel, targets, weights, settings, with_gradients=False)[0]
+
+
+def _sums_fwd(hidden, kernel, targets, weights, settings):
+    return _on_mesh(hidden, kernel, targets, weights, settings, with_gradients=True)
+
+
+def _sums_bwd(_, gradients, cotangents):
+    dhidden, dkernel = gradients
+    scale = cotangents[0]
+    return (dhidden * scale).astype(dhidden.dtype), dkernel * scale, None, None
+
+
+_sums.defvjp(_sums_fwd, _sums_bwd)
+
+
+def _on_mesh(hidden, kernel, targets, weights, settings, *, with_gradients):
+    """((total, z part), (gradient by hidden, by kernel) or None); each device does its own rows and
+    its own part of the vocabulary, and only sums travel."""
+    own = functools.partial(_over_chunks, settings=settings, with_gradients=with_gradients)
+    if settings.split is None:
+        return own(hidden, kernel, targets, weights)
+    rows = PartitionSpec(settings.split.batch)
+    vocab = PartitionSpec(*((settings.split.vocab, None)[:: 1 if settings.tied else -1]))
+    sums = (PartitionSpec(), PartitionSpec())
+    return jax.shard_map(
+        own,
+        mesh=settings.split.mesh,
+        in_specs=(rows, vocab, rows, rows),
+        out_specs=(sums, (rows, vocab) if with_gradients else None),
+        check_vma=False,  # it cannot follow the sums below
+    )(hidden, kernel, targets, weights)
+
+
+def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
+    """`_on_mesh` for what one device holds."""
+    kernel_dtype, kernel = kernel.dtype, kernel.astype(hidden.dtype)
+    positions = targets.size
+    chunks = -(-positions // settings.chunk_positions)
+    size = -(-positions // chunks)
+
+    def split(x):
+        x = x.reshape(positions, *x.shape[2:])
+        padding = ((0, chunks * size - positions), *((0, 0),) * (x.ndim - 1))
+        return jnp.pad(x, padding).reshape(chunks, size, *x.shape[1:])
+
+    def one(sums, chunk):
+        totals, dkernel = sums
+        parts, gradients = _chunk(*chunk, kernel, settings, with_gradients)
+        totals = tuple(a + b for a, b in zip(totals, parts, strict=True))
+        if not with_gradients:
+            return (totals, None), None
+        dhidden_CxE, dkernel_chunk = gradients
+        return (totals, dkernel + dkernel_chunk), dhidden_CxE
+
+    zero = jnp.zeros((), jnp.float32)
+    start = ((zero, zero), jnp.zeros(kernel.shape, jnp.float32) if with_gradients else None)
+    parts = (split(hidden), split(targets), split(weights))
+    if chunks == 1:
+        ((totals, dkernel), dhidden) = one(start, jax.tree.map(lambda x: x[0], parts))
+    else:
+        ((totals, dkernel), dhidden) = jax.lax.scan(one, start, parts)
+    totals = jax.lax.psum(totals, settings.batch_axes()) if settings.batch_axes() else totals
+    if not with_gradients:
+        return totals, None
+    dhidden = dhidden.reshape(chunks * size, -1)[:positions].reshape(hidden.shape)
+    if settings.vocab_axes():
+        dhidden = jax.lax.psum(dhidden, settings.vocab_axes())
+    if settings.batch_axes():
+        dkernel = jax.lax.psum(dkernel, settings.batch_axes())
+    return totals, (dhidden.astype(hidden.dtype), dkernel.astype(kernel_dtype))
+
+
+def _chunk(hidden_CxE, targets_C, weights_C, kernel, settings, with_gradients):
+    """One chunk's ((total, z part), (gradient by hidden (C, E) float32, by kernel) or None)."""
+    vocab_axis, embed_axis = (0, 1) if settings.tied else (1, 0)
+    axes = settings.vocab_axes()
+    local_vocab = kernel.shape[vocab_axis]
+    vocab_size, first = local_vocab, 0
+    for axis in axes:
+        parts = jax.lax.axis_size(axis)
+        first = first * parts + jax.lax.axis_index(axis)
+        vocab_size *= parts
+    first = first * local_vocab
+
+    def over_vocab(x):
+        return jax.lax.psum(x, axes) if axes else x
+
+    def product(a, b, a_axis, b_axis):
+        contract = (((a_axis,), (b_axis,)), ((), ()))
+        return jax.lax.dot_general(a, b, contract, preferred_element_type=jnp.float32)
+
+    logits_CxV = product(hidden_CxE, kernel, 1, embed_axis)
+    highest_C = jnp.max(logits_CxV, axis=1)
+    highest_C = jax.lax.pmax(highest_C, axes) if axes else highest_C
+    exp_CxV = jnp.exp(logits_CxV - highest_C[:, None])
+    normaliser_C = over_vocab(jnp.sum(exp_CxV, axis=1))
+    log_z_C = highest_C + jnp.log(normaliser_C)
+
+    label_C = targets_C - first
+    label_C = jnp.where((label_C >= 0) & (label_C < local_vocab), label_C, -1)  # -1: not here
+    label_logit_C = jnp.take_along_axis(logits_CxV, jnp.maximum(label_C, 0)[:, None], axis=1)[:, 0]
+    label_logit_C = over_vocab(jnp.where(label_C >= 0, label_logit_C, 0.0))
+
+    on, off, entropy = _smoothing(settings.label_smoothing, vocab_size)
+    # -sum_v p_v log_softmax_v with p = off everywhere and on at the label, which sums to 1.
+    loss_C = log_z_C - (on - off) * label_logit_C - entropy
+    if off:
+        loss_C -= off * over_vocab(jnp.sum(logits_CxV, axis=1))
+    z_part_C = settings.z_loss * jnp.square(log_z_C)
+    sums = jnp.sum((loss_C + z_part_C) * weights_C), jnp.sum(z_part_C * weights_C)
+    if not with_gradients:
+        return sums, None
+
+    # The scalars of a position are combined first: one multiply-subtract per logit.
+    scale_C = weights_C * (1.0 + 2.0 * settings.z_loss * log_z_C) / normaliser_C
+    at_label = jax.lax.broadcasted_iota(jnp.int32, logits_CxV.shape, 1) == label_C[:, None]
+    label_part = jnp.where(at_label, on, off) * weights_C[:, None]
+    dlogits_CxV = (exp_CxV * scale_C[:, None] - label_part).astype(hidden_CxE.dtype)
+    dhidden_CxE = product(dlogits_CxV, kernel, 1, vocab_axis)
+    operands = (dlogits_CxV, hidden_CxE) if settings.tied else (hidden_CxE, dlogits_CxV)
+    return sums, (dhidden_CxE, product(*operands, 0, 0))
 
 
 def _smoothing(label_smoothing, vocab_size):
@@ -19,66 +218,11 @@ def _smoothing(label_smoothing, vocab_size):
     return on, off, entropy
 
 
-def _forward(logits, targets, z_loss, label_smoothing):
-    on, off, entropy = _smoothing(label_smoothing, logits.shape[-1])
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    label_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    # -sum_v p_v log_softmax_v with p = off everywhere and on at the label, which sums to 1.
-    loss = log_z - (on - off) * label_logit - entropy
-    if off:
-        loss -= off * jnp.sum(logits, axis=-1)
-    z_part = z_loss * jnp.square(log_z)
-    return loss + z_part, z_part, log_z
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _token_losses(logits, targets, z_loss, label_smoothing):
-    """(..., V) float32, (...) int32 -> total and z-loss per position (...), float32."""
-    total, z_part, _ = _forward(logits, targets, z_loss, label_smoothing)
-    return total, z_part
-
-
-def _token_losses_fwd(logits, targets, z_loss, label_smoothing):
-    total, z_part, log_z = _forward(logits, targets, z_loss, label_smoothing)
-    return (total, z_part), (logits, targets, log_z)
-
-
-def _token_losses_bwd(z_loss, label_smoothing, residuals, cotangents):
-    logits, targets, log_z = residuals
-    on, off, _ = _smoothing(label_smoothing, logits.shape[-1])
-    total_bar, z_bar = (c[..., None] for c in cotangents)
-    z_slope = 2.0 * z_loss * log_z[..., None]
-    softmax = jnp.exp(logits - log_z[..., None])
-    label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
-    # The scalars of a position are combined first: one multiply-subtract per logit.
-    scale = total_bar + (total_bar + z_bar) * z_slope
-    return softmax * scale - jnp.where(label, on, off) * total_bar, None
-
-
-_token_losses.defvjp(_token_losses_fwd, _token_losses_bwd)
-
-
-def cross_entropy(logits, targets, weights, *, z_loss=1e-4, label_smoothing=0.0):
-    """Sums over the weighted positions of a batch.
-
-    Args:
-      logits: (B, T, V) float32.
-      targets: (B, T) int32 labels.
-      weights: (B, T) weight of each position: 1 at target tokens, 0 at padding.
-      z_loss: coefficient of log(Z)^2, Z the softmax normaliser; keeps logits from drifting.
-      label_smoothing: probability mass in [0, 1) spread evenly over the other tokens. The smoothed
-        target's entropy is subtracted, so that a perfect prediction costs 0.
-
-    Returns:
-      (total, z_loss_part, weight_sum), float32 scalars: `total` includes the z-loss and is what is
-      differentiated; (total - z_loss_part) / weight_sum is nats per target token.
-    """
-    total, z_part = _token_losses(logits, targets, z_loss, label_smoothing)
-    weights = weights.astype(jnp.float32)
-    return jnp.sum(total * weights), jnp.sum(z_part * weights), jnp.sum(weights)
-
-
 def log_likelihood(logits, targets, weights):
-    """Log-probability of each row's targets, (B,) float32 nats; arguments as `cross_entropy`."""
-    total, _ = _token_losses(logits, targets, 0.0, 0.0)
-    return -jnp.sum(total * weights.astype(jnp.float32), axis=-1)
+    """Log-probability of each row's targets, (B,) float32 nats.
+
+    logits (B, T, V) float32, targets (B, T) int32, weights (B, T).
+    """
+    label_logit_BxT = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_probability_BxT = label_logit_BxT - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.sum(log_probability_BxT * weights.astype(jnp.float32), axis=-1)

@@ -4,14 +4,17 @@ T5 1.0 is `mlp_activations=("relu",), logits_via_embedding=True`; T5 1.1 is
 `mlp_activations=("gelu", "linear"), logits_via_embedding=False`. Parameters are float32;
 activations are float32 or bfloat16; attention logits, softmax, norms and output logits are float32.
 
+Layers are unrolled, with parameters encoder/layers_0, encoder/layers_1, ... as in T5X, or scanned:
+one compiled layer with parameters encoder/layers stacked along a leading axis (stacking.py).
+
 Axes in array names: B batch, T query position, S key position, L cache length, K beam, E embed,
 H head, D head dimension, J = H*D, M mlp, V vocabulary.
 """
 
+import dataclasses
 import functools
 import math
 import operator
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,62 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5scaling.errors import UserError, nearest
+from t5scaling.model.config import T5Config
 from t5scaling.model.layers import (
     ACTIVATIONS,
     RELPOS_BUCKETS,
     Dense,
     Norm,
+    constrain,
     mask_bias,
-    matmul,
     relative_position_bucket,
     repeat_over_batch,
 )
-
-
-@dataclass(frozen=True)
-class T5Config:
-    """The architecture. Sizes are counts; `dtype` is that of the activations.
-
-    Raises UserError for a size below 1, an unknown activation, a dropout rate outside [0, 1) or a
-    dtype other than float32 and bfloat16.
-    """
-
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    head_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    mlp_dim: int
-    mlp_activations: tuple[str, ...] = ("gelu", "linear")
-    dropout_rate: float = 0.1
-    logits_via_embedding: bool = False
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        # A list would make the configuration, and so the module, unhashable.
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in (f.name for f in fields(self) if f.type is int):
-            size = getattr(self, name)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise UserError(f"T5Config.{name} is {size!r}; expected a whole number >= 1")
-        if not self.mlp_activations:
-            raise UserError("T5Config.mlp_activations is empty; expected ('gelu', 'linear')")
-        for name in self.mlp_activations:
-            if name not in ACTIVATIONS:
-                choice = nearest(str(name), ACTIVATIONS)
-                raise UserError(f"T5Config.mlp_activations has unknown {name!r}{choice}")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(f"T5Config.dropout_rate is {self.dropout_rate!r}; expected [0, 1)")
-        if self.dtype in ("float16", "fp16", "half"):
-            raise UserError(
-                f"T5Config.dtype is {self.dtype!r}: T5's activations overflow float16's range "
-                "(65504); expected 'float32' or 'bfloat16'"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            choice = nearest(str(self.dtype), ("float32", "bfloat16"))
-            raise UserError(f"T5Config.dtype is {self.dtype!r}{choice}")
 
 
 class DecoderCache(NamedTuple):
@@ -135,7 +93,8 @@ class Attention(nn.Module):
         self.out = projection(cfg.emb_dim, ("joined_kv", "embed"))
 
     def _split_heads(self, x_BxTxJ):
-        return x_BxTxJ.reshape(*x_BxTxJ.shape[:-1], self.config.num_heads, self.config.head_dim)
+        x = x_BxTxJ.reshape(*x_BxTxJ.shape[:-1], self.config.num_heads, self.config.head_dim)
+        return constrain(x, "batch", "activation_length", "activation_heads", "activation_kv")
 
     def keys_values(self, x_BxSxE):
         """(B, H, S, D) each: a head's positions side by side, as the products over them want."""
@@ -179,6 +138,7 @@ class Mlp(nn.Module):
         for i, activation in enumerate(cfg.mlp_activations):
             name = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
             h_BxTxM = dense(cfg.mlp_dim, ("embed", "mlp"), name)(x_BxTxE)
+            h_BxTxM = constrain(h_BxTxM, "batch", "activation_length", "activation_mlp")
             branches.append(ACTIVATIONS[activation](h_BxTxM))
         h_BxTxM = functools.reduce(operator.mul, branches)
         h_BxTxM = _dropout(cfg)(h_BxTxM, deterministic=deterministic)
@@ -188,6 +148,43 @@ class Mlp(nn.Module):
 def _dropout(config):
     """Dropout with one mask for all positions of a row, as T5 trains."""
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+def _constrain_residual(x_BxTxE):
+    return constrain(x_BxTxE, "batch", "activation_length", "activation_embed")
+
+
+def _make_layers(layer_class, config, count):
+    """One layer whose parameters will be stacked, or `count` layers."""
+    if config.scan_layers:
+        return layer_class(config)
+    return [layer_class(config) for _ in range(count)]
+
+
+def _through_layers(config, layers, count, call, x_BxTxE):
+    """x after all layers; `call(layer, x)` is one layer."""
+
+    def one(layer, x_BxTxE, _):
+        return call(layer, _constrain_residual(x_BxTxE)), None
+
+    if config.remat != "none":
+        policy = None
+        if config.remat == "minimal":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # Inside a scan nothing can be merged with the forward pass: the barrier is not needed.
+        one = nn.remat(one, policy=policy, prevent_cse=not config.scan_layers)
+    if config.scan_layers:
+        scan = nn.scan(
+            one,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=count,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(layers, x_BxTxE, None)[0]
+    for layer in layers:
+        x_BxTxE, _ = one(layer, x_BxTxE, None)
+    return x_BxTxE
 
 
 class EncoderLayer(nn.Module):
@@ -263,7 +260,7 @@ class Encoder(nn.Module):
     def setup(self):
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
-        self.layers = [EncoderLayer(cfg) for _ in range(cfg.num_encoder_layers)]
+        self.layers = _make_layers(EncoderLayer, cfg, cfg.num_encoder_layers)
         self.encoder_norm = Norm(cfg.dtype)
         self.dropout = _dropout(cfg)
         # T5X draws this one mask per position, unlike all others.
@@ -273,8 +270,12 @@ class Encoder(nn.Module):
         batch, length, _ = x_BxTxE.shape
         bias = repeat_over_batch(self.relpos_bias(length, length), batch) + mask_bias
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
-        for layer in self.layers:
-            x_BxTxE = layer(x_BxTxE, bias, deterministic=deterministic)
+
+        def call(layer, x_BxTxE):
+            return layer(x_BxTxE, bias, deterministic=deterministic)
+
+        cfg = self.config
+        x_BxTxE = _through_layers(cfg, self.layers, cfg.num_encoder_layers, call, x_BxTxE)
         return self.final_dropout(self.encoder_norm(x_BxTxE), deterministic=deterministic)
 
 
@@ -284,20 +285,22 @@ class Decoder(nn.Module):
     def setup(self):
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
-        self.layers = [DecoderLayer(cfg) for _ in range(cfg.num_decoder_layers)]
+        self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers)
         self.decoder_norm = Norm(cfg.dtype)
         self.dropout = _dropout(cfg)
         if not cfg.logits_via_embedding:
-            self.logits_dense = Dense(cfg.vocab_size, ("embed", "vocab"), "float32")
+            self.logits_dense = OutputKernel(cfg)
 
     def __call__(self, x_BxTxE, encoded_BxSxE, mask_bias, cross_bias, *, deterministic):
         batch, length, _ = x_BxTxE.shape
         self_bias = repeat_over_batch(self.relpos_bias(length, length), batch) + mask_bias
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
-        for layer in self.layers:
-            x_BxTxE = layer(
-                x_BxTxE, encoded_BxSxE, self_bias, cross_bias, deterministic=deterministic
-            )
+
+        def call(layer, x_BxTxE):
+            return layer(x_BxTxE, encoded_BxSxE, self_bias, cross_bias, deterministic=deterministic)
+
+        cfg = self.config
+        x_BxTxE = _through_layers(cfg, self.layers, cfg.num_decoder_layers, call, x_BxTxE)
         return self.dropout(self.decoder_norm(x_BxTxE), deterministic=deterministic)
 
     def context(self, encoded_BxSxE, cross_bias, max_decode_len):
@@ -325,12 +328,20 @@ class Decoder(nn.Module):
             written.append(layer_cache)
         return self.decoder_norm(x_BxKxE), DecoderCache(*zip(*written, strict=True))
 
-    def logits(self, x_BxTxE):
-        return self.logits_dense(x_BxTxE)
+
+class OutputKernel(nn.Module):
+    """The output projection's parameter, T5X's decoder/logits_dense/kernel (E, V)."""
+
+    config: T5Config
+
+    def setup(self):
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        init = nn.with_logical_partitioning(init, ("embed", "vocab"))
+        self.kernel = self.param("kernel", init, (self.config.emb_dim, self.config.vocab_size))
 
 
 class TokenEmbedder(nn.Module):
-    """Token embeddings by gather; tied output logits by `attend`."""
+    """Token embeddings by gather."""
 
     config: T5Config
 
@@ -340,11 +351,7 @@ class TokenEmbedder(nn.Module):
         self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
 
     def __call__(self, tokens_BxT):
-        return self.embedding[tokens_BxT].astype(self.config.dtype)
-
-    def attend(self, x_BxTxE):
-        logits_BxTxV = matmul(x_BxTxE.astype(jnp.float32), self.embedding.T)
-        return logits_BxTxV / math.sqrt(self.config.emb_dim)
+        return _constrain_residual(self.embedding[tokens_BxT].astype(self.config.dtype))
 
 
 class Transformer(nn.Module):
@@ -372,11 +379,30 @@ class Transformer(nn.Module):
         deterministic=True,
     ):
         """(B, S), (B, T) -> logits (B, T, V) float32. Dropout needs an rng named "dropout"."""
-        encoded = self.encode(
+        hidden_BxTxE = self.hidden(
+            encoder_input_tokens,
+            decoder_input_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            deterministic=deterministic,
+        )
+        return self.logits(hidden_BxTxE)
+
+    def hidden(
+        self,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        encoder_segment_ids=None,
+        decoder_segment_ids=None,
+        *,
+        deterministic=True,
+    ):
+        """(B, S), (B, T) -> what the output projection multiplies, (B, T, E) activation dtype."""
+        encoded_BxSxE = self.encode(
             encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
         )
         return self.decode(
-            encoded,
+            encoded_BxSxE,
             encoder_input_tokens,
             decoder_input_tokens,
             encoder_segment_ids,
@@ -406,29 +432,7 @@ class Transformer(nn.Module):
         *,
         deterministic=True,
     ):
-        """Teacher-forced logits (B, T, V) float32: position t scores the target at t."""
-        return self.logits(
-            self.decode_hidden(
-                encoded_BxSxE,
-                encoder_input_tokens,
-                decoder_input_tokens,
-                encoder_segment_ids,
-                decoder_segment_ids,
-                deterministic=deterministic,
-            )
-        )
-
-    def decode_hidden(
-        self,
-        encoded_BxSxE,
-        encoder_input_tokens,
-        decoder_input_tokens,
-        encoder_segment_ids=None,
-        decoder_segment_ids=None,
-        *,
-        deterministic=True,
-    ):
-        """`decode` up to the output projection: (B, T, E) in the activation dtype."""
+        """Teacher-forced decoder: `hidden` from the encoder's output on."""
         if (encoder_segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError("segment ids are needed for both the encoder and the decoder")
         length = decoder_input_tokens.shape[1]
@@ -438,22 +442,34 @@ class Transformer(nn.Module):
         else:
             causal &= decoder_segment_ids[:, :, None] == decoder_segment_ids[:, None]
             cross = decoder_segment_ids[:, :, None] == encoder_segment_ids[:, None]
-        return self.decoder(
+        x_BxTxE = self.decoder(
             self.token_embedder(decoder_input_tokens),
             encoded_BxSxE,
             mask_bias(causal),
             mask_bias(cross),
             deterministic=deterministic,
         )
+        return self._scaled(x_BxTxE)
 
-    def logits(self, x_BxTxE):
-        """Output projection, float32."""
+    def _scaled(self, x_BxTxE):
+        """Tied logits are divided by sqrt(E)."""
+        tied = self.config.logits_via_embedding
+        return x_BxTxE / math.sqrt(self.config.emb_dim) if tied else x_BxTxE
+
+    def logits(self, hidden_BxTxE):
+        """Output projection, (B, T, V) float32, its operands in the activation dtype."""
         if self.config.logits_via_embedding:
-            return self.token_embedder.attend(x_BxTxE)
-        return self.decoder.logits(x_BxTxE)
+            kernel, product = self.token_embedder.embedding, "...E,VE->...V"
+        else:
+            kernel, product = self.decoder.logits_dense.kernel, "...E,EV->...V"
+        kernel = kernel.astype(self.config.dtype)
+        return jnp.einsum(product, hidden_BxTxE, kernel, preferred_element_type=jnp.float32)
 
     def start_decoding(self, encoder_input_tokens, max_decode_len, beams=1):
-        """Encodes (B, S) and returns (DecoderContext, empty DecoderCache of max_decode_len)."""
+        """Encodes (B, S) and returns (DecoderContext, empty DecoderCache of max_decode_len).
+
+        Decoding steps through unrolled layers: see `stacking.unrolled`.
+        """
         cfg = self.config
         encoded_BxSxE = self.encode(encoder_input_tokens)
         cross_bias = mask_bias((encoder_input_tokens > 0)[:, None])
@@ -468,7 +484,7 @@ class Transformer(nn.Module):
         Returns (logits (B, K, V) float32 of the next token, cache).
         """
         x_BxKxE, cache = self.decoder.step(self.token_embedder(tokens_BxK), cache, index, context)
-        return self.logits(x_BxKxE), cache
+        return self.logits(self._scaled(x_BxKxE)), cache
 
 
 def _init_boxed(config, rng):
@@ -476,8 +492,11 @@ def _init_boxed(config, rng):
     return Transformer(config).init(rng, tokens, tokens)["params"]
 
 
+@functools.cache
 def _boxed_shapes(config):
-    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
+    # Values do not matter: the parts that only recompute or constrain would slow the tracing.
+    plain = dataclasses.replace(config, remat="none")
+    return jax.eval_shape(functools.partial(_init_boxed, plain), jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -486,10 +505,25 @@ def init_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
     return nn.unbox(_init_boxed(config, rng))
 
 
+def abstract_params(config: T5Config) -> dict[str, Any]:
+    """The tree of `init_params` with, for leaves, jax.ShapeDtypeStruct."""
+    return nn.unbox(_boxed_shapes(config))
+
+
 def param_logical_axes(config: T5Config) -> dict[str, Any]:
-    """The tree of `init_params` with, for leaves, tuples of axis names, e.g. ("embed", "mlp")."""
+    """The tree of `init_params` with, for leaves, tuples of axis names, e.g. ("embed", "mlp").
+
+    Stacked parameters have "layers" first.
+    """
     boxed = _boxed_shapes(config)
     return jax.tree.map(lambda p: p.names, boxed, is_leaf=lambda p: isinstance(p, nn.Partitioned))
+
+
+def output_kernel(config: T5Config, params: Any) -> jax.Array:
+    """The output projection's parameter: (V, E) if it is the embedding, else (E, V)."""
+    if config.logits_via_embedding:
+        return params["token_embedder"]["embedding"]
+    return params["decoder"]["logits_dense"]["kernel"]
 
 
 def count_parameters(config: T5Config) -> int:

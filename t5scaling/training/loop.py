@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -34,7 +34,7 @@ class Evaluator(Protocol):
         params: Any,
         *,
         config: network.T5Config,
-        mesh: jax.sharding.Mesh,
+        layout: sharding.Layout,
         model_dir: str,
         step: int,
         note: Callable[[str], None],
@@ -52,6 +52,9 @@ def train(
     learning_rate_schedule: Callable[[int], float],
     objective: step.Objective,
     seed: int = 0,
+    microbatches: int = 1,
+    mesh_shape: Mapping[str, int] | None = None,
+    rules: sharding.Rules | None = None,
     initial_checkpoint_path: str | None = None,
     pool_tokens: int | None = None,
     max_epochs: int | None = 1,
@@ -79,6 +82,9 @@ def train(
         learning_rate_schedule: step -> learning rate.
         objective: z-loss, label smoothing, normalisation.
         seed: of initialisation, dropout and, with `shuffle`, the order of examples.
+        microbatches: parts in which a batch is done, to save memory.
+        mesh_shape: sizes of the mesh axes data, fsdp and model; all devices are "data" if None.
+        rules: which axes of parameters and activations are split over which mesh axes.
         initial_checkpoint_path: a `checkpoint_<step>` directory.
         pool_tokens: train on the smallest prefix of the examples with that many text tokens
             (D_f); None for all of them.
@@ -104,8 +110,9 @@ def train(
     if pool_tokens is not None:
         pool = budget.examples_for_tokens(examples, pool_tokens)
     _check_repetition(train_steps * batch_size, pool, max_epochs, dataset.task)
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(batch_size, mesh)
+    layout = sharding.make_layout(mesh_shape, rules)
+    sharding.check(layout, model)
+    sharding.check_batch_size(batch_size, layout, microbatches)
 
     with contextlib.ExitStack() as stack:
         if progress is None:
@@ -115,7 +122,7 @@ def train(
         checkpoints = checkpoint.Checkpoints(model_dir, [*checkpoint_steps, train_steps])
         stack.callback(checkpoints.close)
         progress(0, train_steps, "starting")
-        train_state = start_state(model, mesh, seed, checkpoints, initial_checkpoint_path)
+        train_state = start_state(model, layout, seed, checkpoints, initial_checkpoint_path)
         start = int(train_state.step)
         if start > train_steps:
             raise UserError(f"{model_dir} is at step {start}, past TRAIN_STEPS={train_steps}")
@@ -154,7 +161,7 @@ def train(
                 line = evaluator(
                     train_state.params,
                     config=model,
-                    mesh=mesh,
+                    layout=layout,
                     model_dir=model_dir,
                     step=step_now,
                     note=lambda text: progress(step_now, train_steps, text),
@@ -168,7 +175,8 @@ def train(
         if evaluation_due(start):
             evaluate(start)  # a kill may have cut it in half; the tracker dropped its lines
 
-        train_step = step.jit_train_step(model, objective, mesh)
+        train_step = step.jit_train_step(model, objective, layout, microbatches)
+        rows = sharding.local_rows(batch_size, layout)
         batches = loader.train_batches(
             examples,
             batch_size=batch_size,
@@ -177,8 +185,7 @@ def train(
             num_steps=train_steps - start,
             seed=seed,
             shuffle=shuffle,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
         )
         last_saved = time.monotonic()
         waiting = None  # a step's metrics, fetched when the next step is on its way
@@ -186,7 +193,7 @@ def train(
         for step_now, batch in enumerate(batches, start + 1):
             train_state, logged = train_step(
                 train_state,
-                sharding.put_batch(batch, mesh),
+                sharding.put_batch(batch, layout, rows),
                 np.float32(learning_rate_schedule(step_now - 1)),
                 np.uint32(seed),
                 (step_now - 1) % log_every == 0,
@@ -234,7 +241,7 @@ def train(
 
 def start_state(
     model: network.T5Config,
-    mesh: jax.sharding.Mesh,
+    layout: sharding.Layout,
     seed: int,
     checkpoints: checkpoint.Checkpoints,
     initial_checkpoint_path: str | None,
@@ -244,14 +251,14 @@ def start_state(
     A run that has ever saved goes on from its own checkpoints or not at all: falling back to the
     pretrained weights in silence would make a preempted finetune a different experiment.
     """
-    abstract = step.abstract_state(model, mesh)
+    abstract = step.abstract_state(model, layout)
     own = checkpoints.restore_latest(abstract)
     if own is not None:
         return own
     if initial_checkpoint_path:
         params = checkpoint.restore_params(initial_checkpoint_path, abstract.params)
-        return step.jit_create(mesh)(params)
-    return step.jit_init(model, mesh)(np.uint32(seed))
+        return step.jit_create(model, layout)(params)
+    return step.jit_init(model, layout)(np.uint32(seed))
 
 
 def _lengths(dataset: DataSpec) -> tuple[int, int]:

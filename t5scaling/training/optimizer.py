@@ -6,6 +6,7 @@ differ only in their rate share one compilation, and the step lives in one place
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ def factored_axes(shape: tuple[int, ...], min_size: int) -> tuple[int, int] | No
 
 
 def adafactor(
+    stacked: Any = None,
     *,
     decay_rate: float = 0.8,
     clipping_threshold: float = 1.0,
@@ -43,6 +45,9 @@ def adafactor(
     means {"v_row", "v_col"} (v_row: mean over the largest axis), any other keeps {"v"}; the state
     is the tree of parameters with these dicts for leaves, float32. A step is clipped to RMS
     `clipping_threshold` over its whole tensor and scaled by max(RMS(parameter), epsilon2).
+
+    `stacked` is a tree of bools like the parameters: true where the first axis counts layers, each
+    of which is then a parameter of its own. None: nowhere.
     """
 
     def init_one(param):
@@ -55,8 +60,19 @@ def adafactor(
             "v_col": jnp.zeros(np.delete(param.shape, second), jnp.float32),
         }
 
+    def is_stacked(structure):
+        if stacked is None:
+            return [False] * structure.num_leaves
+        return structure.flatten_up_to(stacked)
+
     def init(params):
-        return jax.tree.map(init_one, params)
+        leaves, structure = jax.tree.flatten(params)
+        return structure.unflatten(
+            [
+                (jax.vmap(init_one) if layers else init_one)(param)
+                for param, layers in zip(leaves, is_stacked(structure), strict=True)
+            ]
+        )
 
     def update_one(grad, moments, param, decay, learning_rate):
         grad = grad.astype(jnp.float32)
@@ -89,16 +105,40 @@ def adafactor(
             raise ValueError("Adafactor scales its steps by the parameters: pass params")
         decay = 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -decay_rate
         leaves, structure = jax.tree.flatten(params)
+        per_layer = jax.vmap(update_one, in_axes=(0, 0, 0, None, None))
         updated = [
-            update_one(grad, moments, param, decay, learning_rate)
-            for grad, moments, param in zip(
-                structure.flatten_up_to(grads), structure.flatten_up_to(state), leaves, strict=True
+            (per_layer if layers else update_one)(grad, moments, param, decay, learning_rate)
+            for grad, moments, param, layers in zip(
+                structure.flatten_up_to(grads),
+                structure.flatten_up_to(state),
+                leaves,
+                is_stacked(structure),
+                strict=True,
             )
         ]
         updates, moments = zip(*updated, strict=True)
         return structure.unflatten(updates), structure.unflatten(moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def moment_axes(
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    stacked: bool,
+    min_dim_size_to_factor: int = 128,
+) -> dict[str, tuple[str, ...]]:
+    """Axis names of a parameter's second moments, from the parameter's: moments are split over a
+    mesh as their parameter is."""
+    layers, axes, shape = (axes[:1], axes[1:], shape[1:]) if stacked else ((), axes, shape)
+    factored = factored_axes(shape, min_dim_size_to_factor)
+    if factored is None:
+        return {"v": layers + axes}
+    second, largest = factored
+    return {
+        "v_row": layers + axes[:largest] + axes[largest + 1 :],
+        "v_col": layers + axes[:second] + axes[second + 1 :],
+    }
 
 
 def _rms(x):

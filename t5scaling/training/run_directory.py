@@ -16,8 +16,15 @@ from typing import Any
 from t5scaling.errors import UserError
 
 CONFIG, RECORD, DONE, FAILED = "config.gin", "run.json", "DONE", "FAILED"
-# Where a run lives and how often it saves, not what it computes: these may change.
-FREE_MACROS = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "EXAMPLES_ROOT", "CHECKPOINT_MINUTES")
+# Where a run lives, how often it saves and on what it runs, not what it computes: these may change.
+FREE_MACROS = (
+    "MODEL_DIR",
+    "INITIAL_CHECKPOINT_PATH",
+    "EXAMPLES_ROOT",
+    "CHECKPOINT_MINUTES",
+    "MESH_SHAPE",
+    "REMAT_POLICY",
+)
 
 
 def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = None) -> None:

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from t5scaling.model import network, stacking
 from t5scaling.training import optimizer
 
 # Token counters run past int32 in long runs and JAX has no int64 by default: two int32 limbs.
@@ -39,15 +40,24 @@ def zero_window() -> Window:
     return Window(zero, zero, zero, zero, jnp.zeros((), jnp.int32))
 
 
-def create(params: Any) -> TrainState:
+def create(params: Any, config: network.T5Config) -> TrainState:
     """A state at step 0 around `params`, with a fresh optimizer."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.adafactor().init(params),
+        opt_state=optimizer.adafactor(stacked_params(config)).init(params),
         window=zero_window(),
         tokens_seen=jnp.zeros((2,), jnp.int32),
         nonfinite_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def stacked_params(config: network.T5Config) -> Any:
+    """Tree of bools like the parameters: whether the first axis counts layers."""
+    return jax.tree.map(
+        lambda axes: axes[0] == stacking.STACKED,
+        network.param_logical_axes(config),
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
 
 

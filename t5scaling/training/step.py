@@ -2,20 +2,21 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh
 
+from t5scaling.errors import UserError
 from t5scaling.model import loss as losses
 from t5scaling.model import network
 from t5scaling.training import optimizer, sharding, state
 
 Batch = Mapping[str, jax.Array]
+TARGET_TOKENS = "target_tokens"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,36 @@ class Objective:
 
     z_loss: weight of log(Z)^2, which keeps the logits' scale bounded.
     label_smoothing: probability mass spread over the vocabulary.
-    loss_normalizing_factor: the sum is divided by it; None keeps the sum (Adafactor's updates do
-        not depend on the gradient's scale).
+    loss_normalizing_factor: the sum is divided by it, or by the batch's target tokens if it is
+        "target_tokens"; None keeps the sum (Adafactor's updates do not depend on the gradient's
+        scale).
+    chunk_positions: target positions whose logits a device holds at a time.
     """
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
-    loss_normalizing_factor: float | None = None
+    loss_normalizing_factor: float | str | None = None
+    chunk_positions: int = losses.CHUNK_POSITIONS
+
+    def __post_init__(self) -> None:
+        for name, below in (("z_loss", math.inf), ("label_smoothing", 1.0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0.0 <= value < below):
+                raise UserError(f"Objective.{name} is {value!r}; expected [0, {below})")
+        if not isinstance(self.chunk_positions, int) or self.chunk_positions < 1:
+            raise UserError(
+                f"Objective.chunk_positions is {self.chunk_positions!r}; expected a number >= 1"
+            )
+        factor = self.loss_normalizing_factor
+        if not (factor is None or factor == TARGET_TOKENS or _positive(factor)):
+            raise UserError(
+                f"Objective.loss_normalizing_factor is {factor!r}; expected None, "
+                f"{TARGET_TOKENS!r} or a number > 0"
+            )
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def loss_fn(
@@ -39,9 +63,10 @@ def loss_fn(
     dropout_key: jax.Array | None,
     model: network.Transformer,
     objective: Objective,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """-> (loss to minimise, (loss sum with z-loss, z-loss part, target tokens))."""
-    logits_BxTxV = model.apply(
+    layout: sharding.Layout,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """-> (loss sum with z-loss, to differentiate; (its z-loss part, target tokens))."""
+    hidden_BxTxE = model.apply(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
@@ -49,17 +74,64 @@ def loss_fn(
         decoder_segment_ids=batch.get("decoder_segment_ids"),
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
+        method="hidden",
     )
     total, z_loss, weight_sum = losses.cross_entropy(
-        logits_BxTxV,
+        hidden_BxTxE,
+        network.output_kernel(model.config, params),
         batch["decoder_target_tokens"],
         batch["decoder_loss_weights"],
         z_loss=objective.z_loss,
         label_smoothing=objective.label_smoothing,
+        tied=model.config.logits_via_embedding,
+        chunk_positions=objective.chunk_positions,
+        split=layout.loss_split(),
     )
-    normalizer = objective.loss_normalizing_factor
-    minimised = total if normalizer is None else total / normalizer
-    return minimised, (total, z_loss, weight_sum)
+    return total, (z_loss, weight_sum)
+
+
+def gradients(
+    params: Any,
+    batch: Batch,
+    dropout_key: jax.Array | None,
+    model: network.Transformer,
+    objective: Objective,
+    layout: sharding.Layout,
+    microbatches: int,
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    """-> (gradient, loss sum with z-loss, its z-loss part, target tokens) of the whole batch.
+
+    The batch is done in `microbatches` parts, one after the other. Losses are sums over tokens, so
+    parts with more tokens weigh more and the sum is that of the batch done at once.
+    """
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        (total, (z_loss, weight_sum)), grads = differentiate(
+            params, batch, dropout_key, model, objective, layout
+        )
+    else:
+
+        def one(sums: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            number, rows = part
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+            more = differentiate(params, rows, key, model, objective, layout)
+            return jax.tree.map(jnp.add, sums, more), None
+
+        def split(rows: jax.Array) -> jax.Array:
+            # Each part takes every k-th row: a row stays on its device.
+            rows = rows.reshape(-1, microbatches, *rows.shape[1:]).swapaxes(0, 1)
+            parts = layout.sharding("layers", "batch")
+            return jax.lax.with_sharding_constraint(rows, parts)
+
+        zero = jnp.zeros((), jnp.float32)
+        start = ((zero, (zero, zero)), jax.tree.map(jnp.zeros_like, params))
+        parts = (jnp.arange(microbatches), jax.tree.map(split, dict(batch)))
+        ((total, (z_loss, weight_sum)), grads), _ = jax.lax.scan(one, start, parts)
+    factor = objective.loss_normalizing_factor
+    if factor is not None:
+        divisor = jnp.maximum(weight_sum, 1.0) if factor == TARGET_TOKENS else factor
+        grads = jax.tree.map(lambda grad: grad / divisor, grads)
+    return grads, total, z_loss, weight_sum
 
 
 def train_step(
@@ -71,6 +143,8 @@ def train_step(
     *,
     model: network.Transformer,
     objective: Objective,
+    layout: sharding.Layout,
+    microbatches: int = 1,
 ) -> tuple[state.TrainState, tuple[state.Window, jax.Array, jax.Array]]:
     """-> (next state, (window, tokens_seen, nonfinite_step) to log without touching the state).
 
@@ -80,10 +154,12 @@ def train_step(
     dropout_key = None
     if model.config.dropout_rate > 0:
         dropout_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
-    (_, (total, z_loss, weight_sum)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        train_state.params, batch, dropout_key, model, objective
-    )
-    updates, opt_state = optimizer.adafactor().update(
+    with layout.constraints():
+        grads, total, z_loss, weight_sum = gradients(
+            train_state.params, batch, dropout_key, model, objective, layout, microbatches
+        )
+    adafactor = optimizer.adafactor(state.stacked_params(model.config))
+    updates, opt_state = adafactor.update(
         grads,
         train_state.opt_state,
         train_state.params,
@@ -118,11 +194,12 @@ def train_step(
 
 
 def eval_step(
-    params: Any, batch: Batch, *, model: network.Transformer
+    params: Any, batch: Batch, *, model: network.Transformer, layout: sharding.Layout
 ) -> tuple[jax.Array, jax.Array]:
     """-> (cross-entropy summed over target tokens in nats, target tokens), teacher-forced."""
     plain = Objective(z_loss=0.0)
-    _, (total, _, weight_sum) = loss_fn(params, batch, None, model, plain)
+    with layout.constraints():
+        total, (_, weight_sum) = loss_fn(params, batch, None, model, plain, layout)
     return total, weight_sum
 
 
@@ -130,52 +207,94 @@ def eval_step(
 
 
 @functools.cache
-def jit_train_step(config: network.T5Config, objective: Objective, mesh: Mesh) -> Callable:
-    everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+def jit_train_step(
+    config: network.T5Config, objective: Objective, layout: sharding.Layout, microbatches: int = 1
+) -> Callable:
+    everywhere, states = sharding.replicated(layout), state_shardings(config, layout)
+    step = functools.partial(
+        train_step,
+        model=network.Transformer(config),
+        objective=objective,
+        layout=layout,
+        microbatches=microbatches,
+    )
+    rows = sharding.batch_sharding(layout)
     return jax.jit(
-        functools.partial(train_step, model=network.Transformer(config), objective=objective),
-        in_shardings=(everywhere, rows, everywhere, everywhere, everywhere),
-        out_shardings=everywhere,
+        step,
+        in_shardings=(states, rows, everywhere, everywhere, everywhere),
+        out_shardings=(states, everywhere),
         donate_argnums=0,
     )
 
 
 @functools.cache
-def jit_eval_step(config: network.T5Config, mesh: Mesh) -> Callable:
-    everywhere = sharding.replicated(mesh)
+def jit_eval_step(config: network.T5Config, layout: sharding.Layout) -> Callable:
     return jax.jit(
-        functools.partial(eval_step, model=network.Transformer(config)),
-        in_shardings=(everywhere, sharding.batch_sharding(mesh)),
-        out_shardings=everywhere,
+        functools.partial(eval_step, model=network.Transformer(config), layout=layout),
+        in_shardings=(
+            sharding.param_shardings(config, layout),
+            sharding.batch_sharding(layout),
+        ),
+        out_shardings=sharding.replicated(layout),
     )
 
 
 @functools.cache
-def jit_init(config: network.T5Config, mesh: Mesh) -> Callable:
-    """seed (uint32) -> fresh TrainState, initialised straight onto the mesh."""
+def jit_init(config: network.T5Config, layout: sharding.Layout) -> Callable:
+    """seed (uint32) -> fresh TrainState, initialised straight into its shards."""
 
     def init(seed: jax.Array) -> state.TrainState:
-        return state.create(network.init_params(config, jax.random.key(seed)))
+        return state.create(network.init_params(config, jax.random.key(seed)), config)
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))
+    return jax.jit(init, out_shardings=state_shardings(config, layout))
 
 
 @functools.cache
-def jit_create(mesh: Mesh) -> Callable:
+def jit_create(config: network.T5Config, layout: sharding.Layout) -> Callable:
     """params -> TrainState at step 0 with a fresh optimizer."""
-    return jax.jit(state.create, out_shardings=sharding.replicated(mesh))
-
-
-def abstract_state(config: network.T5Config, mesh: Mesh) -> state.TrainState:
-    """Shapes, dtypes and shardings of the state, without allocating it."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
-        ),
-        jax.eval_shape(jit_init(config, mesh), np.uint32(0)),
+    return jax.jit(
+        functools.partial(state.create, config=config),
+        out_shardings=state_shardings(config, layout),
     )
 
 
-def abstract_params(config: network.T5Config, mesh: Mesh) -> Any:
+@functools.cache
+def _state_shapes(config: network.T5Config) -> state.TrainState:
+    create = functools.partial(state.create, config=config)
+    return jax.eval_shape(create, network.abstract_params(config))
+
+
+@functools.cache
+def state_shardings(config: network.T5Config, layout: sharding.Layout) -> state.TrainState:
+    """The tree of a TrainState with a NamedSharding for each leaf: the optimizer's moments are
+    split as their parameter is, and what is left is everywhere."""
+
+    def moments(param: jax.ShapeDtypeStruct, axes: tuple[str, ...], stacked: bool) -> Any:
+        named = optimizer.moment_axes(param.shape, axes, stacked)
+        return {name: layout.sharding(*of_moment) for name, of_moment in named.items()}
+
+    shapes = _state_shapes(config)
+    everywhere = jax.tree.map(lambda _: sharding.replicated(layout), shapes)
+    return everywhere.replace(
+        params=sharding.param_shardings(config, layout),
+        opt_state=jax.tree.map(
+            moments,
+            shapes.params,
+            network.param_logical_axes(config),
+            state.stacked_params(config),
+        ),
+    )
+
+
+def abstract_state(config: network.T5Config, layout: sharding.Layout) -> state.TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating it."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        _state_shapes(config),
+        state_shardings(config, layout),
+    )
+
+
+def abstract_params(config: network.T5Config, layout: sharding.Layout) -> Any:
     """The parameters' part of `abstract_state`."""
-    return abstract_state(config, mesh).params
+    return abstract_state(config, layout).params

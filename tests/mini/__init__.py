@@ -55,7 +55,7 @@ def lines(model_dir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def parameters(model_dir: pathlib.Path, at_step: int) -> dict[str, np.ndarray]:
     """Path -> values of the parameters in a checkpoint."""
-    abstract = step.abstract_params(CONFIG, sharding.make_mesh())
+    abstract = step.abstract_params(CONFIG, sharding.make_layout())
     path = model_dir / "checkpoints" / f"{checkpoint.PREFIX}_{at_step}"
     params = checkpoint.restore_params(str(path), abstract)
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(params)}

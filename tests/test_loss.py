@@ -1,0 +1,182 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5scaling.model.loss import cross_entropy, log_likelihood
+from t5scaling.training import sharding
+
+
+def _by_hand(logits, targets, weights, z_loss, label_smoothing):
+    """Soft one-hot targets, the whole batch at once, by JAX's own differentiation."""
+    vocab = logits.shape[-1]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    soft = jnp.where(targets[..., None] == jnp.arange(vocab), 1.0 - label_smoothing, 0.0)
+    soft += jnp.where(soft > 0, 0.0, label_smoothing / (vocab - 1))
+    entropy = -jnp.sum(jnp.where(soft > 0, soft * jnp.log(jnp.maximum(soft, 1e-30)), 0.0), -1)
+    loss = -jnp.sum(soft * (logits - log_z[..., None]), -1) - entropy
+    z_part = z_loss * log_z**2
+    return jnp.sum((loss + z_part) * weights), jnp.sum(z_part * weights), jnp.sum(weights)
+
+
+@functools.cache
+def _problem(batch=4, length=9, width=16, vocab=40):
+    """(hidden, kernel, targets, weights), with labels at both ends of the vocabulary."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(batch, length, width)).astype(np.float32)
+    kernel = rng.normal(size=(width, vocab)).astype(np.float32)
+    targets = rng.integers(0, vocab, (batch, length)).astype(np.int32)
+    targets[0, :2] = 0, vocab - 1
+    weights = ((rng.random((batch, length)) < 0.7) * rng.random((batch, length))).astype(np.float32)
+    return hidden, kernel, targets, weights
+
+
+def _close(actual, expected, tolerance=1e-6):
+    """Relative to the largest magnitude, as rounding follows the size of a sum's terms."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    bound = tolerance * max(np.abs(expected).max(), 1e-30)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("chunk_positions", [1, 5, 12, 36, 1000])
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (1e-2, 0.0), (1e-2, 0.1)])
+def test_chunks_equal_the_whole(chunk_positions, z_loss, label_smoothing):
+    hidden, kernel, targets, weights = _problem()
+    options = dict(z_loss=z_loss, label_smoothing=label_smoothing)
+
+    @functools.partial(jax.jit, static_argnames="tied")
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def ours(hidden, kernel, tied=False):
+        total, *rest = cross_entropy(
+            hidden, kernel, targets, weights, tied=tied, chunk_positions=chunk_positions, **options
+        )
+        return 0.5 * total, (total, *rest)  # the gradient must be scaled too
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def expected(hidden, kernel):
+        parts = _by_hand(hidden @ kernel, targets, weights, **options)
+        return 0.5 * parts[0], parts
+
+    with jax.default_matmul_precision("highest"):
+        (_, parts), (dhidden, dkernel) = ours(hidden, kernel)
+        (_, tied_parts), (tied_dhidden, tied_dkernel) = ours(hidden, kernel.T, tied=True)
+        (_, wanted), (wanted_dhidden, wanted_dkernel) = expected(hidden, kernel)
+    for got in (parts, tied_parts):
+        for a, b in zip(got, wanted, strict=True):
+            _close(a, b)
+    for a, b in (
+        (dhidden, wanted_dhidden),
+        (dkernel, wanted_dkernel),
+        (tied_dhidden, wanted_dhidden),
+        (tied_dkernel.T, wanted_dkernel),
+    ):
+        _close(a, b)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "mesh_shape", [{"data": 2}, {"fsdp": 2, "data": 1}, {"model": 2, "data": 1}]
+)
+def test_split_over_a_mesh(mesh_shape, tied):
+    """Over rows, or over the vocabulary; two devices."""
+    hidden, kernel, targets, weights = _problem()
+    kernel = kernel.T if tied else kernel
+    layout = sharding.make_layout(mesh_shape)
+    axes = ("vocab", "embed") if tied else ("embed", "vocab")
+
+    def loss(hidden, kernel, targets, weights, split):
+        return cross_entropy(
+            hidden,
+            kernel,
+            targets,
+            weights,
+            z_loss=1e-2,
+            label_smoothing=0.1,
+            tied=tied,
+            chunk_positions=5,
+            split=split,
+        )[0]
+
+    differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnames="split")
+    rows = sharding.batch_sharding(layout)
+    arrays = [jax.device_put(x, rows) for x in (hidden, targets, weights)]
+    with jax.default_matmul_precision("highest"):
+        one, grads_of_one = differentiate(hidden, kernel, targets, weights, split=None)
+        two, grads_of_two = differentiate(
+            arrays[0],
+            jax.device_put(kernel, layout.sharding(*axes)),
+            *arrays[1:],
+            split=layout.loss_split(),
+        )
+    _close(two, one)
+    for a, b in zip(grads_of_two, grads_of_one, strict=True):
+        _close(a, b)
+
+
+def test_bfloat16_operands_are_summed_in_float32():
+    hidden, kernel, targets, weights = _problem(width=256)
+    low = jnp.asarray(hidden, jnp.bfloat16)
+    rounded = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float32)
+
+    def loss(hidden, kernel):
+        return cross_entropy(hidden, kernel, targets, weights, chunk_positions=8)[0]
+
+    value, (dhidden, dkernel) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(low, kernel)
+    assert dhidden.dtype == jnp.bfloat16 and dkernel.dtype == jnp.float32
+    with jax.default_matmul_precision("highest"):
+        logits = np.asarray(low, np.float32) @ rounded
+        exact = _by_hand(logits, targets, weights, 1e-4, 0.0)[0]
+    assert float(value) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_no_array_holds_the_logits_of_the_whole_batch():
+    hidden, kernel, targets, weights = _problem(batch=8, length=32, vocab=400)
+    chunk = 16
+
+    def loss(hidden, kernel):
+        return cross_entropy(hidden, kernel, targets, weights, chunk_positions=chunk)[0]
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, kernel).compile()
+    whole = 4 * 8 * 32 * 400
+    assert compiled.memory_analysis().temp_size_in_bytes < whole / 4
+
+
+def test_the_z_loss_part_is_a_number_to_log_and_has_no_gradient():
+    hidden, kernel, targets, weights = _problem()
+    grad = jax.grad(lambda h: cross_entropy(h, kernel, targets, weights, z_loss=0.5)[1])(hidden)
+    np.testing.assert_array_equal(grad, np.zeros_like(hidden))
+
+
+def _loss_of_logits(logits, targets, weights, **options):
+    """The loss of given logits: they pass through the identity."""
+    return cross_entropy(logits, jnp.eye(logits.shape[-1]), targets, weights, **options)[0]
+
+
+def test_a_perfect_smoothed_prediction_costs_nothing():
+    vocab, smoothing = 11, 0.2
+    probabilities = np.full(vocab, smoothing / (vocab - 1), np.float32)
+    probabilities[3] = 1.0 - smoothing
+    logits = jnp.log(probabilities)[None, None]
+    targets, weights = jnp.full((1, 1), 3), jnp.ones((1, 1))
+    options = dict(z_loss=0.0, label_smoothing=smoothing)
+    assert float(_loss_of_logits(logits, targets, weights, **options)) == pytest.approx(0, abs=1e-6)
+    assert float(_loss_of_logits(logits, targets + 1, weights, **options)) > 1.0
+
+
+def test_extreme_logits_stay_finite():
+    logits = jnp.asarray([[[3e4, -3e4, 0.0]]])
+    ones = jnp.ones((1, 1), int)
+    loss, grad = jax.value_and_grad(_loss_of_logits)(logits, ones, ones, z_loss=0.0)
+    assert float(loss) == pytest.approx(6e4)
+    np.testing.assert_allclose(grad, [[[1.0, -1.0, 0.0]]])
+
+
+def test_log_likelihood_counts_weighted_positions_of_each_row():
+    logits = jnp.log(jnp.asarray([[[0.5, 0.5], [0.25, 0.75]], [[0.9, 0.1], [0.5, 0.5]]]))
+    targets, weights = jnp.asarray([[0, 1], [1, 0]]), jnp.asarray([[1, 1], [1, 0]])
+    expected = [math.log(0.5 * 0.75), math.log(0.1)]
+    np.testing.assert_allclose(log_likelihood(logits, targets, weights), expected, rtol=1e-6)

@@ -1,0 +1,192 @@
+"""Rules, errors, and the same training on every mesh."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from t5scaling.errors import UserError
+from t5scaling.model import network
+from t5scaling.training import sharding, step
+from tests import mini
+from tests.conftest import REPOSITORY
+
+CONFIG = network.T5Config(
+    vocab_size=96,
+    emb_dim=32,
+    num_heads=4,
+    head_dim=8,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    mlp_dim=48,
+    scan_layers=True,
+)
+
+MESHES = {
+    "1": {"data": 1},
+    "data 4": {"data": 4},
+    "fsdp 4": {"data": 1, "fsdp": 4},
+    "model 4": {"data": 1, "model": 4},
+    "data 2 model 2": {"data": 2, "model": 2},
+}
+
+
+def test_states_are_split_as_the_rules_say():
+    layout = sharding.make_layout({"data": 1, "fsdp": 2})
+    shardings = step.state_shardings(mini.CONFIG, layout)
+    mlp = shardings.params["encoder"]["layers_0"]["mlp"]
+    assert mlp["wi_0"]["kernel"].spec == PartitionSpec("fsdp", "model")
+    assert mlp["wo"]["kernel"].spec == PartitionSpec("model", "fsdp")
+    assert shardings.params["token_embedder"]["embedding"].spec == PartitionSpec("model", "fsdp")
+    assert shardings.step.spec == PartitionSpec()
+    state = step.jit_init(mini.CONFIG, layout)(np.uint32(0))
+    embedding = state.params["token_embedder"]["embedding"]
+    assert {shard.data.shape for shard in embedding.addressable_shards} == {(8192, 16)}
+
+
+def test_moments_are_split_as_their_parameter():
+    config = network.T5Config(
+        vocab_size=256,
+        emb_dim=128,
+        num_heads=4,
+        head_dim=64,
+        num_encoder_layers=3,
+        num_decoder_layers=3,
+        mlp_dim=512,
+        scan_layers=True,
+    )
+    layout = sharding.make_layout({"data": 1, "model": 2})
+    moments = step.state_shardings(config, layout).opt_state["encoder"]["layers"]["mlp"]
+    # wi (3, 128, 512): the row means lack mlp, its largest axis; the column means lack embed.
+    assert moments["wi_0"]["kernel"]["v_row"].spec == PartitionSpec(None, "fsdp")
+    assert moments["wi_0"]["kernel"]["v_col"].spec == PartitionSpec(None, "model")
+    abstract = step.abstract_state(config, layout)
+    for leaf in jax.tree.leaves(abstract):
+        leaf.sharding.shard_shape(leaf.shape)  # raises where a spec does not fit its shape
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "words"),
+    [
+        ({"data": 3}, ["data=3", "2 devices"]),
+        ({"fdsp": 2}, ["'fdsp'", "did you mean 'fsdp'"]),
+        ({"model": 0}, ["model is 0"]),
+        ({"data": -1, "fsdp": -1}, ["data and fsdp", "only one"]),
+        ({"model": 4}, ["model=4", "2 devices"]),
+    ],
+)
+def test_a_wrong_mesh_is_named(mesh_shape, words):
+    with pytest.raises(UserError) as error:
+        sharding.make_layout(mesh_shape)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_wrong_rules_are_named():
+    with pytest.raises(UserError, match=r"sharding rule mlp: no mesh axis 'modle'.*'model'"):
+        sharding.Rules(mlp="modle")
+    both = sharding.make_layout({"model": 2, "data": 1}, sharding.Rules(embed="model"))
+    with pytest.raises(UserError, match=r"axes \w+ and \w+ of .*kernel .*mesh axis 'model'"):
+        sharding.check(both, CONFIG)
+
+
+def test_what_cannot_be_split_is_named():
+    layout = sharding.make_layout({"model": 2, "data": 1})
+    sharding.check(layout, CONFIG)
+    odd = network.T5Config(**{**vars(CONFIG), "mlp_dim": 51})
+    with pytest.raises(UserError, match="mlp axis of 51 cannot be split into 2 parts"):
+        sharding.check(layout, odd)
+    with pytest.raises(UserError, match=r"BATCH_SIZE=6 .*2 devices x 2 microbatches.*: 8"):
+        sharding.check_batch_size(6, sharding.make_layout(), 2)
+
+
+def test_rows_of_this_process():
+    np.testing.assert_array_equal(sharding.local_rows(6, sharding.make_layout()), np.arange(6))
+    batch = {"x": np.arange(12).reshape(6, 2)}
+    put = sharding.put_batch(batch, sharding.make_layout(), np.arange(6))["x"]
+    np.testing.assert_array_equal(put, batch["x"])
+    assert {s.data.shape for s in put.addressable_shards} == {(3, 2)}
+
+
+def test_microbatches_equal_the_whole_batch():
+    """Rows with few and with many target tokens in different parts: tokens weigh, not rows."""
+    layout = sharding.make_layout()
+    batch = sharding.put_batch(_batch(8), layout)
+    objective = step.Objective(loss_normalizing_factor="target_tokens", chunk_positions=16)
+    params = step.jit_init(CONFIG, layout)(np.uint32(0)).params
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(microbatches):
+        model = network.Transformer(_plain(CONFIG))
+        return step.gradients(params, batch, None, model, objective, layout, microbatches)
+
+    whole = jax.device_get(gradients(1))
+    for microbatches in (2, 4):
+        parts = jax.device_get(gradients(microbatches))
+        for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+            assert np.linalg.norm(got - wanted) <= 1e-6 * np.linalg.norm(wanted)
+
+
+def test_every_mesh_trains_the_same():
+    """One device, 4x1, 1x4 and 2x2 in a child process with four devices: losses to 1e-5."""
+    code = "from tests import test_sharding; test_sharding.print_losses()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "PATH": "/usr/bin:/bin",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = json.loads(done.stdout.splitlines()[-1])
+    assert losses.keys() == MESHES.keys()
+    assert losses["1"][-1] < losses["1"][0] - 0.01
+    for mesh in MESHES:
+        np.testing.assert_allclose(losses[mesh], losses["1"], rtol=1e-5, err_msg=mesh)
+
+
+def print_losses():
+    """Losses of four steps on every mesh, as JSON; for a process with four devices."""
+    losses = {}
+    params = jax.device_get(network.init_params(CONFIG, jax.random.key(0)))
+    for name, mesh_shape in MESHES.items():
+        devices = jax.devices()[:1] if name == "1" else None
+        layout = sharding.make_layout(mesh_shape, devices=devices)
+        sharding.check(layout, CONFIG)
+        split = jax.device_put(params, sharding.param_shardings(CONFIG, layout))
+        state = step.jit_create(CONFIG, layout)(split)
+        train_step = step.jit_train_step(_plain(CONFIG), step.Objective(chunk_positions=7), layout)
+        batch = sharding.put_batch(_batch(8), layout)
+        losses[name] = []
+        for _ in range(4):
+            state, (window, _, _) = train_step(
+                state, batch, np.float32(0.02), np.uint32(0), np.bool_(True)
+            )
+            losses[name].append(float(window.loss / window.target_tokens))
+    print(json.dumps(losses))
+
+
+def _plain(config):
+    return network.T5Config(**{**vars(config), "dropout_rate": 0.0})
+
+
+def _batch(rows):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 13, rows)
+    lengths[0] = 12
+    targets = np.where(np.arange(12) < lengths[:, None], rng.integers(2, 96, (rows, 12)), 0)
+    return {
+        "encoder_input_tokens": rng.integers(2, 96, (rows, 16)).astype(np.int32),
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1].astype(np.int32),
+        "decoder_target_tokens": targets.astype(np.int32),
+        "decoder_loss_weights": (targets > 0).astype(np.float32),
+    }
