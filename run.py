@@ -61,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
         else:
             sub.add_argument("--gin_file", action="append", default=[], help="may be repeated")
             sub.add_argument("--gin.NAME", metavar="VALUE", help="sets one gin parameter")
+        if verb in ("train", "eval"):
+            job = sub.add_argument_group(
+                "several processes", "Found from Slurm and Cloud TPU by themselves; else give all:"
+            )
+            job.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+            job.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+            job.add_argument("--process_id", type=int, metavar="I", help="which of them this is")
     return parser
 
 
@@ -96,12 +103,16 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         runner.materialize()
     elif arguments.verb == "train":
         from t5scaling.study.executors import local
+        from t5scaling.training import distributed
 
-        local.train(text)
+        with distributed.job(*_job(arguments)):
+            local.train(text)
     elif arguments.verb == "eval":
         from t5scaling.evaluation import evaluate
+        from t5scaling.training import distributed
 
-        config.call(evaluate.evaluate_checkpoints)
+        with distributed.job(*_job(arguments)):
+            config.call(evaluate.evaluate_checkpoints)
     elif arguments.verb == "study":
         from t5scaling.analysis import report
         from t5scaling.study import runner
@@ -111,6 +122,10 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         report.report(study_dir)
         return 1 if failed else 0
     return 0
+
+
+def _job(arguments: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    return arguments.coordinator, arguments.num_processes, arguments.process_id
 
 
 def main(argv: list[str]) -> int:

@@ -21,6 +21,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -256,6 +257,12 @@ def find_all_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> lis
             path or _finished(spec, Path(root)) for spec, path in zip(specs, found, strict=True)
         ]
     return [Examples(path) for path in found]
+
+
+def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> None:
+    """Returns when another process has materialised the examples of all specs."""
+    while any(_finished(spec, Path(root)) is None for spec in specs):
+        time.sleep(1.0)
 
 
 def _finished(spec: DataSpec, root: Path) -> Path | None:

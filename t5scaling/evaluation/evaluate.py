@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
+from jax.experimental import multihost_utils
 
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.errors import UserError
 from t5scaling.model import decoding, network
-from t5scaling.training import checkpoint, run_directory, sharding, step, tracker
+from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
 
 # Rows are padded to one of these fractions of the feature lengths: short sentences cost little,
 # and the number of compilations stays small.
@@ -77,7 +78,8 @@ class Evaluation:
                 results |= metric(
                     [o["target"] for o in outputs], [o["prediction"] for o in outputs]
                 )
-            write_outputs(model_dir, task, step, outputs, results)
+            if distributed.is_main():
+                write_outputs(model_dir, task, step, outputs, results)
             line |= results
         return line
 
@@ -112,10 +114,11 @@ class Evaluation:
             inputs = sharding.put_batch(
                 {"encoder_input_tokens": batch["encoder_input_tokens"]}, layout
             )
-            tokens_BxT = np.asarray(
+            tokens_BxT = multihost_utils.process_allgather(
                 decoding.greedy(
                     transformer, params, inputs["encoder_input_tokens"], max_decode_len=length
-                )
+                ),
+                tiled=True,
             )
             for index, tokens in zip(indices, tokens_BxT, strict=False):  # rows of padding follow
                 predictions[index] = detokenize(vocabulary, tokens)
@@ -181,7 +184,7 @@ def evaluate_checkpoints(
         UserError: no such run or step.
     """
     if progress is None:
-        with tracker.console_progress("eval") as bar:
+        with tracker.console_progress("eval", shown=distributed.is_main()) as bar:
             evaluate_checkpoints(
                 model_dir=model_dir,
                 model=model,
@@ -206,6 +209,8 @@ def evaluate_checkpoints(
             )
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
+    for evaluator in evaluators:
+        distributed.ready_examples([evaluator.dataset], evaluator.examples_root)
     abstract = step.abstract_params(model, layout)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step in wanted:
@@ -222,6 +227,8 @@ def evaluate_checkpoints(
             )
             lines.append({"step": wanted_step, **line})
             progress(len(lines), total, "")
+    if not distributed.is_main():
+        return
     text = "".join(json.dumps(line) + "\n" for line in lines)
     run_directory.write_atomically(os.path.join(model_dir, "eval.jsonl"), text)
     for line in lines:

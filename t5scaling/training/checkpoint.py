@@ -12,6 +12,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5scaling.errors import UserError
+from t5scaling.training import distributed
 
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 SIZES = "sizes.json"
@@ -60,7 +61,7 @@ class Checkpoints:
         """Returns when everything saved so far is on disk."""
         with _disk_errors(self.directory):
             self._manager.wait_until_finished()
-            if jax.process_index() == 0:
+            if distributed.is_main():
                 for step in self.steps():
                     _write_sizes(self._folder(step))
 
@@ -74,10 +75,12 @@ class Checkpoints:
         and the one before is taken. Raises UserError if there are some but none can be read.
         """
         steps = self.steps()
-        for step in reversed(steps):
+        if distributed.is_main():
+            self._set_aside_truncated(steps)
+        distributed.wait_for_all("truncated checkpoints are set aside")
+        self._manager.reload()
+        for step in reversed(self.steps()):
             try:
-                # Orbax would find out as well, with a page of errors for every file.
-                _check_sizes(self._folder(step))
                 return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 if _wrong_shape(error):
@@ -85,15 +88,12 @@ class Checkpoints:
                         f"{self._folder(step)} holds another model: "
                         f"{_first_line(error)}; choose another MODEL_DIR"
                     ) from error
-                print(
-                    f"warning: checkpoint {self._folder(step)} cannot be read "
-                    f"({_first_line(error)}); set aside, going back to the one before",
-                    flush=True,
-                )
-                broken = self.directory / f"broken-{PREFIX}_{step}"
-                if broken.exists():
-                    broken.rmtree()
-                self._folder(step).rename(broken)
+                if jax.process_count() > 1:  # others may be waiting inside the restore
+                    raise UserError(
+                        f"checkpoint {self._folder(step)} cannot be read ({_first_line(error)}); "
+                        "delete it to go back to the one before"
+                    ) from error
+                self._set_aside(step, error)
                 self._manager.reload()
         if steps:
             raise UserError(
@@ -101,6 +101,26 @@ class Checkpoints:
                 "delete the run's directory to start it again"
             )
         return None
+
+    def _set_aside_truncated(self, steps: Sequence[int]) -> None:
+        """Orbax would find them out as well, with a page of errors for every file."""
+        for step in reversed(steps):
+            try:
+                _check_sizes(self._folder(step))
+                return
+            except (ValueError, OSError) as error:
+                self._set_aside(step, error)
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        print(
+            f"warning: checkpoint {self._folder(step)} cannot be read "
+            f"({_first_line(error)}); set aside, going back to the one before",
+            flush=True,
+        )
+        broken = self.directory / f"broken-{PREFIX}_{step}"
+        if broken.exists():
+            broken.rmtree()
+        self._folder(step).rename(broken)
 
     def close(self) -> None:
         with _disk_errors(self.directory):

@@ -17,6 +17,7 @@ from t5scaling.errors import Stopped, UserError
 from t5scaling.model import network
 from t5scaling.training import (
     checkpoint,
+    distributed,
     run_directory,
     sharding,
     state,
@@ -117,7 +118,8 @@ def train(
     with contextlib.ExitStack() as stack:
         if progress is None:
             name = os.path.basename(os.path.normpath(model_dir))
-            progress = stack.enter_context(tracker.console_progress(name))
+            bar = tracker.console_progress(name, shown=distributed.is_main())
+            progress = stack.enter_context(bar)
         stop = stack.enter_context(_StopSignals())
         checkpoints = checkpoint.Checkpoints(model_dir, [*checkpoint_steps, train_steps])
         stack.callback(checkpoints.close)
@@ -126,7 +128,7 @@ def train(
         start = int(train_state.step)
         if start > train_steps:
             raise UserError(f"{model_dir} is at step {start}, past TRAIN_STEPS={train_steps}")
-        log = tracker.Tracker(model_dir, start)
+        log = tracker.Tracker(model_dir, start, writes=distributed.is_main())
         stack.callback(log.close)
         clock = throughput.Clock(
             log,
@@ -172,6 +174,11 @@ def train(
         def evaluation_due(step_now: int) -> bool:
             return bool(eval_every) and 0 < step_now < train_steps and step_now % eval_every == 0
 
+        def agreed(step_now: int, *wishes: int) -> tuple[int, ...]:
+            if jax.process_count() > 1 and step_now % log_every:
+                return (0,) * len(wishes)  # asking at each step would cost each step
+            return distributed.largest(*wishes)
+
         if evaluation_due(start):
             evaluate(start)  # a kill may have cut it in half; the tracker dropped its lines
 
@@ -209,22 +216,25 @@ def train(
             if not due:
                 progress(step_now, train_steps, "")
 
+            # What only one process may know, all do at the same step.
+            time_to_save = time.monotonic() - last_saved >= 60 * checkpoint_minutes
+            stop_signal, time_to_save = agreed(step_now, stop.signal_number, time_to_save)
             if (
                 step_now in checkpoint_steps
                 or step_now == train_steps
                 or evaluation_due(step_now)
-                or time.monotonic() - last_saved >= 60 * checkpoint_minutes
-                or stop.signal_number
+                or time_to_save
+                or stop_signal
             ):
                 write_metrics(waiting)  # before the save: a resumed run must find its lines
                 waiting = None
                 _stop_if_nonfinite(int(train_state.nonfinite_step), checkpoints)
                 checkpoints.save(step_now, train_state)
                 last_saved = time.monotonic()
-            if stop.signal_number:
+            if stop_signal:
                 checkpoints.wait()
                 raise Stopped(
-                    stop.signal_number,
+                    stop_signal,
                     f"stopped at step {step_now} of {train_steps}, saved in {model_dir}; "
                     "run the same command to go on",
                 )
@@ -234,7 +244,8 @@ def train(
         evaluate(train_steps)
         clock.write(train_steps)
         progress(train_steps, train_steps, "")
-        run_directory.finish(model_dir, train_steps)
+        if distributed.is_main():
+            run_directory.finish(model_dir, train_steps)
         if stop.signal_number:  # it came during the last evaluation; what follows must not start
             raise Stopped(stop.signal_number, f"stopped; {model_dir} is done")
 

@@ -26,9 +26,16 @@ Progress = Callable[[int, int, str], None]
 
 
 class Tracker:
-    """The writers of one run directory. On a resume at `step` it first drops what came later."""
+    """The writers of one run directory. On a resume at `step` it first drops what came later.
 
-    def __init__(self, model_dir: str, step: int):
+    Without `writes` nothing is written: another process of the job does it.
+    """
+
+    def __init__(self, model_dir: str, step: int, writes: bool = True):
+        self._writes = writes
+        self._wall_before, self._start = 0.0, time.monotonic()
+        if not writes:
+            return
         os.makedirs(model_dir, exist_ok=True)
         self._metrics_path = os.path.join(model_dir, "metrics.jsonl")
         self._timing_path = os.path.join(model_dir, "timing.jsonl")
@@ -39,7 +46,6 @@ class Tracker:
         )
         timing = _keep_lines(self._timing_path, lambda line: line["step"] <= step)
         self._wall_before = timing[-1]["wall_s"] if timing else 0.0
-        self._start = time.monotonic()
         self._tensorboard = tensorboardX.SummaryWriter(
             os.path.join(model_dir, "tensorboard"), purge_step=step + 1 if step else None
         )
@@ -50,10 +56,14 @@ class Tracker:
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Appends one line of metrics: at least step, split and task."""
+        if not self._writes:
+            return
         _append(self._metrics_path, line)
         self._scalars(f"{line['split']}/{line['task']}", line)
 
     def timing(self, line: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
         _append(self._timing_path, line)
         self._scalars("timing", line)
 
@@ -63,12 +73,13 @@ class Tracker:
                 self._tensorboard.add_scalar(f"{prefix}/{key}", value, line["step"])
 
     def close(self) -> None:
-        self._tensorboard.close()
+        if self._writes:
+            self._tensorboard.close()
 
 
 @contextmanager
-def console_progress(title: str) -> Iterator[Progress]:
-    """A progress bar with the time left on the terminal."""
+def console_progress(title: str, shown: bool = True) -> Iterator[Progress]:
+    """A progress bar with the time left on the terminal; none unless `shown`."""
     from rich import progress as rich_progress
 
     columns = (
@@ -79,7 +90,7 @@ def console_progress(title: str) -> Iterator[Progress]:
         rich_progress.TimeRemainingColumn(),
         rich_progress.TextColumn("{task.fields[note]}"),
     )
-    with rich_progress.Progress(*columns) as bar:
+    with rich_progress.Progress(*columns, disable=not shown) as bar:
         task = bar.add_task(title, total=None, note="")
 
         def progress(done: int, total: int, note: str) -> None:

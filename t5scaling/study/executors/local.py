@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5scaling import config
-from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import Stopped
 from t5scaling.study.study import data_specs
-from t5scaling.training import loop, run_directory, tracker
+from t5scaling.training import distributed, loop, run_directory, tracker
 
 
 def train(
@@ -34,12 +33,14 @@ def train(
     arguments = config.bindings_of(loop.train)
     model_dir = arguments["model_dir"]
     # All the run's examples in one child process, and every mistake in them before the first step.
-    find_all_examples(data_specs(arguments), arguments["examples_root"])
-    run_directory.begin(model_dir, config_text, record)
+    distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
+    if distributed.is_main():
+        run_directory.begin(model_dir, config_text, record)
     try:
         config.call(loop.train, progress=progress)
     except Stopped:
         raise
     except Exception as error:
-        run_directory.fail(model_dir, error)
+        if distributed.is_main():
+            run_directory.fail(model_dir, error)
         raise

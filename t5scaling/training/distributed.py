@@ -1,0 +1,161 @@
+"""Several processes as one job: who is in it, what they agree on, and how it ends.
+
+All processes run the same command and share a file system. Process 0 writes what is written once
+(metrics, DONE, predictions); checkpoints are written by all, each its own shards.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from t5scaling.data.examples import DataSpec, find_all_examples, wait_for_examples
+from t5scaling.errors import Stopped, UserError
+
+HEARTBEAT_TIMEOUT_S = 30  # a process not heard of for so long is dead, and ends the job
+START_TIMEOUT_S = 300  # for all processes to come
+
+
+@contextlib.contextmanager
+def job(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Joins the job's processes for the time of the block; does nothing if there is only one.
+
+    The job is given by all three arguments (`coordinator` is process 0's HOST:PORT), or by
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or found from Slurm (srun) or
+    Cloud TPU.
+
+    An error in one process of several ends that process at once: the others notice, since its
+    heartbeats stop, and end too. Raises UserError for arguments that make no job.
+    """
+    settings = _settings(coordinator, num_processes, process_id, os.environ)
+    if settings is None:
+        yield
+        return
+    # What processes on CPUs talk by; other devices have means of their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # SIGTERM is noted by the training loop.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            **settings,
+            initialization_timeout=START_TIMEOUT_S,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of the job did not meet: {_first_line(error)}") from error
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        yield
+    except Stopped:  # at the same step in all: an orderly end
+        raise
+    except BaseException as error:
+        # At an orderly exit a process waits for the others, who may be waiting for it.
+        os._exit(_last_words(error))
+
+
+def _settings(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    environment: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """Arguments for jax.distributed.initialize; None for a process alone."""
+    given = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    from_environment = {name: environment.get(name) for name in names}
+    for values in (given, from_environment):
+        missing = [name for name, value in values.items() if value is None]
+        if missing and len(missing) < len(values):
+            raise UserError(f"{' and '.join(missing)} missing: give all of {', '.join(values)}")
+        if not missing:
+            address, *numbers = values.values()
+            return _explicit(str(address), numbers, tuple(values))
+    if "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        return {"cluster_detection_method": "slurm"}
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    if chips and importlib.util.find_spec("libtpu") and "TPU_SKIP_MDS_QUERY" not in environment:
+        return {}  # JAX asks the Cloud TPU machine itself
+    return None
+
+
+def _explicit(address: str, numbers: Sequence[Any], names: Sequence[str]) -> dict[str, Any] | None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{names[0]} is {address!r}; expected HOST:PORT of process 0")
+    try:
+        count, index = (int(number) for number in numbers)
+    except ValueError:
+        raise UserError(f"{names[1]} and {names[2]} are {numbers}; expected numbers") from None
+    if not 0 <= index < count:
+        raise UserError(f"{names[2]} is {index}; expected 0 to {count - 1}, as {names[1]}={count}")
+    if count == 1:
+        return None
+    return {"coordinator_address": address, "num_processes": count, "process_id": index}
+
+
+def _last_words(error: BaseException) -> int:
+    """Says why this process ends; returns its exit status."""
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, UserError):
+        text, status = f"error: {error} ({who})", 2
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        text = (
+            f"{who} ends: another process of the job died, or cannot be reached "
+            f"({_first_line(error)}); start the job again: it goes on from its last checkpoint"
+        )
+        status = 1
+    else:
+        text, status = f"{who} ends:\n{''.join(traceback.format_exception(error))}", 1
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    return status
+
+
+def is_main() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """The largest of each value over all processes; all must call it at the same place."""
+    if jax.process_count() == 1:
+        return values
+    gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
+    return tuple(int(value) for value in gathered.max(axis=0))
+
+
+def wait_for_all(place: str) -> None:
+    """Returns when all processes have come to this place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
+
+
+def ready_examples(specs: Sequence[DataSpec], root: str) -> None:
+    """Returns when the examples are on disk: process 0 materialises what is missing."""
+    if is_main():
+        find_all_examples(specs, root)
+    else:
+        wait_for_examples(specs, root)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

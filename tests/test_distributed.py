@@ -1,0 +1,138 @@
+"""Two processes on this machine as one job."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import run
+from t5scaling.errors import UserError
+from t5scaling.training import distributed
+from tests import mini
+from tests.conftest import REPOSITORY
+
+STEPS = 40
+
+
+def _arguments(model_dir, root):
+    settings = {
+        "MIXTURE_OR_TASK_NAME": "mini_span_en50_de50",
+        "TASK_MODULES": str(mini.MODULES),
+        "TASK_FEATURE_LENGTHS": str(mini.SPAN.feature_lengths),
+        "EXAMPLES_ROOT": root,
+        "BATCH_SIZE": 8,
+        "TRAIN_STEPS": STEPS,
+        "MAX_EPOCHS": None,
+        "LOG_EVERY": 5,
+        "CHECKPOINT_MINUTES": 0.0,
+        "MODEL_DIR": str(model_dir),
+    }
+    files = ("tests/mini/model.gin", "gin/runs/pretrain.gin")
+    return [
+        "train",
+        *(f"--gin_file={os.path.join(REPOSITORY, file)}" for file in files),
+        *(f"--gin.{name}={value}" for name, value in settings.items()),
+    ]
+
+
+def _launch(arguments):
+    """The two processes, each with one device."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, os.path.join(REPOSITORY, "run.py"), *arguments],
+            cwd=REPOSITORY,
+            env=environment | {"JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
+    arguments = _arguments(tmp_path / "two", mini_root)
+    first, second = _launch(arguments)
+    saved = tmp_path / "two/checkpoints/checkpoint_10"
+    while not saved.exists() and first.poll() is None and second.poll() is None:
+        time.sleep(0.05)
+    second.send_signal(signal.SIGKILL)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode not in (0, None), said[-2000:]
+    assert "another process of the job died" in said or "another task died" in said
+    second.communicate()
+
+    for process in _launch(arguments):
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said[-2000:]
+    assert run.main(_arguments(tmp_path / "one", mini_root)) == 0
+    one, two = (mini.parameters(tmp_path / name, STEPS) for name in ("one", "two"))
+    for name in one:
+        difference = np.linalg.norm(one[name] - two[name])
+        assert difference <= 1e-6 * np.linalg.norm(one[name]), name
+
+    alone, together = (mini.lines(tmp_path / name) for name in ("one", "two"))
+    assert [line["step"] for line in together] == [line["step"] for line in alone]
+    for a, b in zip(alone, together, strict=True):
+        assert a["tokens_seen"] == b["tokens_seen"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+    assert json.loads((tmp_path / "two/DONE").read_text()) == {"step": STEPS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        ((None, None, None), {}, None),
+        (("a:1", 2, 1), {}, {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}),
+        (("a:1", 1, 0), {}, None),
+        (
+            (None, None, None),
+            {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"},
+            {"cluster_detection_method": "slurm"},
+        ),
+        ((None, None, None), {"SLURM_NTASKS": "2"}, None),  # the batch script itself: no step
+    ],
+)
+def test_where_a_job_is_found(arguments, environment, expected):
+    assert distributed._settings(*arguments, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (("a:1", 2, None), {}, ["--process_id missing", "--num_processes"]),
+        (("a", 2, 0), {}, ["--coordinator is 'a'", "HOST:PORT"]),
+        (("a:1", 2, 2), {}, ["--process_id is 2", "0 to 1"]),
+        ((None, None, None), {"JAX_NUM_PROCESSES": "2"}, ["JAX_COORDINATOR_ADDRESS", "missing"]),
+        (
+            (None, None, None),
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "x", "JAX_PROCESS_ID": "0"},
+            ["JAX_NUM_PROCESSES", "expected numbers"],
+        ),
+    ],
+)
+def test_half_a_job_is_refused(arguments, environment, words):
+    with pytest.raises(UserError) as error:
+        distributed._settings(*arguments, environment)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_one_process_agrees_with_itself():
+    assert distributed.largest(0, 15) == (0, 15)
+    assert distributed.is_main() and jax.process_count() == 1
