@@ -14,12 +14,14 @@ from t5scaling.model.loss import cross_entropy
 from t5scaling.model.network import (
     T5Config,
     Transformer,
+    abstract_params,
     count_parameters,
     init_params,
     model_flops,
     output_kernel,
     param_logical_axes,
 )
+from t5scaling.model.stacking import stack_layers, unstack_layers
 
 T5_1_1 = T5Config(
     vocab_size=96,
@@ -338,3 +340,56 @@ def test_dropout_draws_one_mask_for_all_positions():
     dropped = np.asarray(hidden) == 0.0
     assert dropped.any() and (dropped == dropped[:, :1]).all()
     assert (dropped[0] != dropped[1]).any()
+
+
+# --- scanned layers and rematerialisation ---------------------------------------------------------
+
+
+def test_remat_changes_memory_and_no_number():
+    plain = dataclasses.replace(
+        T5_1_1, num_encoder_layers=6, num_decoder_layers=6, scan_layers=True, dropout_rate=0.0
+    )
+    params = _params(plain)
+    inputs, shifted = _tokens(0, 4, 48), _shift_right(_tokens(1, 4, 48))
+
+    def gradients(remat):
+        model = Transformer(dataclasses.replace(plain, remat=remat))
+
+        def loss(params):
+            return jnp.sum(model.apply({"params": params}, inputs, shifted) ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+
+    results = {remat: gradients(remat) for remat in ("none", "minimal", "full")}
+    grads, memory = results["none"]
+    assert results["full"][1] < results["minimal"][1] < memory
+    for remat in ("minimal", "full"):
+        for ours, theirs in zip(
+            jax.tree.leaves(results[remat][0]), jax.tree.leaves(grads), strict=True
+        ):
+            assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+
+
+def test_stacking_and_back():
+    config = dataclasses.replace(T5_1_1, num_encoder_layers=3, num_decoder_layers=2)
+    params = _params(config)
+    stacked = stack_layers(params)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(_scan(config)))
+    assert jax.tree.map(lambda leaf: leaf.shape, stacked) == shapes
+    axes = flatten_dict(param_logical_axes(_scan(config)), sep="/")
+    assert axes["encoder/layers/mlp/wo/kernel"] == ("layers", "mlp", "embed")
+    assert count_parameters(_scan(config)) == count_parameters(config)
+    back = flatten_dict(unstack_layers(stacked), sep="/")
+    wanted = flatten_dict(params, sep="/")
+    assert back.keys() == wanted.keys()
+    assert all(np.array_equal(back[name], wanted[name]) for name in wanted)
+
+
+def _scan(config):
+    return dataclasses.replace(config, scan_layers=True)
+
+
+def test_an_unknown_remat_is_named():
+    with pytest.raises(UserError, match=r"remat is 'ful'; did you mean 'full'"):
+        dataclasses.replace(T5_1_1, remat="ful")

@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 RELPOS_BUCKETS = 32
 RELPOS_MAX_DISTANCE = 128  # tokens; further keys share the last bucket
+PRODUCT = "product"  # name of what remat "minimal" keeps
 MASKED = -1e10  # finite, so a row whose keys are all masked stays free of NaN
 
 ACTIVATIONS = {
@@ -101,7 +103,7 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(self.scale, "fan_in", self.distribution)
         init = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        return matmul(x.astype(self.dtype), kernel)
+        return checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)
 
 
 class Norm(nn.Module):

@@ -25,6 +25,7 @@ import numpy as np
 from t5scaling.model.config import T5Config
 from t5scaling.model.layers import (
     ACTIVATIONS,
+    PRODUCT,
     RELPOS_BUCKETS,
     Dense,
     Norm,
@@ -170,7 +171,7 @@ def _through_layers(config, layers, count, call, x_BxTxE):
     if config.remat != "none":
         policy = None
         if config.remat == "minimal":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
         # Inside a scan nothing can be merged with the forward pass: the barrier is not needed.
         one = nn.remat(one, policy=policy, prevent_cse=not config.scan_layers)
     if config.scan_layers:
