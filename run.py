@@ -34,6 +34,11 @@ VERBS = {
         "Fit a scaling law to a CSV or TSV of two columns (or more, named by --x, --y, --group).",
         "run.py fit results.csv --x=tokens --y=loss --law=power",
     ),
+    "doctor": (
+        "Show versions, devices, caches and what is missing for which verb, and take ten training "
+        "steps as a test.",
+        "run.py doctor",
+    ),
     "report": (
         "Make results.csv, fits.json, the figures and report.html of a study again.",
         "run.py report runs/quick",
@@ -58,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="JSON instead of a table")
         elif verb == "report":
             sub.add_argument("study_dir", help="directory of a study, as `study` left it")
+        elif verb == "doctor":
+            sub.add_argument("--examples_root", default="runs/examples", help="of the runs")
         else:
             sub.add_argument("--gin_file", action="append", default=[], help="may be repeated")
             sub.add_argument("--gin.NAME", metavar="VALUE", help="sets one gin parameter")
@@ -92,6 +99,11 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
         report.report(arguments.study_dir)
         return 0
+
+    if arguments.verb == "doctor":
+        from t5scaling import doctor
+
+        return 0 if doctor.doctor(arguments.examples_root) else 1
 
     from t5scaling import compilation, config
 

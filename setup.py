@@ -29,6 +29,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.20",
+        "packaging>=24.0",
         "pandas>=2.2",
         "rich>=13.7",
         "sacrebleu>=2.4",

@@ -24,6 +24,7 @@ def prepare(cache_dir: str | None = None) -> str:
     Returns its path.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log lines, below errors
+    _repeat_exactly()
     _keep_freed_memory()
     import jax
 
@@ -40,6 +41,13 @@ def prepare(cache_dir: str | None = None) -> str:
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     return cache_dir
+
+
+def _repeat_exactly() -> None:
+    """On a GPU some sums depend on the order in which threads arrive, unless it is forbidden."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _keep_freed_memory() -> None:

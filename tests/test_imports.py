@@ -17,6 +17,7 @@ ALLOWED = {
     "study": {"model", "data", "training", "evaluation", "config"},
     "analysis": set(),
     "config": set(),
+    "doctor": {"model", "training", "compilation"},
     "compilation": set(),
     "errors": set(),
 }
@@ -101,4 +102,5 @@ def test_what_the_processes_load():
     )
     assert "jax" in training and not training & {"tensorflow", "seqio", "matplotlib", "scipy"}
     assert "jax" not in loaded_by("import t5scaling.analysis.report")
+    assert not loaded_by("import t5scaling.doctor") & {"jax", "numpy", "rich"}
     assert not loaded_by("import run; run.parser()") & {"jax", "numpy", "gin"}

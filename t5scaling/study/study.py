@@ -68,7 +68,9 @@ class Study:
 
     @property
     def model(self) -> str:
-        return os.path.splitext(os.path.basename(self.model_gin))[0]
+        """Name of the model: its file's path below `models/`, e.g. t5_1_1/small."""
+        name = os.path.splitext(self.model_gin)[0].replace(os.sep, "/")
+        return name.rpartition("models/")[2] if "models/" in name else os.path.basename(name)
 
 
 @dataclasses.dataclass(frozen=True)
