@@ -81,9 +81,13 @@ def test_chunks_equal_the_whole(chunk_positions, z_loss, label_smoothing):
 @pytest.mark.parametrize(
     "mesh_shape", [{"data": 2}, {"fsdp": 2, "data": 1}, {"model": 2, "data": 1}]
 )
-def test_split_over_a_mesh(mesh_shape, tied):
-    """Over rows, or over the vocabulary; two devices."""
-    hidden, kernel, targets, weights = _problem()
+@pytest.mark.parametrize("vocab", [30, 40])
+def test_split_over_a_mesh(mesh_shape, tied, vocab):
+    """Over rows, or over the vocabulary; two devices. With fewer positions (36) than tokens in the
+    vocabulary, "fsdp" splits the vocabulary too."""
+    hidden, kernel, targets, weights = _problem(vocab=vocab)
+    within = sharding.make_layout(mesh_shape).loss_split().for_sizes(targets.size, vocab)
+    assert within.shared == (("fsdp",) if "fsdp" in mesh_shape and vocab == 40 else ())
     kernel = kernel.T if tied else kernel
     layout = sharding.make_layout(mesh_shape)
     axes = ("vocab", "embed") if tied else ("embed", "vocab")

@@ -70,6 +70,28 @@ def test_moments_are_split_as_their_parameter():
         leaf.sharding.shard_shape(leaf.shape)  # raises where a spec does not fit its shape
 
 
+@pytest.mark.parametrize("mesh_shape", [{"data": 1, "fsdp": 2}, {"data": 1, "model": 2}])
+def test_activations_are_split(mesh_shape):
+    """Inside scanned layers too, where the compiler left alone keeps whole batches."""
+    config = network.T5Config(**{**vars(_plain(CONFIG)), "mlp_dim": 1024})
+    temporary = []
+    for shape, devices in (({}, jax.devices()[:1]), (mesh_shape, None)):
+        layout = sharding.make_layout(shape, devices=devices)
+
+        def gradients(params, batch, layout=layout):
+            model = network.Transformer(config)
+            with layout.constraints():
+                return step.gradients(params, batch, None, model, step.Objective(), layout, 1)[0]
+
+        compiled = (
+            jax.jit(gradients)
+            .lower(step.abstract_params(config, layout), sharding.put_batch(_batch(32), layout))
+            .compile()
+        )
+        temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert temporary[1] < 0.7 * temporary[0]
+
+
 @pytest.mark.parametrize(
     ("mesh_shape", "words"),
     [

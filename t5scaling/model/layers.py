@@ -4,6 +4,8 @@ Gradients are written by hand where the ones that JAX derives are slow; the valu
 Axes in array names are those of network.py.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 
@@ -27,10 +29,23 @@ ACTIVATIONS = {
 }
 
 
+# What holds activations to a mesh while the model is traced: (array, logical axis names) -> array.
+_constraint = contextvars.ContextVar("constraint", default=lambda x, axes: x)
+
+
+@contextlib.contextmanager
+def constraints(function):
+    """Inside, the model's activations pass through `function`. For use while tracing."""
+    token = _constraint.set(function)
+    try:
+        yield
+    finally:
+        _constraint.reset(token)
+
+
 def constrain(x, *axes):
-    """Holds an activation's axes, by their logical names, to the mesh axes that the sharding rules
-    in force give them; without rules, the identity."""
-    return nn.with_logical_constraint(x, axes)
+    """Holds an activation, whose axes have these logical names, to the mesh, if there is one."""
+    return _constraint.get()(x, axes)
 
 
 def mask_bias(allowed):

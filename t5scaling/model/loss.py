@@ -23,11 +23,28 @@ CHUNK_POSITIONS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How batch and vocabulary are split over the axes of a mesh; no axis serves both."""
+    """How rows and vocabulary are split over the axes of a mesh; no axis serves both.
+
+    Over the axes `shared` of `batch` the parameters are split as well. If the rows of such a group
+    have fewer positions than the vocabulary has tokens, they are brought together and the
+    vocabulary is split in their stead: less travels, and no device holds the whole kernel.
+    """
 
     mesh: Mesh
     batch: tuple[str, ...]
     vocab: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+
+    def parts(self, axes):
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def for_sizes(self, positions, vocab_size):
+        """The split to use, in which `shared` are those of the axes `vocab` that rows have too."""
+        within = positions * self.parts(self.shared) // self.parts(self.batch)
+        vocab = self.vocab + self.shared
+        if within < vocab_size and vocab_size % self.parts(vocab) == 0:
+            return dataclasses.replace(self, vocab=vocab)
+        return dataclasses.replace(self, shared=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +54,6 @@ class _Settings:
     tied: bool
     chunk_positions: int
     split: Split | None
-
-    def vocab_axes(self):
-        return self.split.vocab if self.split else ()
-
-    def batch_axes(self):
-        return self.split.batch if self.split else ()
 
 
 def cross_entropy(
@@ -105,15 +116,19 @@ _sums.defvjp(_sums_fwd, _sums_bwd)
 def _on_mesh(hidden, kernel, targets, weights, settings, *, with_gradients):
     """((total, z part), (gradient by hidden, by kernel) or None); each device does its own rows and
     its own part of the vocabulary, and only sums travel."""
+    split = settings.split
+    if split is not None:
+        split = split.for_sizes(targets.size, kernel.shape[0 if settings.tied else 1])
+        settings = dataclasses.replace(settings, split=split)
     own = functools.partial(_over_chunks, settings=settings, with_gradients=with_gradients)
-    if settings.split is None:
+    if split is None:
         return own(hidden, kernel, targets, weights)
-    rows = PartitionSpec(settings.split.batch)
-    vocab = PartitionSpec(*((settings.split.vocab, None)[:: 1 if settings.tied else -1]))
+    rows = PartitionSpec(split.batch)
+    vocab = PartitionSpec(*((split.vocab, None)[:: 1 if settings.tied else -1]))
     sums = (PartitionSpec(), PartitionSpec())
     return jax.shard_map(
         own,
-        mesh=settings.split.mesh,
+        mesh=split.mesh,
         in_specs=(rows, vocab, rows, rows),
         out_specs=(sums, (rows, vocab) if with_gradients else None),
         check_vma=False,  # it cannot follow the sums below
@@ -123,8 +138,19 @@ def _on_mesh(hidden, kernel, targets, weights, settings, *, with_gradients):
 def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
     """`_on_mesh` for what one device holds."""
     kernel_dtype, kernel = kernel.dtype, kernel.astype(hidden.dtype)
+    at_a_time, shared, vocab, others = settings.chunk_positions, (), (), ()
+    if settings.split is not None:
+        shared = settings.split.shared
+        vocab = tuple(axis for axis in settings.split.vocab if axis not in shared)
+        others = tuple(axis for axis in settings.split.batch if axis not in shared)
+        at_a_time *= settings.split.parts(shared)  # each has so much less of the vocabulary
+
+    def bring_together(x):
+        return jax.lax.all_gather(x, shared, axis=0, tiled=True) if shared else x
+
+    hidden, targets, weights = (bring_together(x) for x in (hidden, targets, weights))
     positions = targets.size
-    chunks = -(-positions // settings.chunk_positions)
+    chunks = -(-positions // at_a_time)
     size = -(-positions // chunks)
 
     def split(x):
@@ -148,21 +174,21 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
         ((totals, dkernel), dhidden) = one(start, jax.tree.map(lambda x: x[0], parts))
     else:
         ((totals, dkernel), dhidden) = jax.lax.scan(one, start, parts)
-    totals = jax.lax.psum(totals, settings.batch_axes()) if settings.batch_axes() else totals
+    totals = jax.lax.psum(totals, others) if others else totals
     if not with_gradients:
         return totals, None
     dhidden = dhidden.reshape(chunks * size, -1)[:positions].reshape(hidden.shape)
-    if settings.vocab_axes():
-        dhidden = jax.lax.psum(dhidden, settings.vocab_axes())
-    if settings.batch_axes():
-        dkernel = jax.lax.psum(dkernel, settings.batch_axes())
+    dhidden = jax.lax.psum(dhidden, vocab) if vocab else dhidden
+    if shared:
+        dhidden = jax.lax.psum_scatter(dhidden, shared, scatter_dimension=0, tiled=True)
+    dkernel = jax.lax.psum(dkernel, others) if others else dkernel
     return totals, (dhidden.astype(hidden.dtype), dkernel.astype(kernel_dtype))
 
 
 def _chunk(hidden_CxE, targets_C, weights_C, kernel, settings, with_gradients):
     """One chunk's ((total, z part), (gradient by hidden (C, E) float32, by kernel) or None)."""
     vocab_axis, embed_axis = (0, 1) if settings.tied else (1, 0)
-    axes = settings.vocab_axes()
+    axes = settings.split.vocab if settings.split else ()
     local_vocab = kernel.shape[vocab_axis]
     vocab_size, first = local_vocab, 0
     for axis in axes:

@@ -352,7 +352,10 @@ class TokenEmbedder(nn.Module):
         self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
 
     def __call__(self, tokens_BxT):
-        return _constrain_residual(self.embedding[tokens_BxT].astype(self.config.dtype))
+        x_BxTxE = self.embedding[tokens_BxT].astype(self.config.dtype)
+        # Each device looks up its part of E for all rows: tokens travel, the table does not.
+        x_BxTxE = constrain(x_BxTxE, "lookup_batch", "activation_length", "embed")
+        return _constrain_residual(x_BxTxE)
 
 
 class Transformer(nn.Module):

@@ -8,17 +8,16 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5scaling.errors import UserError, nearest
-from t5scaling.model import loss, network
+from t5scaling.model import layers, loss, network
 
 MESH_AXES = ("data", "fsdp", "model")
 Target = str | tuple[str, ...] | None
@@ -46,6 +45,7 @@ class Rules:
     layers: Target = None
     # activations
     batch: Target = ("data", "fsdp")
+    lookup_batch: Target = "data"  # while embeddings, split along "embed", are looked up
     activation_length: Target = None
     activation_embed: Target = None
     activation_heads: Target = "model"
@@ -88,14 +88,17 @@ class Layout:
         """For the loss, whose rows and vocabulary must not share a mesh axis: rows go first."""
         batch = _axes(self.rules.batch)
         vocab = tuple(axis for axis in _axes(self.rules.vocab) if axis not in batch)
-        return loss.Split(self.mesh, batch, vocab)
+        wide = {axis for axis in self.axes("embed") if self.mesh.shape[axis] > 1}
+        shared = tuple(axis for axis in batch if axis in wide)
+        return loss.Split(self.mesh, batch, vocab, shared)
 
-    @contextlib.contextmanager
-    def constraints(self) -> Iterator[None]:
+    def constraints(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model's activations are held to the rules. For use while tracing."""
-        rules = [(f.name, getattr(self.rules, f.name)) for f in dataclasses.fields(self.rules)]
-        with self.mesh, nn.logical_axis_rules(rules):
-            yield
+
+        def hold(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+        return layers.constraints(hold)
 
 
 def make_layout(
