@@ -34,6 +34,14 @@ VERBS = {
         "Fit a scaling law to a CSV or TSV of two columns (or more, named by --x, --y, --group).",
         "run.py fit results.csv --x=tokens --y=loss --law=power",
     ),
+    "plan": (
+        "Say whether a run or a study fits on TPUs that need not be there, or on the devices here, "
+        "and what it would cost: compiles the train step ahead of time. Exits with 1 if it does "
+        "not fit.",
+        "run.py plan --gin_file=gin/models/isik2024/3b.gin --gin_file=gin/runs/pretrain.gin "
+        "--gin.BATCH_SIZE=256 --gin.TRAIN_STEPS=1_000_000 "
+        "--gin.MESH_SHAPE='{\"fsdp\": 64}' --topology=v5e:8x8",
+    ),
     "doctor": (
         "Show versions, devices, caches and what is missing for which verb, and take ten training "
         "steps as a test.",
@@ -68,6 +76,20 @@ def parser() -> argparse.ArgumentParser:
         else:
             sub.add_argument("--gin_file", action="append", default=[], help="may be repeated")
             sub.add_argument("--gin.NAME", metavar="VALUE", help="sets one gin parameter")
+        if verb == "plan":
+            sub.add_argument(
+                "--topology",
+                default="local",
+                help="a TPU slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:8x8; or local "
+                "(the default): the devices here",
+            )
+            sub.add_argument(
+                "--utilization",
+                type=float,
+                default=0.4,
+                help="share of the devices' peak that is assumed to be reached (default: 0.4)",
+            )
+            sub.add_argument("--output", metavar="DIR", help="write plan.txt and plan.json there")
         if verb in ("train", "eval"):
             job = sub.add_argument_group(
                 "several processes", "Found from Slurm and Cloud TPU by themselves; else give all:"
@@ -108,6 +130,17 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     from t5scaling import compilation, config
 
     compilation.prepare()
+    if arguments.verb == "plan":
+        from t5scaling.study import plan
+
+        fits = plan.plan(
+            arguments.gin_file,
+            overrides,
+            topology=arguments.topology,
+            utilization=arguments.utilization,
+            output=arguments.output,
+        )
+        return 0 if fits else 1
     text = config.load(arguments.gin_file, overrides)
     if arguments.verb == "materialize":
         from t5scaling.study import runner

@@ -229,7 +229,7 @@ def _chunk(hidden_CxE, targets_C, weights_C, kernel, settings, with_gradients):
     # The scalars of a position are combined first: one multiply-subtract per logit.
     scale_C = weights_C * (1.0 + 2.0 * settings.z_loss * log_z_C) / normaliser_C
     at_label = jax.lax.broadcasted_iota(jnp.int32, logits_CxV.shape, 1) == label_C[:, None]
-    label_part = jnp.where(at_label, on, off) * weights_C[:, None]
+    label_part = jnp.where(at_label, (on * weights_C)[:, None], (off * weights_C)[:, None])
     dlogits_CxV = (exp_CxV * scale_C[:, None] - label_part).astype(hidden_CxE.dtype)
     dhidden_CxE = product(dlogits_CxV, kernel, 1, vocab_axis)
     operands = (dlogits_CxV, hidden_CxE) if settings.tied else (hidden_CxE, dlogits_CxV)
