@@ -140,7 +140,6 @@ def test_a_local_plan_is_right(tmp_path, capsys):
 
 
 def test_packed_rows_bring_segment_ids():
-    config.load(["tests/mini/model.gin", "gin/runs/finetune.gin"], {"MODEL_DIR": "unused"})
     (group,) = plan.groups_of(["tests/mini/model.gin", "gin/runs/finetune.gin"], {})
     batch = group.program.abstract_batch(sharding.make_layout())
     assert batch["encoder_segment_ids"].shape == batch["decoder_segment_ids"].shape == (32, 128)
