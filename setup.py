@@ -44,6 +44,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
+        "bench": ["torch>=2.4", "transformers>=4.44"],
         "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
     },
 )
