@@ -23,11 +23,11 @@ class Uncountable(RuntimeError):
 
 
 def lower_train_step(config: network.T5Config) -> jax.stages.Lowered:
-    """The program of the train step with tiny.py's batch, not compiled yet.
+    """The program of the train step on one device with tiny.py's batch, not compiled yet.
 
     Traced anew each time, so that what is patched while tracing has its effect.
     """
-    layout = sharding.make_layout()
+    layout = sharding.make_layout(devices=jax.devices()[:1])
     train_step = step.jit_train_step.__wrapped__(config, step.Objective(), layout)
     return train_step.lower(
         step.abstract_state(config, layout),
