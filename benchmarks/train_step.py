@@ -116,6 +116,12 @@ def speed(blocks: int) -> None:
             f"{sum(cpu) / sum(wall):.2f} cores used; "
             f"{statistics.median(per_step(who, 'page_faults')):,.0f} page faults a step"
         )
+    used = sum(per_step("peer", "cpu_s")) / sum(per_step("peer", "wall_s"))
+    if used < 0.8 * os.cpu_count():
+        note(
+            f"NOT TO BE KEPT: other work held the cores ({used:.2f} of {os.cpu_count()} used); "
+            "PyTorch's threads spin while they wait for one another, and that counts as CPU time"
+        )
     for unit, words in (("cpu_s", "CPU time"), ("wall_s", "wall time")):
         ratios = [
             b / a for a, b in zip(per_step("ours", unit), per_step("peer", unit), strict=True)
