@@ -116,7 +116,8 @@ def _last_words(error: BaseException) -> int:
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
         text, status = f"error: {error} ({who})", 2
-    elif isinstance(error, jax.errors.JaxRuntimeError):
+    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in _first_line(error):
+        # (what fails while it is dispatched, as steps on a CPU do, comes as a ValueError)
         text = (
             f"{who} ends: another process of the job died, or cannot be reached "
             f"({_first_line(error)}); start the job again: it goes on from its last checkpoint"
