@@ -32,6 +32,7 @@ setup(
         "packaging>=24.0",
         "pandas>=2.2",
         "rich>=13.7",
+        "rouge_score>=0.1.2",
         "sacrebleu>=2.4",
         "scipy>=1.13",
         "sentencepiece>=0.2.0",
@@ -39,12 +40,14 @@ setup(
         # What the data is: only materialisation imports these.
         "seqio>=0.0.20",
         "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9.6",
         "tensorflow-text>=2.18",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
+        "beam": ["apache-beam>=2.60"],
         "bench": ["torch>=2.4", "transformers>=4.44"],
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+        "test": ["apache-beam>=2.60", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
     },
 )
