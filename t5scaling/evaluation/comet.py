@@ -1,0 +1,303 @@
+"""COMET, a learned metric of translations (Rei et al. 2020), in a process of its own.
+
+Its package wants an old numpy and PyTorch, so it lives in a virtual environment that `setup` makes
+and that nothing else sees: texts go there and scores come back in files (comet_worker.py). Layout
+of the environment's folder, by default `$XDG_CACHE_HOME/t5scaling/comet`:
+  env/        the virtual environment
+  comet.json  {"state": "installing" | "ready", "versions": {...}}; written last as "ready"
+The models come from the Hugging Face hub on first use, into the hub's own cache.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from t5scaling.errors import UserError
+from t5scaling.evaluation import comet_worker
+from tasks import bootstrap
+
+# 2.2.7 was run with torch 2.15, transformers 4.57 and numpy 1.26. One of its requirements imports
+# pkg_resources, which setuptools has no more from version 82 on.
+REQUIREMENTS = ("unbabel-comet==2.2.7", "setuptools<81")
+SCALE = 100.0  # COMET's own scores of good text are about 1
+
+
+class Unavailable(UserError):
+    """COMET cannot score here; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Comet:
+    """COMET as a metric that needs the source texts too.
+
+    Attributes:
+        model: name on the Hugging Face hub of a model that scores with sources and references.
+        folder: of the environment, if not `default_folder()`.
+        batch_size: segments at a time.
+        model_file: a local checkpoint (`.../checkpoints/model.ckpt` with `hparams.yaml` beside its
+            folder, or the folder of both) in place of `model`. The encoder's tokenizer and
+            configuration still come from the hub or its cache.
+    """
+
+    model: str = "Unbabel/wmt22-comet-da"
+    folder: str | None = None
+    batch_size: int = 16
+    model_file: str | None = None
+
+    needs_sources: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        sources: Sequence[str],
+        targets: Sequence[str],
+        predictions: Sequence[str],
+        *,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, float | str]:
+        """Scores predictions.
+
+        Args:
+            sources: the inputs as the model gets them; `without_prompt` takes off the prompt.
+            targets: references.
+            predictions: outputs, in the same order.
+            note: told now and then how far it is.
+
+        Returns:
+            comet (mean of the segments' scores, times 100), comet_signature, and the bootstrap
+            interval comet_low and comet_high if there are two segments or more.
+
+        Raises:
+            Unavailable: there is no environment, no model, or the other process failed.
+            ValueError: lists of different length, or empty ones.
+        """
+        if not len(sources) == len(targets) == len(predictions):
+            raise ValueError(
+                f"comet: {len(sources)} sources, {len(targets)} targets and {len(predictions)} "
+                "predictions; expected as many of each"
+            )
+        if not len(targets):
+            raise ValueError("comet: no targets; a corpus metric needs at least one sentence")
+        python = _python_of(folder_of(self.folder))
+        if self.model_file and not os.path.exists(self.model_file):
+            raise Unavailable(f"COMET: no model at {self.model_file}")
+        request = {
+            "model": self.model,
+            "model_file": self.model_file and os.path.abspath(self.model_file),
+            "batch_size": self.batch_size,
+            "samples": [
+                {"src": source, "mt": prediction, "ref": target}
+                for source, target, prediction in zip(
+                    without_prompt(sources), targets, predictions, strict=True
+                )
+            ],
+        }
+        answer = _ask(python, request, note)
+        scores = SCALE * np.array(answer["scores"], np.float64)
+        if len(scores) != len(targets) or not np.isfinite(scores).all():
+            raise Unavailable(
+                f"COMET: {self.model_file or self.model} gave {int(np.isfinite(scores).sum())} "
+                f"finite scores for {len(targets)} segments"
+            )
+        signature = f"{answer['model']}|unbabel-comet:{answer['version']}|scale:{SCALE:g}"
+        return {**bootstrap.mean_scores({"comet": scores}), "comet_signature": signature}
+
+
+def without_prompt(inputs: Sequence[str]) -> list[str]:
+    """The inputs without the task's prompt: what all begin with, up to the first ": " in it.
+
+    Inputs that do not all begin alike have no prompt, and stay as they are.
+    """
+    prompt, colon, _ = inputs[0].partition(": ")
+    if colon and all(text.startswith(prompt + colon) for text in inputs):
+        return [text[len(prompt + colon) :] for text in inputs]
+    return list(inputs)
+
+
+def default_folder() -> Path:
+    """`$XDG_CACHE_HOME/t5scaling/comet`, or `~/.cache/t5scaling/comet` where that is not set."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "t5scaling" / "comet"
+
+
+def folder_of(folder: str | os.PathLike | None) -> Path:
+    """The environment's folder: the one given, or the default one."""
+    return default_folder() if folder is None else Path(folder).expanduser()
+
+
+def setup(
+    folder: str | os.PathLike | None = None,
+    *,
+    python: str = sys.executable,
+    requirements: Sequence[str] = REQUIREMENTS,
+) -> Path:
+    """Makes COMET's environment with pip, whose progress is shown; does nothing if it is there.
+
+    An installation that was interrupted, or that does not work any more, is made anew. pip's own
+    settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from.
+
+    Args:
+        folder: where; `default_folder()` if None.
+        python: the interpreter to make it of.
+        requirements: what pip installs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder holds something else, another set-up is at work there, or a step
+            failed; what it said is on the terminal.
+    """
+    root = folder_of(folder)
+    state = root / "comet.json"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root} cannot be made a folder: {error.strerror}") from None
+    with _alone(root):
+        if any(root.iterdir()) and not state.exists():
+            raise UserError(
+                f"{root} holds something other than COMET's environment; give a new or empty folder"
+            )
+        if _state(root).get("state") == "ready":
+            versions = _check(root)
+            if versions:
+                _say(f"COMET is there already: {root} ({_list(versions)})")
+                return root
+            _say(f"COMET in {root} does not work any more and is installed anew")
+        _write(state, {"state": "installing"})
+        _say(f"1/3 a new environment in {root}")
+        environment = root / "env"
+        made = [python, "-I", "-m", "venv", "--clear", str(environment)]
+        _run(made, "no virtual environment made")
+        _say(f"2/3 installing {', '.join(requirements)}: with PyTorch, up to 6 GB")
+        pip = [str(environment / "bin" / "python"), "-I", "-m", "pip", "install"]
+        _run([*pip, *requirements], "pip could not install COMET")
+        _say("3/3 importing it")
+        versions = _check(root)
+        if not versions:
+            raise UserError(f"COMET was installed in {root} but cannot be imported; see above")
+        _write(state, {"state": "ready", "versions": versions})
+    _say(f"COMET is ready: {_list(versions)}; its model comes on first use")
+    return root
+
+
+def _python_of(root: Path) -> Path:
+    python = root / "env" / "bin" / "python"
+    where = "" if root == default_folder() else f" --folder {root}"
+    if _state(root).get("state") != "ready" or not python.exists():
+        raise Unavailable(
+            f"COMET is not installed in {root}; `python run.py comet-setup{where}` installs it"
+        )
+    return python
+
+
+def _ask(python: Path, request: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the worker; its answer. What it says goes to a file and is shown if it fails."""
+    total = len(request["samples"])
+    with (
+        tempfile.TemporaryDirectory(prefix="comet-") as folder,
+        open(os.path.join(folder, "log"), "w+", encoding="utf-8", errors="replace") as log,
+    ):
+        asked, answered = (os.path.join(folder, name) for name in ("request", "answer"))
+        with open(asked, "w", encoding="utf-8") as file:
+            json.dump(request, file)
+        process = subprocess.Popen(
+            [*_worker(python), asked, answered],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        try:
+            for line in process.stdout:
+                if line.startswith(comet_worker.PROGRESS):
+                    done = int(line.removeprefix(comet_worker.PROGRESS))
+                    note(f"COMET {done:,} of {total:,}")
+            code = process.wait()
+        finally:
+            # Of no effect after its end; an interrupt must not leave it at work.
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if code or not os.path.exists(answered):
+            log.seek(0)
+            last = [line.strip() for line in log if line.strip()][-1:] or ["it said nothing"]
+            raise Unavailable(f"COMET's process ended with status {code}: {last[0]}")
+        with open(answered, encoding="utf-8") as file:
+            answer = json.load(file)
+    if "error" in answer:
+        raise Unavailable(f"COMET: {answer['error']}")
+    return answer
+
+
+def _check(root: Path) -> dict[str, str] | None:
+    """Versions of what the environment holds; None if it cannot be imported, which is shown."""
+    python = root / "env" / "bin" / "python"
+    if not python.exists():
+        return None
+    done = subprocess.run(_worker(python), stdout=subprocess.PIPE, encoding="utf-8")
+    if done.returncode:
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _worker(python: Path) -> list[str]:
+    # -I: the package named comet is the environment's own, whatever this process's path says.
+    return [str(python), "-I", "-W", "ignore", comet_worker.__file__]
+
+
+def _run(command: list[str], failure: str) -> None:
+    try:
+        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    except OSError as error:
+        raise UserError(f"{failure}: {command[0]}: {error.strerror}") from None
+    if code:
+        raise UserError(
+            f"{failure} (status {code}): see above; the command was: {' '.join(command)}"
+        )
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """No second set-up in the same folder; the lock goes with the process."""
+    lock = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another comet-setup is at work in {root}") from None
+    finally:
+        os.close(lock)
+
+
+def _state(root: Path) -> dict[str, Any]:
+    try:
+        return json.loads((root / "comet.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _list(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
