@@ -1,10 +1,10 @@
 """Materialisation: what SeqIO says the data is, written down once."""
 
+import contextlib
 import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5scaling.data import materialize, writer
+from t5scaling.data import materialize, reading, runs, work, writer
 from t5scaling.data.examples import DataSpec, Examples, find_examples
+from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -28,7 +29,7 @@ PAIRS[9] = ("short", "kurz " * 40)
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """Tasks with content that the tests know: documents in two languages, and pairs."""
-    seqio = materialize._import_seqio()
+    seqio = reading.import_seqio()
     import tensorflow as tf
 
     from tasks import preprocessors, vocabularies
@@ -63,9 +64,14 @@ def registered():
     def translate(dataset, output_features):
         return preprocessors.translation(dataset, output_features, "translate: ")
 
+    def gaps(split, shuffle_files, seed=None):
+        rows = {"source": ["a", " ", "b", "c", "d"], "target": ["1", "2", "3", "", "5"]}
+        return tf.data.Dataset.from_tensor_slices(rows)
+
     add("data_pairs", pairs, ["train", "validation"], [translate])
+    add("data_gaps", gaps, ["train"], [translate])
     yield seqio
-    for name in ("data_span_a", "data_span_b", "data_none", "data_pairs"):
+    for name in ("data_span_a", "data_span_b", "data_none", "data_pairs", "data_gaps"):
         seqio.TaskRegistry.remove(name)
     seqio.MixtureRegistry.remove("data_a30_b70")
 
@@ -286,48 +292,180 @@ def test_examples_made_by_a_child_are_found(mini_root):
     assert len(examples) > 100
 
 
-# Disks, kills and races
+# Work directories: shards, kills, disks and races
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
-    class Full:
-        def __init__(self, path, options):
-            self.path = path
+@pytest.fixture
+def small(monkeypatch):
+    """Limits so small that little text makes several items, runs and parts."""
+    monkeypatch.setattr(reading, "ITEM_BYTES", 2000)
+    monkeypatch.setattr(reading, "BATCH", 16)
+    monkeypatch.setattr(runs, "RUN_BYTES", 2000)
+    monkeypatch.setattr(writer, "PART_BYTES", 4000)
 
-        def write(self, data):
-            with open(self.path, "ab") as file:
-                file.write(data)
 
-        def close(self):
-            raise RuntimeError(f"write() failed: No space left on device; writing {self.path}")
+def own_pairs(folder, files=4, lines=40):
+    """A task of the user's own: pairs in several files. Returns its definitions."""
+    folder.mkdir(exist_ok=True)
+    for number in range(files):
+        rows = [
+            {"en": f"Open file {number}, line {i}.", "de": f"Zeile {i} der Datei {number} öffnen."}
+            for i in range(lines)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"pairs-{number}.jsonl").write_text(text, encoding="utf-8")
+    definition = {
+        "kind": "translation",
+        "files": {
+            "train": str(folder / "pairs-*.jsonl"),
+            "validation": [str(folder / "pairs-0.jsonl"), str(folder / "pairs-1.jsonl")],
+        },
+        "format": "jsonl",
+        "source": "en",
+        "target": "de",
+        "prompt": "translate English to German: ",
+        "vocabulary": "tasks/corpus/spm8k.model",
+    }
+    return {"data_own": definition}
 
-    monkeypatch.setattr(writer, "ArrayRecordWriter", Full)
-    with pytest.raises(UserError, match="no space left") as error:
-        write(tmp_path, "data_pairs")
+
+def content(examples):
+    return examples.meta["content_sha256"], (examples.path / "dataset.json").read_text()
+
+
+def test_a_task_in_many_files_is_every_line_once(tmp_path, small):
+    definitions = own_pairs(tmp_path / "text")
+    examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
+    assert len(examples.meta["shards"]) > 3
+    assert len(examples) == len(set(segments(examples))) == 160
+    records = examples.read_many(range(160))
+    assert examples.tokens(77) == sum(record["text_tokens"] for record in records[:77])
+    held_out, _ = write(tmp_path / "root", "data_own", "validation", definitions=definitions)
+    wanted = [f"Zeile {i} der Datei {number} öffnen." for number in (0, 1) for i in range(40)]
+    found = [r["targets_pretokenized"] for r in held_out.read_many(range(80))]
+    assert found == wanted
+    assert held_out.meta["metrics"][:2] == ["tasks.metrics.bleu", "tasks.metrics.bleu_intl"]
+
+
+def test_shuffling_is_global(tmp_path, small):
+    definitions = own_pairs(tmp_path / "text", lines=100)
+    examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
+    files = [
+        int(re.search(r"Open file (\d)", text).group(1))
+        for text in (examples_text(examples, record) for record in read_all(examples))
+    ]
+    # Of 100 neighbours each file gives some 25; 12 is 3 deviations away.
+    for start in range(0, 400, 100):
+        assert min(Counter(files[start : start + 100])[number] for number in range(4)) > 10
+
+
+def read_all(examples):
+    return examples.read_many(range(len(examples)))
+
+
+def examples_text(examples, record):
+    return Vocabulary(examples.vocabulary).decode(record["inputs"])
+
+
+@pytest.mark.parametrize("phase", ["read", "written"])
+def test_a_killed_job_goes_on_with_what_is_finished(tmp_path, monkeypatch, small, phase):
+    definitions = own_pairs(tmp_path / "text")
+    whole, _ = write(tmp_path / "whole", "data_own", definitions=definitions)
+
+    class Killed(BaseException):
+        pass
+
+    finished, new_file = [], work.new_file
+
+    @contextlib.contextmanager
+    def dies(at, path):
+        """Kills the job in the middle of its third file of the phase."""
+        if path.suffix == ".json" and path.parent.name == phase:
+            if len(finished) == 2:
+                raise Killed
+            finished.append(path.name)
+        with new_file(at, path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(work, "new_file", dies)
+    with pytest.raises(Killed):
+        write(tmp_path / "root", "data_own", definitions=definitions)
+    monkeypatch.undo()
+    for name, value in (("ITEM_BYTES", 2000), ("BATCH", 16)):
+        monkeypatch.setattr(reading, name, value)
+    monkeypatch.setattr(runs, "RUN_BYTES", 2000)
+    monkeypatch.setattr(writer, "PART_BYTES", 4000)
+    (left,) = (path for path in (tmp_path / "root").iterdir() if path.suffix == ".work")
+    stamps = {name: os.stat(left / phase / name).st_mtime_ns for name in finished}
+    again = []
+
+    @contextlib.contextmanager
+    def watched(at, path):
+        again.append(path.name)
+        if path.name == "dataset.json":  # the last file: what was finished is still the old
+            for name, stamp in stamps.items():
+                assert os.stat(left / phase / name).st_mtime_ns == stamp
+        with new_file(at, path) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(work, "new_file", watched)
+    examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
+    assert not set(finished) & set(again)
+    assert content(examples) == content(whole)
+    assert list((tmp_path / "root").iterdir()) == [examples.path]
+
+
+def test_what_was_read_of_other_files_is_read_again(tmp_path, monkeypatch, small):
+    definitions = own_pairs(tmp_path / "text")
+    monkeypatch.setattr(writer, "write_part", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "root", "data_own", definitions=definitions)
+    monkeypatch.undo()
+    own_pairs(tmp_path / "text", lines=50)
+    examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
+    assert len(examples) == 200
+
+
+class FullDisk:
+    """An ArrayRecordWriter on a disk without space."""
+
+    def __init__(self, path, options):
+        self.path = path
+
+    def write(self, data):
+        with open(self.path, "ab") as file:
+            file.write(data)
+
+    def close(self):
+        raise RuntimeError(f"write() failed: No space left on device; writing {self.path}")
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "ArrayRecordWriter", FullDisk)
+        with pytest.raises(UserError, match=r"no space left.*what is finished is kept") as error:
+            write(tmp_path, "data_pairs")
     assert str(tmp_path) in str(error.value)
-    assert list(tmp_path.iterdir()) == []
+    (left,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert left.suffix == ".work"
+    assert not list((left / "tmp").iterdir()) and not list((left / "final").iterdir())
+    monkeypatch.setattr(reading, "_read", lambda *_: 1 / 0)  # nothing is read again
+    examples, _ = write(tmp_path, "data_pairs")
+    assert len(segments(examples)) == 60
+    assert list(tmp_path.iterdir()) == [examples.path]
 
 
-def test_a_disk_that_fails_for_real_leaves_nothing_behind(tmp_path):
+def test_a_disk_that_fails_for_real_is_one_clear_line(tmp_path):
     # A limit on file sizes stands in for a full disk: the error comes from the system.
     program = f"""
-import numpy as np, pathlib, resource, signal
-from t5scaling.data import writer
+import resource, signal
 from t5scaling.errors import UserError
+from tests import made_up
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-n = 1000
-noise = np.random.default_rng(0).integers(0, 2**31, n * 100).astype(np.int32)
-lengths = np.full(n, 100)
-table = writer.Table(
-    {{name: noise for name in writer.FEATURES}}, {{name: lengths for name in writer.FEATURES}},
-    {{name: lengths for name in writer.FEATURES}}, lengths, {{}})
-vocabulary = pathlib.Path({str(tmp_path / "spm")!r})
-vocabulary.write_bytes(b"")
+rows = [(list(range(i, i + 90)), [i]) for i in range(1000)]
 try:
-    writer.write_directory(
-        pathlib.Path({str(tmp_path / "root" / "x")!r}), {{}}, table, [[i] for i in range(n)],
-        str(vocabulary))
+    made_up.write({str(tmp_path / "x")!r}, rows, lengths={{"inputs": 90, "targets": 1}})
 except UserError as error:
     print(error)
 """
@@ -335,35 +473,25 @@ except UserError as error:
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert re.match(r"cannot write .*File too large", done.stdout), done
+    assert [path.name for path in tmp_path.iterdir()] == ["x.work"]
+    assert not list((tmp_path / "x.work" / "tmp").iterdir())
+
+
+def test_a_mistake_leaves_no_work_directory(tmp_path, monkeypatch):
+    definitions = own_pairs(tmp_path / "text")
+    definitions["data_own"]["strict"] = True
+    with open(tmp_path / "text" / "pairs-2.jsonl", "a") as file:
+        file.write("{broken\n")
+    with pytest.raises(UserError, match=r"data_own train: .*pairs-2\.jsonl, line 41: broken JSON"):
+        write(tmp_path / "root", "data_own", definitions=definitions)
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    examples, _ = write(tmp_path / "elsewhere", "data_pairs")
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left = tmp_path / f"{examples.path.name}.{socket.gethostname()}-{dead.pid}-abc.tmp"
-    alive = tmp_path / f"{examples.path.name}.{socket.gethostname()}-{os.getpid()}-abc.tmp"
-    for path in (left, alive):
-        path.mkdir()
-        (path / "part-00000-of-00001.array_record").write_bytes(b"half")
-    write(tmp_path, "data_pairs")
-    assert not left.exists()
-    assert alive.exists()
-
-
-def test_two_may_write_the_same_at_once(tmp_path, monkeypatch):
-    # Both have written everything before either gives its directory the final name.
-    barrier, rename = threading.Barrier(2), writer._rename
-
-    def wait_and_rename(temporary, final):
-        barrier.wait(timeout=60)
-        rename(temporary, final)
-
-    monkeypatch.setattr(writer, "_rename", wait_and_rename)
+def test_two_may_write_the_same_at_once(tmp_path):
+    # One writes; the other says that it waits, and finds the directory.
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(write(tmp_path, "data_pairs")[0]))
+        threading.Thread(target=lambda: found.append(write(tmp_path, "data_pairs")))
         for _ in range(2)
     ]
     for thread in threads:
@@ -371,5 +499,73 @@ def test_two_may_write_the_same_at_once(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(found) == 2
-    assert list(tmp_path.iterdir()) == [found[0].path]
-    assert len(segments(found[1])) == 60
+    assert sum("data_pairs train: 60 examples" in said for _, said in found) == 1
+    assert list(tmp_path.iterdir()) == [found[0][0].path]
+    assert len(segments(found[1][0])) == 60
+
+
+# Lines that cannot be read, and examples without text
+
+
+def test_broken_lines_are_counted_and_said(tmp_path):
+    definitions = own_pairs(tmp_path / "text")
+    with open(tmp_path / "text" / "pairs-1.jsonl", "ab") as file:
+        file.write(b"{broken\n" + b'{"en": "no German"}\n' + b"\xff\xfe\n" * 5)
+        file.write(b'{"en": "  ", "de": "leer"}\n')
+    examples, said = write(tmp_path / "root", "data_own", definitions=definitions)
+    assert len(examples) == 160
+    skipped = {entry["problem"]: entry for entry in examples.meta["skipped"]}
+    assert {problem: entry["count"] for problem, entry in skipped.items()} == {
+        "broken JSON line": 1,
+        "missing key": 1,
+        "invalid UTF-8": 5,
+        "empty source or target": 1,
+    }
+    places = [f"{tmp_path}/text/pairs-1.jsonl:{line}" for line in (43, 44, 45)]
+    assert skipped["invalid UTF-8"]["first"] == places
+    assert f"data_own: 5 lines were left out (invalid UTF-8; {', '.join(places)}, ...)" in said
+
+
+def test_a_task_of_broken_lines_alone_says_so(tmp_path):
+    definitions = own_pairs(tmp_path / "text", files=2, lines=1)
+    for number in range(2):
+        (tmp_path / "text" / f"pairs-{number}.jsonl").write_text("no JSON\n")
+    with pytest.raises(
+        UserError, match=r"data_own train has no examples: all 2 .*-0\.jsonl:1"
+    ):
+        write(tmp_path / "root", "data_own", definitions=definitions)
+
+
+def test_examples_without_text_are_left_out_and_counted(tmp_path):
+    examples, said = write(tmp_path, "data_gaps")
+    assert len(examples) == 3
+    assert examples.meta["empty"] == 2
+    assert "2 examples without text were left out" in said
+
+
+def test_missing_files_and_unknown_keys_are_one_clear_line(tmp_path):
+    definitions = own_pairs(tmp_path / "text")
+    definitions["data_own"]["files"] = {"train": str(tmp_path / "nowhere" / "*.jsonl")}
+    with pytest.raises(UserError, match=r"data_own train: no file matches .*nowhere/\*\.jsonl"):
+        write(tmp_path / "root", "data_own", definitions=definitions)
+    definitions["data_own"]["promt"] = "x"
+    with pytest.raises(UserError, match=r"'promt'.*'prompt'"):
+        write(tmp_path / "root", "data_own", definitions=definitions)
+
+
+def test_a_vocabulary_that_cannot_be_read_is_named(tmp_path):
+    definitions = own_pairs(tmp_path / "text")
+    definitions["data_own"]["vocabulary"] = str(tmp_path / "no.model")
+    with pytest.raises(UserError, match=r"no\.model.*'vocabulary'"):
+        write(tmp_path / "root", "data_own", definitions=definitions)
+
+
+def test_definitions_are_part_of_what_is_asked_for(tmp_path):
+    definitions = own_pairs(tmp_path / "text")
+    spec = DataSpec("data_own", "train", LENGTHS, definitions=definitions)
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))).to_json() == spec.to_json()
+    other = own_pairs(tmp_path / "text")
+    other["data_own"]["prompt"] = "in German: "
+    changed = DataSpec("data_own", "train", LENGTHS, definitions=other)
+    assert changed.to_json() != spec.to_json()
+    assert "definitions" not in DataSpec("data_own", "train", LENGTHS).to_json()

@@ -59,14 +59,14 @@ def test_arrows_between_rooms():
     assert ("study", "training") in seen and ("training", "model") in seen  # the test sees arrows
 
 
-def test_only_materialize_imports_seqio_and_tensorflow():
+def test_only_reading_imports_seqio_and_tensorflow():
     heavy = {"seqio", "tensorflow", "tensorflow_text", "tensorflow_datasets"}
     users = {
         str(path.relative_to(ROOT))
         for path in sources("t5scaling")
         if heavy & {module.split(".")[0] for module in imports(path)}
     }
-    assert users == {"t5scaling/data/materialize.py"}
+    assert users == {"t5scaling/data/reading.py"}
 
 
 def test_analysis_needs_no_accelerator_code():

@@ -15,36 +15,31 @@ from hypothesis import strategies as st
 
 from t5scaling.data import loader
 from t5scaling.data.budget import examples_for_tokens
-from t5scaling.data.examples import FORMAT, DataSpec, Examples, find_examples
+from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
-from t5scaling.data.writer import FEATURES, Table, counts, write_directory
+from t5scaling.data.runs import FEATURES
 from t5scaling.errors import UserError
+from tests import made_up
 
 LENGTHS = {"inputs": 8, "targets": 6}
 
 
-def write_examples(path, n, rows=None, packed=False, seed=0):
-    """Example i has 1-4 input tokens, all 10 + i, and 1-3 target tokens, all 20 + i."""
+def write_examples(path, n, packed=False, seed=0):
+    """Example i has 1-4 input tokens, all 10 + i, and 1-3 target tokens, all 20 + i.
+
+    Returns (examples, {field: count of each example}).
+    """
     rng = np.random.default_rng(seed)
-    lengths = {"inputs": rng.integers(1, 5, n), "targets": rng.integers(1, 4, n)}
-    table = Table(
-        tokens={
-            "inputs": np.repeat(np.arange(n) + 10, lengths["inputs"]).astype(np.int32),
-            "targets": np.repeat(np.arange(n) + 20, lengths["targets"]).astype(np.int32),
-        },
-        lengths=lengths,
-        whole=lengths,
-        text_tokens=rng.integers(0, 9, n),
-        texts={},
-    )
-    spec = DataSpec("made_up", "train", LENGTHS, pack=packed, modules=())
-    rows = rows or [[i] for i in range(n)]
-    meta = {"format": FORMAT, "spec": spec.to_json()} | counts(table, rows)
-    vocabulary = path.parent / "spm.model"
-    vocabulary.write_bytes(b"not looked at")
-    write_directory(path, meta, table, rows, str(vocabulary))
-    return Examples(path), table
+    sizes = {"inputs": rng.integers(1, 5, n), "targets": rng.integers(1, 4, n)}
+    sizes |= {"text": rng.integers(0, 9, n), "segments": np.ones(n, int)}
+    rows = [
+        ([10 + i] * inputs, [20 + i] * targets)
+        for i, (inputs, targets) in enumerate(zip(sizes["inputs"], sizes["targets"], strict=True))
+    ]
+    return made_up.write(
+        path, rows, lengths=LENGTHS, packed=packed, text_tokens=sizes["text"]
+    ), sizes
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +166,12 @@ def test_a_batch_holds_the_records(thousand):
 
 
 def test_segments_of_a_packed_row_are_kept_apart(tmp_path):
-    rows = [[0, 1], [2], [3, 4]]
-    examples, table = write_examples(tmp_path / "made_up-train-0", 5, rows, packed=True)
-    (batch,) = loader.train_batches(examples, batch_size=3, num_steps=1)
+    examples, counts = write_examples(tmp_path / "made_up-train-0", 7, packed=True)
+    (batch,) = loader.train_batches(examples, batch_size=len(examples), num_steps=1)
+    rows = [sorted(set(row[row > 0] - 10)) for row in batch["encoder_input_tokens"]]
+    assert sorted(flat(rows)) == list(range(7)) and max(map(len, rows)) > 1
     for row, members in enumerate(rows):
-        sizes = {name: table.lengths[name][members].tolist() for name in FEATURES}
+        sizes = {name: counts[name][members].tolist() for name in FEATURES}
         targets = [[20 + i] * size for i, size in zip(members, sizes["targets"], strict=True)]
         left = [0] * (6 - sum(sizes["targets"]))
         assert batch["decoder_target_tokens"][row].tolist() == flat(targets) + left
@@ -192,9 +188,8 @@ def test_segments_of_a_packed_row_are_kept_apart(tmp_path):
 
 def test_budgets_are_exact(tmp_path):
     # More examples than knots, so that the knots are 2 examples apart.
-    examples, table = write_examples(tmp_path / "made_up-train-0", 5000)
+    examples, columns = write_examples(tmp_path / "made_up-train-0", 5000)
     assert examples.meta["knots"]["every"] == 2
-    columns = {"text": table.text_tokens} | table.lengths
     for field, column in columns.items():
         cumulated = np.concatenate([[0], np.cumsum(column)])
         for n in (0, 1, 2, 3, 999, 4998, 4999, 5000):
@@ -263,12 +258,12 @@ def test_a_sound_copy_is_read_whole(thousand, tmp_path):
 
 
 def test_of_two_directories_for_one_spec_the_user_chooses(thousand, tmp_path):
-    for name in ("made_up-train-a", "made_up-train-b", "made_up-train-c.host-1-x.tmp"):
+    for name in ("made_up-train-a", "made_up-train-b", "made_up-train-c.work"):
         shutil.copytree(thousand.path, tmp_path / name)
     with pytest.raises(UserError) as error:
         find_examples(thousand.spec, tmp_path)
     assert "made_up-train-a" in str(error.value) and "made_up-train-b" in str(error.value)
-    assert ".tmp" not in str(error.value)
+    assert ".work" not in str(error.value)
     shutil.rmtree(tmp_path / "made_up-train-b")
     assert find_examples(thousand.spec, tmp_path).path == tmp_path / "made_up-train-a"
 
@@ -302,22 +297,27 @@ def test_the_training_side_imports_neither_tensorflow_nor_seqio():
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 300)), min_size=1, max_size=6))
 def test_every_prefix_of_a_mixture_holds_the_rates(components):
     rates, available = zip(*components, strict=True)
-    turns, ran_out = interleave(rates, available)
+    schedule, length, ran_out = interleave(rates, available)
+    turns = schedule.turns(0, length)
     given_out = np.zeros(len(rates), int)
     total = sum(rates)
     for n, component in enumerate(turns, start=1):
         given_out[component] += 1
         for rate, count in zip(rates, given_out.tolist(), strict=True):
             assert abs(Fraction(n * rate, total) - count) < 1
+        if n % 7 == 0:
+            assert schedule.before(n).tolist() == given_out.tolist()
+            assert schedule.turn_of(component, given_out[component] - 1) == n - 1
     # It goes on for as long as it can: the one that ran out is used up, none is overdrawn.
     assert given_out[ran_out] == available[ran_out]
     assert all(given_out <= available)
 
 
 def test_fractional_rates_stay_exact():
-    turns, ran_out = interleave([0.3, 0.7], [100_000, 70_000])
+    schedule, length, ran_out = interleave([0.3, 0.7], [100_000, 70_000])
     assert ran_out == 1
-    assert len(turns) == 100_000
+    assert length == 100_000
+    turns = schedule.turns(0, length)
     assert np.cumsum(turns == 0)[9::10].tolist() == list(range(3, 30_001, 3))
 
 

@@ -9,7 +9,8 @@ An examples directory `<root>/<task>-<split>-<hash>/` is written once by `materi
 A record is a msgpack map: `inputs` and `targets`, the tokens without padding as little-endian
 int32 bytes, the segments of a packed row one after the other; `inputs_lengths` and
 `targets_lengths`, the tokens of each segment; `text_tokens`, how many tokens of the corpus the row
-covers; in evaluation splits also `inputs_pretokenized` and `targets_pretokenized`, the full text.
+covers; in evaluation splits also `inputs_pretokenized` and `targets_pretokenized`, the full text,
+and `reference`, JSON of what a metric needs of the target where text is not enough.
 
 This module needs neither SeqIO nor TensorFlow.
 """
@@ -32,8 +33,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from t5scaling.errors import UserError
 
-FORMAT = 1  # of the directory; part of every hash, so that old directories are never misread
-FIELDS = ("text", "inputs", "targets")
+FORMAT = 2  # of the directory; part of every hash, so that old directories are never misread
+FIELDS = ("text", "inputs", "targets", "segments")
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
 
@@ -52,6 +53,8 @@ class DataSpec:
         passes: task -> how often a mixture (or the task) may go through its data, 1 if not named.
             Every pass has noise and an order of its own.
         modules: importing these registers the task.
+        definitions: tasks and mixtures from plain values, see `tasks.definitions`; name ->
+            definition. They replace registered ones of the same names.
     """
 
     task: str
@@ -61,11 +64,12 @@ class DataSpec:
     seed: int = 0
     passes: Mapping[str, int] | None = None
     modules: tuple[str, ...] = ("tasks.registry",)
+    definitions: Mapping[str, Mapping] | None = None
 
     def to_json(self) -> dict:
         """A canonical form: equal for specs that ask for the same examples."""
         passes = {task: n for task, n in sorted((self.passes or {}).items()) if n != 1}
-        return {
+        fields = {
             "task": self.task,
             "split": self.split,
             "feature_lengths": dict(sorted(self.feature_lengths.items())),
@@ -74,6 +78,12 @@ class DataSpec:
             "passes": passes,
             "modules": list(self.modules),
         }
+        if self.definitions:
+            try:
+                fields["definitions"] = json.loads(json.dumps(self.definitions, sort_keys=True))
+            except TypeError as error:
+                raise UserError(f"definitions of tasks must be plain values: {error}") from None
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "DataSpec":
@@ -182,10 +192,11 @@ class Examples:
         return records
 
     def tokens(self, n: int, field: str = "text") -> int:
-        """Tokens of the first `n` examples together, exactly.
+        """Tokens of the first `n` examples (rows) together, exactly.
 
         `field`: `text` (tokens of the corpus), `inputs` or `targets` (tokens of the rows without
-        padding, with end-of-sequence tokens and sentinels).
+        padding, with end-of-sequence tokens and sentinels), or `segments`: not tokens, but how
+        many examples of the task are packed in the rows.
         """
         if field not in FIELDS:
             raise ValueError(f"field {field!r} is not one of {FIELDS}")
@@ -198,11 +209,12 @@ class Examples:
         return knots[field][knot] + sum(self.row_tokens(range(n - rest, n), field))
 
     def row_tokens(self, indices: Sequence[int], field: str = "text") -> list[int]:
-        """Tokens of each of these examples."""
-        return [
-            record["text_tokens"] if field == "text" else len(record[field])
-            for record in self.read_many(indices)
-        ]
+        """Tokens of each of these examples, `field` as in `tokens`."""
+        count = {
+            "text": lambda record: record["text_tokens"],
+            "segments": lambda record: len(record["targets_lengths"]),
+        }.get(field, lambda record: len(record[field]))
+        return [count(record) for record in self.read_many(indices)]
 
     def _open(self, shard: Path, size: int, records: int) -> ArrayRecordReader:
         if not shard.is_file():
@@ -242,17 +254,19 @@ def find_examples(spec: DataSpec, root: str | os.PathLike) -> Examples:
     return find_all_examples([spec], root)[0]
 
 
-def find_all_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> list[Examples]:
+def find_all_examples(
+    specs: Sequence[DataSpec], root: str | os.PathLike, beam: str | None = None
+) -> list[Examples]:
     """As `find_examples` for several specs, materialising all missing ones in one process.
 
-    That process is a child: SeqIO and TensorFlow never enter this one. Its progress goes to the
-    terminal. Raises UserError for a wrong spec, for damaged data, and if more than one directory
-    holds what was asked for.
+    With `beam`, options of an Apache Beam runner, that process hands the work to it. It is a child:
+    SeqIO and TensorFlow never enter this one. Its progress goes to the terminal. Raises UserError
+    for a wrong spec, for damaged data, and if more than one directory holds what was asked for.
     """
     found = [_finished(spec, Path(root)) for spec in specs]
     missing = [spec for spec, path in zip(specs, found, strict=True) if path is None]
     if missing:
-        _materialize_in_child(missing, Path(root))
+        _materialize_in_child(missing, Path(root), beam)
         found = [
             path or _finished(spec, Path(root)) for spec, path in zip(specs, found, strict=True)
         ]
@@ -270,7 +284,7 @@ def _finished(spec: DataSpec, root: Path) -> Path | None:
     wanted = spec.to_json()
     matches = []
     for path in sorted(root.glob(f"{spec.stem}*")):
-        if path.suffix == ".tmp" or not path.is_dir():
+        if path.suffix == ".work" or not path.is_dir():
             continue
         meta = _read_meta(path)
         if meta.get("format") == FORMAT and meta["spec"] == wanted:
@@ -284,9 +298,11 @@ def _finished(spec: DataSpec, root: Path) -> Path | None:
     return matches[0] if matches else None
 
 
-def _materialize_in_child(specs: Sequence[DataSpec], root: Path) -> None:
+def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | None) -> None:
     command = [sys.executable, "-m", "t5scaling.data.materialize"]
     command += [json.dumps([spec.to_json() for spec in specs]), str(root)]
+    if beam is not None:
+        command.append(f"--beam={beam}")
     # The child finds what this process finds, wherever it was started from.
     path = os.pathsep.join(entry for entry in [os.getcwd(), *sys.path] if entry)
     done = subprocess.run(

@@ -1,13 +1,21 @@
 """Materialisation: a SeqIO task or mixture becomes a finite list of ready examples on disk.
 
-The only module of the package that imports SeqIO and TensorFlow, and only when it is put to work.
-`t5scaling.data.examples` documents the directory it writes and opens it again. `dataset.json` has
+Two phases, each of items that know nothing of each other: `reading` turns shards of text into runs
+of examples, sorted by random keys; `writing` merges slices of all runs into the parts of the list.
+Both keep a bounded number of examples in memory. What is finished stands in `<directory>.work`; a
+job that was killed goes on from there. Items are done in this process, or by Apache Beam's workers,
+with the same bytes in the end.
+
+`t5scaling.data.examples` documents the directory and opens it again. `dataset.json` has
 
 - `spec`, `spec_sha256`, `fingerprint` (of the task's definition), `vocabulary` (sha256, size,
-  extra_ids, eos_id), `content_sha256` (of all records in order);
-- `num_examples`, `tokens` (totals of text, inputs and targets), `knots` (the same counts
-  cumulated, at every `every`-th example from 0), `max_lengths`, `truncated` (examples cut to the
-  feature length, per feature);
+  extra_ids, sentinels, eos_id), `metrics` (dotted names of the task's), `content_sha256` (of the
+  sha256 of each part's records);
+- `num_examples` (rows), `num_segments` (examples of the task in them), `tokens` (totals of text,
+  inputs, targets, and of segments), `knots` (the same counts cumulated, at every `every`-th row
+  from 0), `max_lengths`, `truncated` (examples cut to the feature length, per feature);
+- `empty` (examples without text, left out) and `skipped` (lines that could not be read: task,
+  problem, count, first places), both of the first pass over each task;
 - `components`: for each task of a mixture its rate, passes, the examples available and used; and
   `ran_out`, the task that ended the list, if the mixture has more than one;
 - `shards`: name, records and bytes of each file.
@@ -18,386 +26,314 @@ Run by hand: `python -m t5scaling.data.materialize '{"task": ..., ...}' ROOT`.
 import argparse
 import contextlib
 import functools
-import hashlib
-import importlib
 import json
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
+from t5scaling.data import beam as beam_engine
 from t5scaling.data import examples as examples_lib
+from t5scaling.data import reading, work, writer
 from t5scaling.data.examples import DataSpec, sha256_of
-from t5scaling.data.mixing import interleave
-from t5scaling.data.packing import pack
-from t5scaling.data.writer import FEATURES, Table, counts, write_directory
-from t5scaling.errors import UserError, nearest
+from t5scaling.data.runs import FEATURES
+from t5scaling.errors import UserError
+
+POLL_SECONDS = 1.0
+PLAIN_SECONDS = 60.0  # between lines of progress where there is no terminal
 
 
-def materialize(spec: DataSpec, root: str | os.PathLike, console: Console | None = None) -> Path:
+def materialize(
+    spec: DataSpec,
+    root: str | os.PathLike,
+    console: Console | None = None,
+    *,
+    beam: str | None = None,
+) -> Path:
     """Writes the examples of `spec` under `root`, unless they are there; returns the directory.
 
-    The directory appears whole or not at all, also when several processes do this at once.
+    With `beam`, options of a runner such as "--runner=DirectRunner", on Apache Beam; all workers
+    must see `root`. The directory appears whole or not at all, also when several processes do
+    this at once: one writes, the others wait. After a kill or a full disk the next call goes on.
+
     Raises UserError for an unknown task, split or module, for feature lengths that do not fit
-    the task, and for a full disk.
+    the task, for data that cannot be read, and for a full disk.
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
-    seqio = _import_seqio()
-    provider = _find(seqio, spec)
-    vocabulary_file, vocabulary = _vocabulary(seqio, provider)
+    if beam is not None:
+        beam_engine.import_beam()
+    provider = reading.find(spec)
+    vocabulary, known = reading.read_vocabulary(provider)
     meta = {
         "format": examples_lib.FORMAT,
         "spec": spec.to_json(),
         "spec_sha256": sha256_of(spec.to_json()),
-        "fingerprint": _fingerprint(seqio, provider),
-        "seqio": seqio.__version__,
-        "vocabulary": vocabulary,
+        "fingerprint": reading.fingerprint(provider),
+        "seqio": reading.import_seqio().__version__,
+        "vocabulary": known,
+        "metrics": reading.metrics_of(provider),
     }
     identity = {key: meta[key] for key in ("format", "spec", "fingerprint", "vocabulary")}
     final = Path(root) / (spec.stem + sha256_of(identity)[:12])
     if final.is_dir():
         return final
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,} examples"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        table, order, mixed = _collect(seqio, provider, spec, progress)
-        rows = _rows(table, order, spec)
-        meta |= mixed | counts(table, rows)
-        bar = progress.add_task(f"writing {final.name}", total=len(rows))
-        meta = write_directory(
-            final,
-            meta,
-            table,
-            rows,
-            vocabulary_file,
-            lambda written: progress.update(bar, completed=written),
-        )
+    def waiting() -> None:
+        console.print(f"waiting for another process that writes {final}", soft_wrap=True)
+
+    at = work.path_for(final)
+    with work.locked(final, waiting):
+        if final.is_dir():
+            return final
+        try:
+            meta = _write(spec, provider, meta, vocabulary, final, _Engine(at, console, beam))
+        except work.DiskError:
+            raise
+        except UserError:
+            # Something must change before the next launch: what was read may be of no use then.
+            shutil.rmtree(at, ignore_errors=True)
+            raise
+        shutil.rmtree(at, ignore_errors=True)
     _report(console, spec, meta, final, time.monotonic() - started)
     return final
 
 
-def _import_seqio():
-    """SeqIO, with a TensorFlow that keeps quiet and leaves accelerators to others."""
-    if "seqio" not in sys.modules:
-        quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-        # What TensorFlow logs as it is loaded and looks for devices heeds no level.
-        with (
-            _environment(quiet | {"CUDA_VISIBLE_DEVICES": ""}),
-            open(os.devnull, "w") as nowhere,
-            _stderr_to(nowhere),
-        ):
-            import seqio
-            import tensorflow as tf
+def _write(
+    spec: DataSpec, provider, meta: dict, vocabulary: bytes, final: Path, engine: "_Engine"
+) -> dict:
+    at = engine.at
+    items, files = reading.items_of(provider, spec)
+    work.prepare(at, {"meta": meta, "items": [item.name for item in items], "files": files})
+    names = [item.name for item in items]
+    engine.run("reading", functools.partial(_read, spec, at), items, "read", names)
+    manifests = {item: work.finished(at, "read", item.name) for item in items}
+    components, met = _components(provider, spec, manifests)
+    mixture = writer.save_mixture(at, spec, components)
+    names = [writer.part_name(number, mixture.parts) for number in range(mixture.parts)]
+    engine.run("writing", functools.partial(_part, at), range(mixture.parts), "written", names)
+    return writer.finish(at, final, meta | met, mixture, vocabulary)
 
-            tf.constant(0)
-    import seqio
 
-    return seqio
+def _read(spec: DataSpec, at: Path, item: reading.Item, count: Callable[[int], None]) -> None:
+    with _noted(at):
+        reading.read_item(spec, at, item, count)
+
+
+def _part(at: Path, number: int, count: Callable[[int], None]) -> None:
+    with _noted(at):
+        writer.write_part(at, number, count)
 
 
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]):
-    saved = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+def _noted(at: Path):
+    """Leaves a user's mistake where the launcher finds it, whatever the runner makes of it."""
     try:
         yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
+    except UserError as error:
+        work.note_error(at, error)
+        raise
+
+
+class _Engine:
+    """Does items, in this process or on Beam, and shows how far they are."""
+
+    def __init__(self, at: Path, console: Console, beam: str | None):
+        self.at, self._console, self._beam = at, console, beam
+
+    def run(
+        self, phase: str, function: Callable, items: Sequence, folder: str, names: Sequence[str]
+    ) -> None:
+        """Calls `function(item, count)` for all items; each leaves `<folder>/<its name>.json`."""
+        where = self.at.stem
+        with _Meter(self._console, f"{phase} {where}", len(items)) as meter:
+            if self._beam is None:
+                for done, item in enumerate(items):
+                    meter.show(done)
+                    function(item, meter.count)
             else:
-                os.environ[name] = value
+                with meter.watching(lambda: self._finished(folder, names)):
+                    self._on_beam(phase, function, items)
 
+    def _finished(self, folder: str, names: Sequence[str]) -> int:
+        there = {path.name for path in (self.at / folder).glob("*.json")}
+        return sum(f"{name}.json" in there for name in names)
 
-@contextlib.contextmanager
-def _stderr_to(file):
-    """Sends the process's file descriptor 2 to `file`: native code writes there directly."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _find(seqio, spec: DataSpec):
-    """The task or mixture of `spec`, after checking all that can be checked without reading."""
-    for module in spec.modules:
+    def _on_beam(self, phase: str, function: Callable, items: Sequence) -> None:
         try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise
-            raise UserError(f"no module {module!r} to register tasks from") from None
-    names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if spec.task not in names:
-        raise UserError(f"unknown task or mixture {spec.task!r}{nearest(spec.task, names)}")
-    provider = seqio.get_mixture_or_task(spec.task)
-    tasks = _tasks(provider)
-    for task in tasks:
-        if spec.split not in task.splits:
-            raise UserError(
-                f"task {task.name} has no split {spec.split!r}{nearest(spec.split, task.splits)}"
-            )
-    task_names = [task.name for task in tasks]
-    for name, passes in (spec.passes or {}).items():
-        if name not in task_names:
-            raise UserError(
-                f"passes names {name!r}, which is not in {spec.task}{nearest(name, task_names)}"
-            )
-        if not isinstance(passes, int) or passes < 1:
-            raise UserError(f"passes of {name} must be 1 or more, got {passes!r}")
-    if set(spec.feature_lengths) != set(FEATURES):
-        given = ", ".join(sorted(spec.feature_lengths)) or "none"
-        raise UserError(f"feature lengths of {spec.task} are inputs and targets, got {given}")
-    for name, length in spec.feature_lengths.items():
-        if not isinstance(length, int) or length < 1:
-            raise UserError(f"feature length {name} must be 1 or more tokens, got {length!r}")
-    return provider
+            beam_engine.run(phase, function, items, self._beam)
+        except UserError:
+            raise
+        except Exception:
+            # Runners wrap what a worker raised beyond recognition.
+            work.raise_noted(self.at)
+            raise
 
 
-def _tasks(provider) -> list:
-    return list(getattr(provider, "tasks", [provider]))
+class _Meter:
+    """Progress of one phase: a bar on a terminal, else a line now and then."""
 
-
-def _vocabulary(seqio, provider) -> tuple[str, dict]:
-    vocabulary = provider.output_features["inputs"].vocabulary
-    if (
-        not isinstance(vocabulary, seqio.SentencePieceVocabulary)
-        or vocabulary != provider.output_features["targets"].vocabulary
-    ):
-        raise UserError(
-            f"{provider.name} must use one SentencePieceVocabulary for inputs and targets"
+    def __init__(self, console: Console, title: str, total: int):
+        self._console, self._title, self._total = console, title, total
+        self._done = self._examples = 0
+        self._said = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[examples]:,} examples"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
-    file = vocabulary.sentencepiece_model_file
-    return file, {
-        "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
-        "size": vocabulary.vocab_size,
-        "extra_ids": vocabulary.extra_ids,
-        "eos_id": vocabulary.eos_id,
-    }
+
+    def __enter__(self) -> "_Meter":
+        self._bar.start()
+        self._task = self._bar.add_task(self._title, total=self._total, examples=0)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def show(self, done: int) -> None:
+        self._done = done
+        self._update()
+
+    def count(self, examples: int) -> None:
+        self._examples += examples
+        self._update()
+
+    def _update(self) -> None:
+        self._bar.update(self._task, completed=self._done, examples=self._examples)
+        now = time.monotonic()
+        if self._bar.disable and now - self._said > PLAIN_SECONDS:
+            self._said = now
+            examples = f", {self._examples:,} examples" if self._examples else ""
+            self._console.print(
+                f"{self._title}: {self._done:,} of {self._total:,} shards{examples}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    @contextlib.contextmanager
+    def watching(self, finished: Callable[[], int]):
+        """Asks again and again how many items are finished, while others work on them."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(POLL_SECONDS):
+                self.show(finished())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
-def _fingerprint(seqio, provider) -> str:
-    """Changes with the definition of the task: source, steps, their arguments, mixing rates."""
+def _components(provider, spec: DataSpec, manifests: dict) -> tuple[list[dict], dict[str, Any]]:
+    """What `writer.Mixture` is made of; and what dataset.json says of what was met on the way.
 
-    def describe(function):
-        arguments = dict(getattr(function, "keywords", {}))
-        return [seqio.utils.function_name(function), repr(sorted(arguments.items()))]
-
-    return sha256_of(
-        [
-            {
-                "task": task.name,
-                "rate": _rate(provider, task),
-                "source": [type(task.source).__name__, describe(_source_function(task.source))],
-                "preprocessors": [describe(step) for step in task.preprocessors],
-                "eos": [task.output_features[name].add_eos for name in FEATURES],
-            }
-            for task in _tasks(provider)
-        ]
-    )
-
-
-def _source_function(source):
-    return getattr(source, "_dataset_fn", functools.partial(repr, source))
-
-
-def _rate(provider, task) -> float:
-    return provider.get_rate(task) if provider is not task else 1.0
-
-
-def _collect(seqio, provider, spec: DataSpec, progress: Progress) -> tuple[Table, np.ndarray, dict]:
-    """Reads every component, shuffles it and mixes.
-
-    Returns (all examples, the numbers of the chosen ones in order, what to say of the components).
+    Raises UserError for a task without examples, or whose examples all exceed the feature lengths.
     """
-    tables, orders, components, offset = [], [], [], 0
-    for task in _tasks(provider):
-        passes = (spec.passes or {}).get(task.name, 1)
-        first = offset
-        order = []
-        for number in range(passes):
-            table = _read(task, spec, number, progress)
-            order.append(offset + _permutation(len(table), spec, task.name, number))
-            tables.append(table)
-            offset += len(table)
-        orders.append(np.concatenate(order))
+    components, empty, skipped = [], 0, []
+    for number, task in enumerate(reading.tasks_of(provider)):
+        mine = {item: m for item, m in manifests.items() if item.component == number}
+        passes: dict[int, list[dict]] = {}
+        for item, manifest in mine.items():
+            passes.setdefault(item.number, []).extend(manifest["runs"])
+        first = [manifest for item, manifest in mine.items() if item.number == 0]
+        here = sum(manifest["empty"] for manifest in first)
+        problems = _sum_up([entry for manifest in first for entry in manifest["skipped"]])
+        if not sum(manifest["examples"] for manifest in first):
+            left_out = sum(entry["count"] for entry in problems) + here
+            why = f": all {left_out:,} it had were left out as unreadable or empty"
+            for entry in problems:
+                why += f"; {entry['problem']} at {', '.join(entry['first'])}"
+            raise UserError(f"{task.name} {spec.split} has no examples{why if left_out else ''}")
+        _refuse_if_all_truncated(first, task, spec)
+        empty += here
+        skipped += [{"task": task.name} | entry for entry in problems]
         components.append(
             {
                 "task": task.name,
-                "rate": _rate(provider, task),
-                "passes": passes,
-                "available": offset - first,
+                "rate": reading.rate_of(provider, task),
+                "passes": [passes[key] for key in sorted(passes)],
             }
         )
-    turns, ran_out = interleave(
-        [component["rate"] for component in components], [len(order) for order in orders]
-    )
-    chosen = np.empty(len(turns), np.int64)
-    for number, (order, component) in enumerate(zip(orders, components, strict=True)):
-        mine = turns == number
-        component["used"] = int(mine.sum())
-        chosen[mine] = order[: component["used"]]
-    if len(chosen) == 0:
-        raise UserError(f"{spec.task} {spec.split} has no examples")
-    ended_by = components[ran_out]["task"] if len(components) > 1 else None
-    return Table.join(tables), chosen, {"components": components, "ran_out": ended_by}
+    return components, {"empty": empty, "skipped": skipped}
 
 
-def _seed(*parts) -> int:
-    return int(sha256_of(parts), 16)
-
-
-def _permutation(n: int, spec: DataSpec, task: str, number: int) -> np.ndarray:
-    """The order of one pass over one task: the seed's when training, else as the task gives it."""
-    if not spec.is_training:
-        return np.arange(n)
-    key = _seed("order", spec.seed, task, number) % 2**128
-    return np.random.Generator(np.random.Philox(key=key)).permutation(n)
-
-
-def _read(task, spec: DataSpec, number: int, progress: Progress) -> Table:
-    """Pass `number` over a task, as SeqIO gives it, cut to the feature lengths and counted."""
-    import tensorflow as tf
-
-    try:
-        dataset = task.get_dataset(
-            sequence_length=dict(spec.feature_lengths),
-            split=spec.split,
-            shuffle=False,
-            seed=_seed("noise", spec.seed, task.name, number) % 2**31,
-            trim_output_features=False,  # trimmed here, where it can be counted
-            try_in_mem_cache=False,
+def _sum_up(entries: Sequence[dict]) -> list[dict]:
+    """One entry for each problem."""
+    found: dict[str, dict] = {}
+    for entry in entries:
+        known = found.setdefault(
+            entry["problem"], {"problem": entry["problem"], "count": 0, "first": []}
         )
-    except ValueError as error:
-        raise UserError(f"{task.name} {spec.split}: {error}") from None
-    kept = {"inputs": -1, "targets": -1, "text_tokens": 0}
-    if not spec.is_training:
-        kept |= {f"{name}_pretokenized": "" for name in FEATURES}
-    kept = {name: pad for name, pad in kept.items() if name in dataset.element_spec}
-    if set(kept) != set(dataset.element_spec):
-        dataset = dataset.map(lambda example: {name: example[name] for name in kept})
-    # Per element TensorFlow costs more than the work itself, so elements come in batches.
-    dataset = dataset.padded_batch(
-        1024,
-        padding_values={
-            name: tf.constant(pad, dataset.element_spec[name].dtype) for name, pad in kept.items()
-        },
-    ).prefetch(2)
-    # Tuning takes as long as the whole job, and then holds up the end of the iteration.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    dataset = dataset.with_options(options)
-
-    bar = progress.add_task(f"reading {task.name} {spec.split}", total=None)
-    tables = []
-    for batch in dataset.as_numpy_iterator():
-        tables.append(_table(batch, spec, task.output_features["inputs"].vocabulary.eos_id))
-        progress.advance(bar, len(tables[-1]))
-    progress.update(bar, total=sum(map(len, tables)))
-    if not tables:
-        raise UserError(f"{task.name} {spec.split} has no examples")
-    table = Table.join(tables)
-    _refuse_if_all_truncated(table, task, spec)
-    return table
+        known["count"] += entry["count"]
+        known["first"] = (known["first"] + list(entry["first"]))[:3]
+    return [found[problem] for problem in sorted(found)]
 
 
-def _table(batch: dict[str, np.ndarray], spec: DataSpec, eos_id: int) -> Table:
-    """One padded batch as columns.
-
-    Text tokens lost by truncation are taken off; a lost end-of-sequence token is not text.
-    """
-    tokens, lengths, whole, text_tokens, lost = {}, {}, {}, 0, 0
-    for name in FEATURES:
-        rows, limit = batch[name], spec.feature_lengths[name]
-        size = (rows >= 0).sum(axis=1)
-        has_eos = rows[np.arange(len(rows)), np.maximum(size - 1, 0)] == eos_id
-        kept = rows[:, :limit]
-        tokens[name] = kept[kept >= 0].astype(np.int32)
-        lengths[name] = np.minimum(size, limit)
-        whole[name] = size
-        text_tokens = text_tokens + size - has_eos
-        lost = lost + np.maximum(size - limit - has_eos, 0)
-    if "text_tokens" in batch:
-        text_tokens = batch["text_tokens"].astype(np.int64)
-    return Table(
-        tokens=tokens,
-        lengths=lengths,
-        whole=whole,
-        text_tokens=np.maximum(text_tokens - lost, 0),
-        texts={
-            f"{name}_pretokenized": batch[f"{name}_pretokenized"].tolist()
-            for name in FEATURES
-            if f"{name}_pretokenized" in batch
-        },
+def _refuse_if_all_truncated(manifests: Sequence[dict], task, spec: DataSpec) -> None:
+    if any(manifest["fit"] for manifest in manifests):
+        return
+    shortest = min((m["shortest"] for m in manifests if m["shortest"]), key=sum)
+    needed = ", ".join(f"{name}={n}" for name, n in zip(FEATURES, shortest, strict=True))
+    given = ", ".join(f"{name}={spec.feature_lengths[name]}" for name in FEATURES)
+    raise UserError(
+        f"feature lengths {given} are too short for every example of {task.name} "
+        f"{spec.split}: the shortest needs {needed}"
     )
-
-
-def _refuse_if_all_truncated(table: Table, task, spec: DataSpec) -> None:
-    limits = spec.feature_lengths
-    fits = np.logical_and(*(table.whole[name] <= limits[name] for name in FEATURES))
-    if not fits.any():
-        shortest = np.argmin(sum(table.whole[name] for name in FEATURES))
-        needed = ", ".join(f"{name}={table.whole[name][shortest]}" for name in FEATURES)
-        given = ", ".join(f"{name}={limits[name]}" for name in FEATURES)
-        raise UserError(
-            f"feature lengths {given} are too short for every example of {task.name} "
-            f"{spec.split}: the shortest needs {needed}"
-        )
-
-
-def _rows(table: Table, order: np.ndarray, spec: DataSpec) -> list[list[int]]:
-    """The rows of the list: which examples each holds."""
-    if not spec.pack:
-        return [[example] for example in order.tolist()]
-    lengths = [table.lengths[name][order] for name in FEATURES]
-    rows = pack(lengths, [spec.feature_lengths[name] for name in FEATURES])
-    return [[int(order[i]) for i in row] for row in rows]
 
 
 def _report(console: Console, spec: DataSpec, meta: dict, path: Path, seconds: float) -> None:
-    console.print(
+    lines = [
         f"{spec.task} {spec.split}: {meta['num_examples']:,} examples, "
-        f"{meta['tokens']['text']:,} text tokens in {seconds:.1f} s -> {path}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        f"{meta['tokens']['text']:,} text tokens in {seconds:.1f} s -> {path}"
+    ]
     if meta["ran_out"]:
         unused = ", ".join(
             f"{c['available'] - c['used']:,} of {c['available']:,} examples of {c['task']}"
             for c in meta["components"]
             if c["task"] != meta["ran_out"]
         )
-        console.print(
-            f"  {meta['ran_out']} ran out first and ends the list; unused: {unused}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        lines.append(f"  {meta['ran_out']} ran out first and ends the list; unused: {unused}")
     for name, count in meta["truncated"].items():
         if count:
-            console.print(
+            lines.append(
                 f"  {count:,} of {meta['num_segments']:,} examples have {name} cut to "
-                f"{spec.feature_lengths[name]} tokens",
-                highlight=False,
-                soft_wrap=True,
+                f"{spec.feature_lengths[name]} tokens"
             )
+    if meta["empty"]:
+        lines.append(f"  {meta['empty']:,} examples without text were left out")
+    for entry in meta["skipped"]:
+        lines.append(
+            f"  {entry['task']}: {entry['count']:,} lines were left out ({entry['problem']}; "
+            f"{', '.join(entry['first'])}{', ...' if entry['count'] > len(entry['first']) else ''})"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -411,13 +347,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("spec", help="JSON of a data spec, or of a list of them")
     parser.add_argument("root", help="directory of the examples directories")
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help='work on Apache Beam, with these options, e.g. --beam="--runner=DirectRunner"',
+    )
     arguments = parser.parse_args(argv)
-    # A polite kill unwinds, so that nothing half-written stays behind.
+    # A polite kill unwinds, so that the lock and half-written files go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         fields = json.loads(arguments.spec)
         paths = [
-            materialize(DataSpec.from_json(f), arguments.root)
+            materialize(DataSpec.from_json(f), arguments.root, beam=arguments.beam)
             for f in (fields if isinstance(fields, list) else [fields])
         ]
     except json.JSONDecodeError as error:

@@ -1,0 +1,159 @@
+"""How far a study is, from its run directories alone: no process has to be asked."""
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from t5scaling.errors import UserError
+from t5scaling.training.run_directory import DONE, FAILED, RECORD
+
+LOCK = ".lock"  # in the study's directory, held by the process that works on it
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run.
+
+    state: "done", "failed", "running", "stopped" (begun, and nobody is at it) or "waiting".
+    step, steps: done and in all; steps is 0 while it waits. loss: nats per target token over the
+    last logged steps. tokens_per_s: target tokens a second there. wall_s: what it has taken so
+    far. left_s: at that speed. reason: of a failure.
+    """
+
+    id: str
+    state: str
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    wall_s: float = 0.0
+    left_s: float | None = None
+    reason: str = ""
+
+
+def statuses(study_dir: str) -> list[RunStatus]:
+    """All runs of the study in their order. Raises UserError if there is no study."""
+    path = os.path.join(study_dir, "study.json")
+    if not os.path.exists(path):
+        raise UserError(f"{study_dir}: no study here (no file {path})")
+    with open(path, encoding="utf-8") as file:
+        ids = json.load(file)["runs"]
+    at_work = _is_locked(study_dir)
+    found = [_status(study_dir, run_id) for run_id in ids]
+    # Runs go one after the other: the one at work is the last that was begun.
+    begun = [run for run in found if run.state == "stopped"]
+    newest = max(begun, key=lambda run: _touched(study_dir, run.id)).id if begun else None
+    return [
+        RunStatus(**{**vars(run), "state": "running"}) if at_work and run.id == newest else run
+        for run in found
+    ]
+
+
+def show(study_dir: str, console: Console | None = None) -> None:
+    """Prints the runs as a table, and their sum."""
+    console = console or Console()
+    runs = statuses(study_dir)
+    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold")
+    for column in ("state", "step", "loss", "tokens/s", "time", "left"):
+        table.add_column(column, justify="left" if column == "state" else "right")
+    for run in runs:
+        table.add_row(
+            run.id,
+            run.state,
+            f"{run.step}/{run.steps}" if run.steps else "",
+            f"{run.loss:.3f}" if run.loss is not None else "",
+            f"{run.tokens_per_s:,.0f}" if run.tokens_per_s is not None else "",
+            _duration(run.wall_s) if run.wall_s else "",
+            _duration(run.left_s) if run.left_s is not None else "",
+        )
+    console.print(table)
+    for run in runs:
+        if run.reason:
+            console.print(f"{run.id}: {run.reason}", markup=False, highlight=False, soft_wrap=True)
+    counts = Counter(run.state for run in runs)
+    order = ("done", "running", "stopped", "failed", "waiting")
+    parts = [f"{counts[state]} {state}" for state in order if counts[state]]
+    spent = _duration(sum(run.wall_s for run in runs))
+    console.print(f"{len(runs)} runs: {', '.join(parts)}; {spent} so far", highlight=False)
+
+
+def _status(study_dir: str, run_id: str) -> RunStatus:
+    folder = os.path.join(study_dir, "runs", *run_id.split("/"))
+    record = _json(os.path.join(folder, RECORD))
+    if record is None:
+        return RunStatus(run_id, "waiting")
+    timing = _last_lines(os.path.join(folder, "timing.jsonl"))
+    speed = next((line for line in reversed(timing) if "target_tokens_per_s" in line), {})
+    train = [
+        line
+        for line in _last_lines(os.path.join(folder, "metrics.jsonl"))
+        if line["split"] == "train"
+    ]
+    failure = _json(os.path.join(folder, FAILED))
+    done = os.path.exists(os.path.join(folder, DONE))
+    step, steps = (train[-1]["step"] if train else 0), record["steps"]
+    left = None
+    if not done and speed and len(timing) > 1 and timing[-1]["step"] > timing[0]["step"]:
+        seconds = timing[-1]["wall_s"] - timing[0]["wall_s"]
+        left = (steps - step) * seconds / (timing[-1]["step"] - timing[0]["step"])
+    return RunStatus(
+        id=run_id,
+        state="done" if done else "failed" if failure else "stopped",
+        step=steps if done else step,
+        steps=steps,
+        loss=train[-1]["loss"] if train else None,
+        tokens_per_s=speed.get("target_tokens_per_s"),
+        wall_s=timing[-1]["wall_s"] if timing else 0.0,
+        left_s=left,
+        reason=failure["reason"].splitlines()[0] if failure and not done else "",
+    )
+
+
+def _is_locked(study_dir: str) -> bool:
+    try:
+        with open(os.path.join(study_dir, LOCK), encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _touched(study_dir: str, run_id: str) -> float:
+    folder = os.path.join(study_dir, "runs", *run_id.split("/"))
+    files = (os.path.join(folder, name) for name in (RECORD, "timing.jsonl"))
+    return max(os.path.getmtime(file) for file in files if os.path.exists(file))
+
+
+def _json(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+
+
+def _last_lines(path: str) -> Sequence[dict[str, Any]]:
+    """The whole lines of a JSON-lines file, which may be growing."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
