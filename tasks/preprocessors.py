@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from tasks import vocabularies
+
 Features = Mapping[str, seqio.Feature]
 
 
@@ -26,7 +28,7 @@ def concatenate_documents(
     @seqio.map_over_dataset
     @tf.autograph.experimental.do_not_convert  # no Python control flow: saves a second of start-up
     def tokenize(batch):
-        return {"tokens": vocabulary.encode_tf(batch["text"]).flat_values}
+        return {"tokens": vocabulary.encode_tf(_valid(batch["text"])).flat_values}
 
     return tokenize(dataset.batch(documents))
 
@@ -140,10 +142,11 @@ def span_corruption(
     counts = [(0, 0), (0, 0)]
     counts += [noise_counts(n, noise_density, mean_noise_span_length) for n in range(2, length + 1)]
     noise, spans = counts[length]
-    if spans > vocabulary.extra_ids:
+    sentinels = vocabularies.count_sentinels(vocabulary)
+    if spans > sentinels:
         raise ValueError(
             f"feature length inputs={sequence_length['inputs']} needs {spans} sentinels, "
-            f"the vocabulary has {vocabulary.extra_ids}"
+            f"the vocabulary has {sentinels}"
         )
     # Looked up rather than computed again: one rounding for every length, whole or short.
     table = tf.constant(counts, tf.int32)
@@ -188,28 +191,65 @@ def translation(
 
     From {"source", "target"} (strings) to `inputs` = prompt + source, `targets` = target (int32,
     ending with EOS where the feature says so), `inputs_pretokenized`, `targets_pretokenized` and
-    `text_tokens`. Nothing is truncated here. Works on batches inside: tokenising pair by pair
-    costs several times as much.
+    `text_tokens`, which is 0 if a side has no text. Nothing is truncated or left out here.
     """
-    vocabulary = output_features["inputs"].vocabulary
     # Pieces do not cross spaces, so that the prompt's tokens can be counted apart.
-    prompt_tokens = len(vocabulary.encode(prompt))
+    prompt_tokens = len(output_features["inputs"].vocabulary.encode(prompt))
 
     @seqio.map_over_dataset
     @tf.autograph.experimental.do_not_convert
     def tokenize(batch):
-        text = {"inputs": tf.strings.join([prompt, batch["source"]]), "targets": batch["target"]}
-        example = {"text_tokens": -prompt_tokens}
-        for name, strings in text.items():
-            feature = output_features[name]
-            tokens = feature.vocabulary.encode_tf(strings)
-            example["text_tokens"] += tf.cast(tokens.row_lengths(), tf.int32)
-            if feature.add_eos:
-                eos = tf.fill([tf.size(strings), 1], feature.vocabulary.eos_id)
-                tokens = tf.concat([tokens, eos], axis=1)
-            example[name] = tokens
-            example[f"{name}_pretokenized"] = strings
+        sides = {name: _valid(batch[name]) for name in ("source", "target")}
+        inputs = tf.strings.join([prompt, sides["source"]])
+        example = _tokenized({"inputs": inputs, "targets": sides["target"]}, output_features)
+        lengths = [tf.strings.length(tf.strings.strip(side)) for side in sides.values()]
+        has_text = tf.cast(tf.reduce_min(tf.stack(lengths), axis=0) > 0, tf.int32)
+        example["text_tokens"] = (example["text_tokens"] - prompt_tokens) * has_text
         return example
 
+    return _by_batches(tokenize, dataset)
+
+
+def rename(dataset: tf.data.Dataset, source: str, target: str) -> tf.data.Dataset:
+    """Pairs by language, {"de", "en"}, to {"source", "target"}."""
+    return dataset.map(lambda pair: {"source": pair[source], "target": pair[target]})
+
+
+def text_to_text(dataset: tf.data.Dataset, output_features: Features) -> tf.data.Dataset:
+    """{"inputs", "targets", ...} (strings) to tokens, as `translation` does without a prompt.
+
+    Other fields stay; all tokens count as text.
+    """
+
+    @seqio.map_over_dataset
+    @tf.autograph.experimental.do_not_convert
+    def tokenize(batch):
+        text = {name: _valid(batch[name]) for name in ("inputs", "targets")}
+        return {**batch, **_tokenized(text, output_features)}
+
+    return _by_batches(tokenize, dataset)
+
+
+def _valid(strings):
+    """UTF-8, whatever was there: a tokenizer stops at anything else."""
+    return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8")
+
+
+def _tokenized(text: Mapping[str, tf.Tensor], output_features: Features) -> dict:
+    example = {"text_tokens": 0}
+    for name, strings in text.items():
+        feature = output_features[name]
+        tokens = feature.vocabulary.encode_tf(strings)
+        example["text_tokens"] += tf.cast(tokens.row_lengths(), tf.int32)
+        if feature.add_eos:
+            eos = tf.fill([tf.size(strings), 1], feature.vocabulary.eos_id)
+            tokens = tf.concat([tokens, eos], axis=1)
+        example[name] = tokens
+        example[f"{name}_pretokenized"] = strings
+    return example
+
+
+def _by_batches(function, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Tokenising example by example costs several times as much."""
     # Unbatched, a row of a ragged tensor becomes a plain tensor only once it went through a map.
-    return tokenize(dataset.batch(256)).unbatch().map(dict, num_parallel_calls=tf.data.AUTOTUNE)
+    return function(dataset.batch(256)).unbatch().map(dict, num_parallel_calls=tf.data.AUTOTUNE)

@@ -1,59 +1,48 @@
-"""Pretraining tasks: span corruption on the techdoc corpus, per language and mixed.
+"""Pretraining tasks: span corruption, per language and mixed.
 
-`techdoc_span_{en,de,fr,ro}` are tasks with one split, train. `techdoc_span_en50_de50` and its like
-are mixtures whose names hold the rates in percent of the examples.
+`techdoc_span_{en,de,fr,ro}` read the embedded corpus, `mc4_span_{en,de,fr,ro}` mC4 from TFDS.
+`techdoc_span_en50_de50` and its like are mixtures whose names hold the rates in percent of the
+examples.
 """
 
-import itertools
-import json
-import lzma
-from collections.abc import Iterator
-from functools import partial
-
-import seqio
-import tensorflow as tf
-
-from tasks import preprocessors, vocabularies
+from tasks import definitions, vocabularies
 
 LANGUAGES = ("en", "de", "fr", "ro")
 ENGLISH_PERCENT = (30, 50, 70)
 
 
-def read_documents(split: str, shuffle_files: bool, seed=None, *, language: str):
-    """The documents of one language in file order: {"text": string}. Nothing is shuffled here."""
-    del split, shuffle_files, seed
-    path = vocabularies.CORPUS / f"pretrain.{language}.jsonl.xz"
+def _mixtures(corpus: str) -> dict[str, definitions.Definition]:
+    return {
+        f"{corpus}_span_en{percent}_{other}{100 - percent}": {
+            "kind": "mixture",
+            "rates": {f"{corpus}_span_en": percent, f"{corpus}_span_{other}": 100 - percent},
+        }
+        for other in LANGUAGES[1:]
+        for percent in ENGLISH_PERCENT
+    }
 
-    def chunks() -> Iterator[dict[str, list[str]]]:
-        # One call from TensorFlow into Python for many documents: a call costs more than reading.
-        with lzma.open(path, "rt", encoding="utf-8") as file:
-            while lines := list(itertools.islice(file, 64)):
-                yield {"text": [json.loads(line)["text"] for line in lines]}
 
-    return tf.data.Dataset.from_generator(
-        chunks, output_signature={"text": tf.TensorSpec([None], tf.string)}
-    ).unbatch()
+TECHDOC = {
+    f"techdoc_span_{language}": {
+        "kind": "span_corruption",
+        "files": {"train": str(vocabularies.CORPUS / f"pretrain.{language}.jsonl.xz")},
+        "format": "jsonl",
+        "vocabulary": vocabularies.TECHDOC,
+    }
+    for language in LANGUAGES
+} | _mixtures("techdoc")
+
+MC4 = {
+    f"mc4_span_{language}": {
+        "kind": "span_corruption",
+        "tfds": "c4/multilingual:3.1.0",
+        "tfds_splits": {"train": language, "validation": f"{language}-validation"},
+        "vocabulary": vocabularies.MC4,
+    }
+    for language in LANGUAGES
+} | _mixtures("mc4")
 
 
 def register() -> None:
     """Registers the tasks and mixtures that are not registered yet."""
-    features = vocabularies.text_to_text_features(vocabularies.techdoc())
-    tasks = {language: f"techdoc_span_{language}" for language in LANGUAGES}
-    for language, name in tasks.items():
-        if name not in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.add(
-                name,
-                source=seqio.FunctionDataSource(
-                    partial(read_documents, language=language), splits=["train"]
-                ),
-                preprocessors=[preprocessors.concatenate_documents, preprocessors.span_corruption],
-                output_features=features,
-                metric_fns=[],
-            )
-    for other in LANGUAGES[1:]:
-        for percent in ENGLISH_PERCENT:
-            name = f"techdoc_span_en{percent}_{other}{100 - percent}"
-            if name not in seqio.MixtureRegistry.names():
-                seqio.MixtureRegistry.add(
-                    name, [(tasks["en"], percent), (tasks[other], 100 - percent)]
-                )
+    definitions.add_missing(TECHDOC | MC4)

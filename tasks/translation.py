@@ -1,76 +1,56 @@
-"""Translation tasks: English to German, French and Romanian on the techdoc corpus.
+"""Translation tasks, both directions of each pair of languages.
 
-`techdoc_translate_en_{de,fr,ro}` have the splits train, validation and test. Rows keep the order
-of the file, in which a prefix is a fair sample; rows without a translation are left out.
+`techdoc_translate_{en_de,de_en,...}` read the embedded corpus, whose rows keep the order of the
+file, in which a prefix is a fair sample. WMT comes from TFDS. All have the splits train, validation
+and test.
 """
 
-import itertools
-import lzma
-from collections.abc import Callable, Iterator
-from functools import partial
+from tasks import definitions, vocabularies
 
-import seqio
-import tensorflow as tf
-
-from tasks import metrics, preprocessors, vocabularies
-
-LANGUAGES = {"de": "German", "fr": "French", "ro": "Romanian"}
+LANGUAGES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 FILES = {"train": "finetune", "validation": "valid", "test": "test"}
+WMT = {"de": "wmt17_translate/de-en", "fr": "wmt15_translate/fr-en", "ro": "wmt16_translate/ro-en"}
 
 
-def read_pairs(split: str, shuffle_files: bool, seed=None, *, language: str):
-    """The pairs of one split in file order: {"source", "target"}. Nothing is shuffled here."""
-    del shuffle_files, seed
-    path = vocabularies.CORPUS / f"{FILES[split]}.tsv.xz"
-
-    def pairs() -> Iterator[tuple[str, str]]:
-        with lzma.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            columns = next(file).rstrip("\n").split("\t")
-            source, target = columns.index("en"), columns.index(language)
-            for line in file:
-                cells = line.rstrip("\n").split("\t")
-                if cells[target]:
-                    yield cells[source], cells[target]
-
-    def chunks() -> Iterator[dict[str, list[str]]]:
-        # One call from TensorFlow into Python for many rows: a call costs more than a row.
-        rows = pairs()
-        while chunk := list(itertools.islice(rows, 1024)):
-            source, target = zip(*chunk, strict=True)
-            yield {"source": source, "target": target}
-
-    strings = tf.TensorSpec([None], tf.string)
-    return tf.data.Dataset.from_generator(
-        chunks, output_signature={"source": strings, "target": strings}
-    ).unbatch()
+def prompt(source: str, target: str) -> str:
+    """T5's: "translate English to German: "."""
+    return f"translate {LANGUAGES[source]} to {LANGUAGES[target]}: "
 
 
-def _for_seqio(metric: Callable) -> Callable:
-    """Wraps the signatures, which SeqIO's loggers would take for numbers."""
-
-    def score(targets, predictions):
-        return {
-            name: seqio.metrics.Text(value) if isinstance(value, str) else value
-            for name, value in metric(targets, predictions).items()
+def _both_ways(corpus: str, other: str, definition: dict) -> dict[str, definitions.Definition]:
+    return {
+        f"{corpus}_translate_{source}_{target}": {
+            "kind": "translation",
+            "source": source,
+            "target": target,
+            "prompt": prompt(source, target),
+            **definition,
         }
+        for source, target in (("en", other), (other, "en"))
+    }
 
-    return score
+
+TASKS: dict[str, definitions.Definition] = {}
+for _other, _name in WMT.items():
+    TASKS |= _both_ways(
+        "techdoc",
+        _other,
+        {
+            "files": {
+                split: str(vocabularies.CORPUS / f"{stem}.tsv.xz") for split, stem in FILES.items()
+            },
+            "format": "tsv",
+            "metrics": ["bleu", "chrf"],
+            "vocabulary": vocabularies.TECHDOC,
+        },
+    )
+    TASKS |= _both_ways(
+        _name.partition("_")[0],
+        _other,
+        {"tfds": f"{_name}:1.0.0", "vocabulary": vocabularies.MC4},
+    )
 
 
 def register() -> None:
     """Registers the tasks that are not registered yet."""
-    features = vocabularies.text_to_text_features(vocabularies.techdoc())
-    for language, name in LANGUAGES.items():
-        task = f"techdoc_translate_en_{language}"
-        if task not in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.add(
-                task,
-                source=seqio.FunctionDataSource(
-                    partial(read_pairs, language=language), splits=list(FILES)
-                ),
-                preprocessors=[
-                    partial(preprocessors.translation, prompt=f"translate English to {name}: ")
-                ],
-                output_features=features,
-                metric_fns=[_for_seqio(metrics.bleu), _for_seqio(metrics.chrf)],
-            )
+    definitions.add_missing(TASKS)

@@ -1,15 +1,49 @@
-"""The vocabulary of the techdoc tasks: 8,000 SentencePiece pieces and T5's 100 sentinels."""
+"""Vocabularies of the tasks: the embedded one, mC4's, and those of the user."""
 
+import functools
+import os
+import re
 from pathlib import Path
 
+import sentencepiece
 import seqio
 
 CORPUS = Path(__file__).parent / "corpus"
+TECHDOC = str(CORPUS / "spm8k.model")
+# 250,000 pieces and 100 sentinels; models round up to 250,112.
+MC4 = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
+SENTINELS = 100
+_SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
+
+
+@functools.cache
+def load(path: str) -> seqio.SentencePieceVocabulary:
+    """The vocabulary of a SentencePiece model, with 100 sentinels after its pieces unless they are
+    its last pieces already, as in mC4's. Nothing is read from afar before it is needed."""
+    inside = path == MC4
+    if os.path.isfile(path):
+        model = sentencepiece.SentencePieceProcessor(model_file=path)
+        inside = _is_sentinel(model.id_to_piece(model.get_piece_size() - 1))
+    return seqio.SentencePieceVocabulary(path, extra_ids=0 if inside else SENTINELS)
 
 
 def techdoc() -> seqio.SentencePieceVocabulary:
     """8,100 tokens: padding 0, end of sequence 1, unknown 2, sentinels 8,099 down to 8,000."""
-    return seqio.SentencePieceVocabulary(str(CORPUS / "spm8k.model"), extra_ids=100)
+    return load(TECHDOC)
+
+
+def count_sentinels(vocabulary: seqio.SentencePieceVocabulary) -> int:
+    """How many sentinels there are; the first has the highest id of all tokens."""
+    if vocabulary.extra_ids:
+        return vocabulary.extra_ids
+    count, pieces = 0, vocabulary.tokenizer
+    while _is_sentinel(pieces.id_to_piece(pieces.get_piece_size() - 1 - count)):
+        count += 1
+    return count
+
+
+def _is_sentinel(piece: str) -> bool:
+    return _SENTINEL.fullmatch(piece) is not None
 
 
 def text_to_text_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:

@@ -10,7 +10,7 @@ seqio = pytest.importorskip("seqio")
 import tensorflow as tf  # noqa: E402
 
 import tasks.registry  # noqa: E402
-from tasks import preprocessors, pretraining, translation, vocabularies  # noqa: E402
+from tasks import preprocessors, vocabularies  # noqa: E402
 
 LENGTHS = {"inputs": 128, "targets": 64}
 EOS, FIRST_SENTINEL = 1, 8099
@@ -58,7 +58,7 @@ def test_every_language_has_its_tasks_and_mixtures():
 @pytest.mark.parametrize("language", ["en", "de", "fr", "ro"])
 def test_span_corruption_can_be_undone(language):
     vocabulary = vocabularies.techdoc()
-    documents = pretraining.read_documents("train", False, language=language)
+    documents = seqio.TaskRegistry.get(f"techdoc_span_{language}").source.get_dataset("train")
     text = [d["text"] for d in documents.take(128).as_numpy_iterator()]
     tokens = np.concatenate([vocabulary.encode_tf(tf.constant(t)).numpy() for t in text])
 
@@ -158,7 +158,8 @@ def test_translation(split, rows):
 
 def test_rows_without_a_translation_are_left_out():
     def pairs(language):
-        dataset = translation.read_pairs("train", False, language=language).take(500)
+        source = seqio.TaskRegistry.get(f"techdoc_translate_en_{language}").source
+        dataset = source.get_dataset("train").take(500)
         return [(row["source"], row["target"]) for row in dataset.as_numpy_iterator()]
 
     assert all(target for _, target in pairs("ro"))

@@ -1,0 +1,236 @@
+"""Text of the user's own: what is read, what is left out and said, and what is refused."""
+
+import gzip
+import json
+import lzma
+
+import pytest
+
+seqio = pytest.importorskip("seqio")
+import tensorflow as tf  # noqa: E402
+
+from tasks import definitions, sources, vocabularies  # noqa: E402
+
+OWN = "own_task"
+
+
+def write(path, lines):
+    data = b"".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opener(path, "wb") as file:
+        file.write(data)
+    return str(path)
+
+
+def define(files, file_format, kind="translation", **fields):
+    fields = {"vocabulary": vocabularies.TECHDOC, **fields}
+    if kind == "translation":
+        fields = {"prompt": "translate English to German: ", **fields}
+    definitions.register({OWN: {"kind": kind, "files": files, "format": file_format, **fields}})
+    return seqio.TaskRegistry.get(OWN)
+
+
+def rows(task, split="train", **options):
+    dataset = task.source.get_dataset(split, **options)
+    return [tuple(value.decode() for value in row.values()) for row in dataset.as_numpy_iterator()]
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    yield
+    if OWN in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(OWN)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_documents_of_json_lines(tmp_path, suffix):
+    lines = [json.dumps({"text": f"Dokument {i}", "url": "x"}) + "\n" for i in range(3)]
+    path = write(tmp_path / f"c4-de.json{suffix}", lines)
+    task = define({"train": path}, "jsonl", "span_corruption")
+    assert rows(task) == [("Dokument 0",), ("Dokument 1",), ("Dokument 2",)]
+    assert task.source.take_report() == []
+
+
+def test_lines_that_cannot_be_read_are_counted_with_their_places(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        [
+            '{"text": "good"}\n',
+            '{"text": "cut off\n',
+            b'{"text": "\xff\xfe"}\n',
+            '{"text": "   "}\n',
+            '{"body": "other key"}\n',
+            "[1, 2]\n",
+            '{"text": "half a pair \\ud800"}\n',
+            '{"text": "last"}',
+        ],
+    )
+    task = define({"train": path}, "jsonl", "span_corruption")
+    assert rows(task) == [("good",), ("last",)]
+    assert task.source.take_report() == [
+        {"problem": "broken JSON line", "count": 2, "first": [f"{path}:2", f"{path}:6"]},
+        {"problem": "empty document", "count": 1, "first": [f"{path}:4"]},
+        {"problem": "invalid UTF-8", "count": 2, "first": [f"{path}:3", f"{path}:7"]},
+        {"problem": "missing key", "count": 1, "first": [f"{path}:5"]},
+    ]
+    assert task.source.take_report() == []
+
+
+def test_strict_stops_at_the_first_bad_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", ['{"text": "good"}\n', "{\n", "{\n"])
+    task = define({"train": path}, "jsonl", "span_corruption", strict=True)
+    with pytest.raises(tf.errors.OpError):
+        rows(task)
+    assert str(task.source.error) == f"{path}, line 2: broken JSON line"
+
+
+def test_only_the_first_places_are_named(tmp_path):
+    path = write(tmp_path / "a.txt", ["x\n"] + ["\n"] * 10)
+    task = define({"train": path}, "text", "span_corruption")
+    assert rows(task) == [("x",)]
+    (report,) = task.source.take_report()
+    assert report["count"] == 10 and report["first"] == [f"{path}:{n}" for n in (2, 3, 4)]
+
+
+def test_pairs_of_two_files(tmp_path):
+    source = write(tmp_path / "train.en.gz", ["One.\n", "Two.\n", "\n", "Four.\n"])
+    target = write(tmp_path / "train.de", ["Eins.\r\n", " \n", "Drei.\n", "Vier.\n"])
+    task = define({"train": [[source, target]]}, "parallel")
+    assert rows(task) == [("One.", "Eins."), ("Four.", "Vier.")]
+    assert task.source.take_report() == [
+        {"problem": "empty source or target", "count": 2, "first": [f"{source}:2", f"{source}:3"]}
+    ]
+
+
+def test_parallel_files_of_different_length_are_refused(tmp_path):
+    source = write(tmp_path / "a.en", ["1\n", "2\n", "3\n", "4\n"])
+    target = write(tmp_path / "a.de", ["1\n", "2\n"])
+    task = define({"train": [[source, target]]}, "parallel")
+    with pytest.raises(tf.errors.OpError):
+        rows(task)
+    expected = f"differ in length: {source} has 4 lines but {target} has 2 lines"
+    assert expected in str(task.source.error)
+
+
+@pytest.mark.parametrize("columns", [("en", "de"), (0, 2)])
+def test_pairs_of_a_table(tmp_path, columns):
+    lines = ["One.\tx\tEins.\n", "Two.\n", "Three.\tx\tDrei.\n"]
+    header = ["en\tnote\tde\n"] if isinstance(columns[0], str) else []
+    path = write(tmp_path / "a.tsv", header + lines)
+    task = define({"train": path}, "tsv", source=columns[0], target=columns[1])
+    assert rows(task) == [("One.", "Eins."), ("Three.", "Drei.")]
+    place = f"{path}:{3 if header else 2}"
+    assert task.source.take_report() == [
+        {"problem": "wrong number of columns", "count": 1, "first": [place]}
+    ]
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    path = write(tmp_path / "a.tsv", ["en\tde\n", "One.\tEins.\n"])
+    task = define({"train": path}, "tsv", source="en", target="fr")
+    with pytest.raises(tf.errors.OpError):
+        rows(task)
+    assert "has no column 'fr'; its header: en, de" in str(task.source.error)
+
+
+def test_the_examples_of_an_own_task(tmp_path):
+    path = write(tmp_path / "a.jsonl", ['{"en": "Print.", "de": "Drucken."}\n'])
+    task = define({"train": path}, "jsonl", source="de", target="en", prompt="de-en: ")
+    lengths = {"inputs": 32, "targets": 32}
+    (row,) = task.get_dataset(sequence_length=lengths, split="train").as_numpy_iterator()
+    vocabulary = vocabularies.techdoc()
+    assert row["inputs"].tolist() == [*vocabulary.encode("de-en: Drucken."), 1]
+    assert row["targets"].tolist() == [*vocabulary.encode("Print."), 1]
+    assert row["text_tokens"] == len(vocabulary.encode("Drucken.")) + len(row["targets"]) - 1
+
+
+def test_files_are_shards_in_sorted_order(tmp_path):
+    for number in (2, 0, 1):
+        write(tmp_path / f"part-{number}.txt", [f"{number}a\n", f"{number}b\n"])
+    task = define({"train": str(tmp_path / "part-*.txt")}, "text", "span_corruption")
+    source = task.source
+    assert source.list_shards("train") == [str(tmp_path / f"part-{n}.txt") for n in range(3)]
+    assert [text for (text,) in rows(task)] == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    parts = [rows(task, shard_info=seqio.ShardInfo(index, 3)) for index in range(3)]
+    assert parts[1] == [("1a",), ("1b",)] and sum(parts, []) == rows(task)
+
+
+def test_a_pattern_that_matches_nothing(tmp_path):
+    task = define({"train": str(tmp_path / "*.gz")}, "text", "span_corruption")
+    with pytest.raises(ValueError, match=r"no file matches '.*\*\.gz' \(split train\)"):
+        task.source.list_shards("train")
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    whole = gzip.compress(b"text\n" * 10_000)
+    path.write_bytes(whole[: len(whole) // 2])
+    task = define({"train": str(path)}, "text", "span_corruption")
+    with pytest.raises(tf.errors.OpError):
+        rows(task)
+    assert str(task.source.error).startswith(f"{path}, after line ")
+
+
+def test_chunks_are_bounded():
+    texts = ({"text": "x" * 1000} for _ in range(5000))
+    sizes = [len(chunk) for chunk in sources._chunks(texts)]
+    assert sum(sizes) == 5000
+    assert max(sizes) <= sources.CHUNK_ROWS
+    long = ({"text": "x" * (1 << 19)} for _ in range(8))
+    assert [len(chunk) for chunk in sources._chunks(long)] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "translaton"}, "kind has 'translaton'.*did you mean 'translation'"),
+        ({"fiels": {}}, "definition has 'fiels'.*did you mean 'files'"),
+        ({"format": "csv"}, "format has 'csv'; expected one of jsonl, tsv, parallel"),
+        ({"metrics": ["blue"]}, "metrics has 'blue'.*did you mean 'bleu'"),
+        ({"files": {}}, "expected {split: pattern}"),
+        ({"files": {"train": [["a", "b"]]}}, "expected a pattern or a list of them"),
+        ({"tfds": "x:1.0.0"}, "either 'tfds' or 'files'"),
+        ({"prompt": None}, None),
+    ],
+)
+def test_wrong_definitions_are_named(change, message):
+    definition = {
+        "kind": "translation",
+        "files": {"train": "x.tsv"},
+        "format": "tsv",
+        "prompt": "",
+        "vocabulary": vocabularies.TECHDOC,
+        **change,
+    }
+    if message is None:
+        del definition["prompt"]
+        message = "own_task: its definition needs 'prompt'"
+    with pytest.raises(ValueError, match=message):
+        definitions.register({OWN: definition})
+
+
+def test_mixtures_follow_a_task_that_is_defined_anew(tmp_path):
+    import tasks.registry  # noqa: F401
+
+    original = seqio.TaskRegistry.get("mc4_span_en")
+    path = write(tmp_path / "a.txt", ["one\n"])
+    new = {
+        "kind": "span_corruption", "files": {"train": path}, "format": "text",
+        "vocabulary": vocabularies.TECHDOC,
+    }  # fmt: skip
+    try:
+        definitions.register({"mc4_span_en": new})
+        mixture = seqio.MixtureRegistry.get("mc4_span_en30_fr70")
+        found = {task.name: task for task in mixture.tasks}
+        assert rows(found["mc4_span_en"]) == [("one",)]
+        assert mixture.get_rate(found["mc4_span_en"]) == 30
+        with pytest.raises(ValueError, match="rates has 'mc4_span_it'.*did you mean 'mc4_span_"):
+            definitions.register({"own_mix": {"kind": "mixture", "rates": {"mc4_span_it": 1}}})
+    finally:
+        seqio.TaskRegistry.remove("mc4_span_en")
+        seqio.TaskRegistry.add_provider("mc4_span_en", original)
+        for name in [n for n in seqio.MixtureRegistry.names() if n.startswith("mc4_span_en")]:
+            mixture = seqio.MixtureRegistry.get(name)
+            rates = [(task.name, mixture.get_rate(task)) for task in mixture.tasks]
+            seqio.MixtureRegistry.remove(name)
+            seqio.MixtureRegistry.add(name, rates)
