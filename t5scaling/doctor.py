@@ -21,7 +21,7 @@ from t5scaling import __version__
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install --constraint constraints.txt"
 ANALYSIS = ("matplotlib", "numpy", "pandas", "rich", "scipy")
-MATERIALIZE = ("seqio", "tensorflow", "tensorflow-text")
+MATERIALIZE = ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text")
 
 STEPS = 10
 LEARNING_RATE = 0.01
@@ -194,12 +194,13 @@ def _known_good() -> dict[str, str]:
 def purposes(main: Iterable[str]) -> tuple[Purpose, ...]:
     """What a user may want to do, and the packages for it; `main` as from `requirements`."""
     return (
-        Purpose("train, eval, plan", tuple(n for n in main if n not in MATERIALIZE)),
+        Purpose("train, eval, infer, plan", tuple(n for n in main if n not in MATERIALIZE)),
         Purpose("fit, report", ANALYSIS),
         Purpose("materialize; train and study without examples", MATERIALIZE),
+        Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),
-        Purpose("make test", ("hypothesis", "pytest", "ruff"), "test"),
-        Purpose("benchmarks/train_step.py", ("torch", "transformers"), "bench"),
+        Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff"), "test"),
+        Purpose("benchmarks against Hugging Face", ("torch", "transformers"), "bench"),
     )
 
 

@@ -113,8 +113,9 @@ def test_versions(installed):
         ("seqio", "materialize; train and study without examples", '"seqio>='),
         ("scipy", "fit, report", '"scipy>='),
         ("libtpu", "TPUs; plan for their topologies", '--editable ".[tpu]"'),
+        ("apache-beam", "materialize on Apache Beam", '--editable ".[beam]"'),
         ("ruff", "make test", '--editable ".[test]"'),
-        ("torch", "benchmarks/train_step.py", '--editable ".[bench]"'),
+        ("torch", "benchmarks against Hugging Face", '--editable ".[bench]"'),
     ],
 )
 def test_what_is_missing_for_which_purpose(installed, package, purpose, command):
@@ -226,7 +227,7 @@ def test_an_old_version_is_flagged(examine, installed):
     installed["optax"] = "0.1.9"
     passed, shown = examine()
     assert line_of(shown, "optax")[-1].endswith("0.1.9 is not >=0.2.4")
-    assert line_of(shown, "train, eval, plan")[1] == "optax 0.1.9 is not >=0.2.4"
+    assert line_of(shown, "train, eval, infer, plan")[1] == "optax 0.1.9 is not >=0.2.4"
     assert f'{doctor.INSTALL} "optax>=0.2.4"' in shown
     assert passed
 
@@ -244,7 +245,8 @@ def test_materialisation_may_be_missing(examine, installed):
     passed, shown = examine()
     assert passed
     purpose = "materialize; train and study without examples"
-    assert line_of(shown, purpose)[1] == "seqio, tensorflow, tensorflow-text"
+    missing = "seqio, tensorflow, tensorflow-datasets, tensorflow-text"
+    assert line_of(shown, purpose)[1] == missing
 
 
 def test_without_rich_one_line_says_so(monkeypatch, capsys):

@@ -6,10 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from t5scaling.data.examples import find_examples
+from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
-from t5scaling.evaluation import evaluate
+from t5scaling.evaluation import comet, evaluate
 from t5scaling.model import decoding, network
 from t5scaling.training import sharding, step
 from tasks import metrics
@@ -76,15 +79,13 @@ def test_predictions_in_the_order_of_the_examples(mini_root, layout, params, tmp
     records = [examples.read(i) for i in range(len(examples))]
     assert [o["target"] for o in outputs] == [r["targets_pretokenized"] for r in records]
     # The prediction of one example alone is what it got in its batch.
-    import sentencepiece
-
-    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(examples.vocabulary))
+    vocabulary = Vocabulary(examples.vocabulary)
     for index in (0, 11, 23):
-        tokens = decoding.greedy(
+        tokens, _ = decoding.greedy(
             network.Transformer(mini.CONFIG), params, records[index]["inputs"][None],
             max_decode_len=6,
         )  # fmt: skip
-        alone = evaluate.detokenize(vocabulary, np.asarray(tokens)[0])
+        alone = vocabulary.decode(np.asarray(tokens)[0])
         assert outputs[index]["prediction"] == alone
     targets, predictions = ([o[k] for o in outputs] for k in ("target", "prediction"))
     assert line["bleu"] == metrics.bleu(targets, predictions)["bleu"]
@@ -108,13 +109,27 @@ def test_first_examples_only(mini_root, layout, params):
     assert got["target_tokens"] == examples.tokens(5, "targets")
 
 
-def test_detokenize_stops_at_the_end_and_leaves_sentinels_out(mini_root):
-    import sentencepiece
-
-    examples = find_examples(mini.TEST, mini_root)
-    vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(examples.vocabulary))
+def test_decoding_text_stops_at_the_end_and_leaves_sentinels_out(mini_root):
+    vocabulary = Vocabulary(find_examples(mini.TEST, mini_root).vocabulary)
     ids = vocabulary.encode("Guten Tag")
-    assert evaluate.detokenize(vocabulary, np.array([*ids, 8099, 0, 1, *ids])) == "Guten Tag"
+    assert ids[-1] == vocabulary.eos_id == 1
+    assert vocabulary.decode(np.array([*ids[:-1], 8099, 0, 1, *ids])) == "Guten Tag"
+
+
+def test_sentinels_inside_the_model_are_no_text(mini_root, tmp_path):
+    """As in mC4's vocabulary, whose last pieces are <extra_id_99> ... <extra_id_0>."""
+    plain = Vocabulary(find_examples(mini.TEST, mini_root).vocabulary)
+    model = sentencepiece_model_pb2.ModelProto.FromString(plain.path.read_bytes())
+    for number in (1, 0):
+        model.pieces.add(piece=f"<extra_id_{number}>", type=4)  # user defined
+    (tmp_path / "with.model").write_bytes(model.SerializeToString())
+    vocabulary = Vocabulary(tmp_path / "with.model")
+    ids = vocabulary.encode("Guten Tag")
+    assert np.array_equal(ids, plain.encode("Guten Tag"))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "with.model"))
+    sentinel = pieces.piece_to_id("<extra_id_0>")
+    assert sentinel == pieces.get_piece_size() - 1
+    assert vocabulary.decode(np.array([sentinel, *ids])) == "Guten Tag"
 
 
 def test_training_splits_carry_no_text(mini_root, layout, params):
@@ -123,3 +138,77 @@ def test_training_splits_carry_no_text(mini_root, layout, params):
         evaluate.Evaluation(
             spec, mini_root, batch_size=2, max_decode_len=2, max_examples=2
         ).generate(params, mini.CONFIG, layout, find_examples(spec, mini_root))
+
+
+# Checkpoints of a run
+
+
+@pytest.fixture(scope="module")
+def run(mini_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    mini.train(folder, mini_root, train_steps=6, checkpoint_steps=(3,))
+    return folder
+
+
+def measure(run, evaluators, **changes):
+    evaluate.evaluate_checkpoints(
+        model_dir=str(run),
+        model=mini.CONFIG,
+        evaluators=evaluators,
+        **{"progress": lambda *_: None, **changes},
+    )
+    return mini.lines(run, "eval.jsonl")
+
+
+def test_all_checkpoints_on_several_tasks(run, mini_root, capsys):
+    template = dataclasses.replace(
+        evaluation(mini_root, metrics="task", max_decode_len=4),
+        dataset=dataclasses.replace(mini.TEST, task=""),
+    )
+    tasks = ("mini_translate_en_de", "mini_translate_de_en")
+    lines = measure(run, evaluate.for_tasks(tasks, template), steps="all")
+    assert [(line["step"], line["task"]) for line in lines] == [
+        (step_then, task) for step_then in (3, 6) for task in tasks
+    ]
+    for line in lines:
+        assert {"cross_entropy", "bleu", "bleu_signature", "chrf"} <= line.keys()
+        assert line["bleu_low"] <= line["bleu"] <= line["bleu_high"]
+        assert line["decoder"] == "greedy"
+    printed = capsys.readouterr().out
+    assert printed.count("step 3 ") == 2 and f"chrf {lines[0]['chrf']:.4g} [" in printed
+
+
+def test_what_is_measured_is_not_measured_again(run, mini_root, monkeypatch):
+    few = evaluation(mini_root, max_examples=5)
+    before = measure(run, [few])
+    calls = []
+    original = evaluate.Evaluation.__call__
+    monkeypatch.setattr(
+        evaluate.Evaluation, "__call__", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    assert measure(run, [few]) == before and not calls
+    after = measure(run, [dataclasses.replace(few, max_examples=6)])
+    assert len(calls) == 1 and len(after) == len(before) + 1
+    assert [line for line in after if line in before] == before
+
+
+def test_a_metric_that_cannot_be_had_is_said_and_tried_again(run, mini_root, tmp_path, capsys):
+    absent = comet.Comet(folder=str(tmp_path / "nothing"))
+    test_set = evaluation(
+        mini_root, metrics=(absent, metrics.chrf), max_decode_len=4, max_examples=4
+    )
+    line = next(line for line in measure(run, [test_set]) if "missing" in line)
+    assert line["missing"] == ["comet"] and "chrf" in line and "comet" not in line
+    assert capsys.readouterr().err.count("comet-setup") == 1
+    measure(run, [test_set])
+    assert capsys.readouterr().err.count("comet-setup") == 1
+    assert sum("missing" in line for line in mini.lines(run, "eval.jsonl")) == 1
+
+
+def test_the_decoder_is_recorded(run, mini_root):
+    beams = decoding.BeamSearch(beam_size=2)
+    lines = measure(
+        run,
+        [evaluation(mini_root, metrics=(metrics.chrf,), decoder=beams, max_decode_len=4)],
+    )
+    assert [line.get("decoder") for line in lines].count(beams.name) == 1

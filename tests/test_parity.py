@@ -169,21 +169,39 @@ def test_log_likelihood(unpacked):
     assert_close(scores, unpacked.arrays["score_batch"])
 
 
+def _until_end(tokens, eos_id=1):
+    """1.0 up to and including each row's end token, then 0.0."""
+    ended = tokens == eos_id
+    return (np.cumsum(ended, axis=1) - ended == 0).astype(np.float32)
+
+
 def test_greedy(unpacked):
     expected = unpacked.arrays["greedy"]
-    tokens = greedy(
+    tokens, scores = greedy(
         unpacked.model,
         unpacked.params,
         unpacked.batch["encoder_input_tokens"],
         max_decode_len=expected.shape[1],
     )
     np.testing.assert_array_equal(tokens, expected)
+    # Ours are of the model's own distribution, like T5X's scores of given targets.
+    targets = np.asarray(tokens)
+    batch_scores = log_likelihood(
+        unpacked.model.apply(
+            {"params": unpacked.params},
+            unpacked.batch["encoder_input_tokens"],
+            np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        ),
+        targets,
+        _until_end(targets),
+    )
+    assert_close(scores, batch_scores)
     # T5X scores a greedy output under the distribution truncated to one token: log 1.
     np.testing.assert_array_equal(unpacked.arrays["greedy_scores"], 0.0)
 
 
 def test_greedy_with_scanned_layers(scanned):
-    tokens = greedy(
+    tokens, _ = greedy(
         scanned.model,
         scanned.params,
         scanned.batch["encoder_input_tokens"],
@@ -204,3 +222,17 @@ def test_beam_search(unpacked):
     )
     np.testing.assert_array_equal(tokens, expected)
     assert_close(scores, unpacked.arrays["beam4_scores"])
+
+
+def test_beam_search_with_scanned_layers(scanned):
+    expected = scanned.arrays["beam4"]
+    tokens, scores = beam_search(
+        scanned.model,
+        scanned.params,
+        scanned.batch["encoder_input_tokens"],
+        max_decode_len=expected.shape[2],
+        beam_size=expected.shape[1],
+        alpha=scanned.hparams["beam_alpha"],
+    )
+    np.testing.assert_array_equal(tokens, expected)
+    assert_close(scores, scanned.arrays["beam4_scores"])

@@ -290,7 +290,7 @@ def test_a_study_without_examples_is_estimated_from_its_tokens(tmp_path):
         pretrain_data={"one": {"en": 1.0}, "other": {"de": 1.0}},
         pretrain_tokens=(0, 10**6, 10**9),
         tasks={"a": ("en", "de"), "b": ("de", "en")},
-        finetune_tokens=(10**5, None),
+        finetune_pools=(10**5, None),
         learning_rates=(0.1, 0.2, 0.3),
         seeds=(0, 1),
         pretrain_settings={

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import run
+from t5scaling import command_line
 from tests.conftest import REPOSITORY
 
 PRETRAIN = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/pretrain.gin"]
@@ -31,7 +32,7 @@ def mini(root, folder, task="mini_span_en50_de50", **settings):
     return [MODULES, *(f"--gin.{name}={value}" for name, value in settings.items())]
 
 
-@pytest.mark.parametrize("verb", run.VERBS)
+@pytest.mark.parametrize("verb", command_line.VERBS)
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as end:
         run.main([verb, "--help"])

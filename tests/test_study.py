@@ -1,6 +1,7 @@
 """Promises of a study: what it expands to, and that no kill changes its results."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -79,10 +80,29 @@ def test_the_grid(mini_root, tmp_path):
     assert all(run.bindings["INITIAL_CHECKPOINT_PATH"] is None for run in baseline)
 
 
+def test_shares_of_the_examples_are_nested_pools(mini_root, tmp_path):
+    """The paper's 0.2 %, 1 % and 100 %, scaled to a task of 135 rows."""
+    arguments = load(tmp_path, mini_root)
+    shares = dataclasses.replace(arguments["study"], finetune_pools=("2%", "10%", "100%", None))
+    runs = [
+        run
+        for run in study.expand(**{**arguments, "study": shares})
+        if run.record["kind"] == "finetune" and not run.record["pretrain_tokens"]
+    ]
+    assert [run.record["finetune_pool"] for run in runs] == ["2pct", "10pct", "100pct", "all"]
+    examples = [run.record["finetune_examples"] for run in runs]
+    assert examples[3] == examples[2] == 300
+    # Whole rows, several pairs packed into each: the smallest number that holds the share.
+    assert 6 <= examples[0] < 6 + 10 and 30 <= examples[1] < 30 + 10
+    assert [run.bindings["POOL"] for run in runs] == ["2%", "10%", "100%", None]
+    for wrong in ("0%", "101%", "many", 0, 0.5):
+        nonsense = dataclasses.replace(arguments["study"], finetune_pools=(wrong,))
+        with pytest.raises(UserError, match="expected a number of text tokens, a share"):
+            study.expand(**{**arguments, "study": nonsense})
+
+
 def test_budgets_beyond_the_data_stop_before_anything_runs(mini_root, tmp_path):
     arguments = load(tmp_path / "s", mini_root)
-    import dataclasses
-
     too_much = dataclasses.replace(arguments["study"], pretrain_tokens=(0, 10**7))
     with pytest.raises(UserError, match="10,000,000 text tokens"):
         runner.run_study(**{**arguments, "study": too_much})
@@ -181,8 +201,6 @@ def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path):
 
 def test_changed_settings_are_refused(finished, mini_root):
     arguments = load(finished, mini_root)
-    import dataclasses
-
     longer = dataclasses.replace(
         arguments["study"],
         finetune_settings={**arguments["study"].finetune_settings, "TRAIN_STEPS": 11},

@@ -1,5 +1,7 @@
 """Promises of the training loop: reproducible, resumable, honest about what it cannot do."""
 
+import dataclasses
+import io
 import json
 import os
 import shutil
@@ -8,6 +10,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 
 from t5scaling.data.examples import find_examples
 from t5scaling.errors import Stopped, UserError
@@ -159,6 +162,33 @@ def test_missing_or_foreign_initial_checkpoint_is_one_line(reference, mini_root,
     assert checkpoint_steps(folder) == [4, 8, 12]
 
 
+def test_a_checkpoint_of_another_vocabulary_is_refused(reference, mini_root, tmp_path):
+    pretrained = shutil.copytree(reference, tmp_path / "pretrained")
+    here = find_examples(mini.SPAN, mini_root).vocabulary
+    assert (pretrained / "vocabulary.model").read_bytes() == here.read_bytes()
+    other = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a few words of text"] * 9),
+        vocab_size=20,
+        model_writer=other,
+        minloglevel=2,
+    )
+    (pretrained / "vocabulary.model").write_bytes(other.getvalue())
+    checkpoint_12 = str(pretrained / "checkpoints/checkpoint_12")
+    with pytest.raises(UserError, match=r"were made with another vocabulary .* than the model in"):
+        mini.train(tmp_path / "run", mini_root, initial_checkpoint_path=checkpoint_12)
+    test_set = evaluate.Evaluation(mini.TEST, mini_root, batch_size=8)
+    with pytest.raises(UserError, match="were made with another vocabulary"):
+        evaluate.evaluate_checkpoints(
+            model_dir=str(pretrained), model=mini.CONFIG, evaluators=[test_set],
+            progress=lambda *_: None,
+        )  # fmt: skip
+    small = dataclasses.replace(mini.CONFIG, vocab_size=8000)
+    with pytest.raises(UserError, match="of 8,100 tokens, more than the model's 8,000"):
+        mini.train(tmp_path / "run", mini_root, model=small)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_names_its_step_and_the_last_good_checkpoint(mini_root, tmp_path):
     def explode(at):
         return 0.01 if at < 6 else float("inf")
@@ -183,7 +213,7 @@ def test_repetition_only_where_it_is_allowed(mini_root, tmp_path):
     with pytest.raises(UserError, match="allow repetition by MAX_EPOCHS"):
         mini.train(tmp_path, mini_root, train_steps=1000)
     with pytest.raises(UserError, match=r"only 7\d,\d+"):
-        mini.train(tmp_path, mini_root, pool_tokens=10**9)
+        mini.train(tmp_path, mini_root, pool=10**9)
     assert not list(tmp_path.iterdir())
 
 

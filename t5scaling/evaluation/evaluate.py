@@ -7,27 +7,28 @@ T5X's layout:
 """
 
 import dataclasses
+import hashlib
+import importlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import sentencepiece
-from jax.experimental import multihost_utils
 
+from t5scaling import __version__
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
+from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
+from t5scaling.evaluation.comet import Comet, Unavailable
+from t5scaling.evaluation.generate import Decoder, Generator, batches_by_length
 from t5scaling.model import decoding, network
 from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
 
-# Rows are padded to one of these fractions of the feature lengths: short sentences cost little,
-# and the number of compilations stays small.
-BUCKETS = (0.125, 0.25, 0.5, 1.0)
-
-Metric = Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
+Metric = Callable[[Sequence[Any], Sequence[str]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,10 @@ class Evaluation:
         dataset: the examples; a split for evaluation, so that they carry their text.
         examples_root: where materialised examples live.
         batch_size: rows at a time over all devices.
-        metrics: functions of (targets, predictions), both lists of strings; none, no generation.
+        metrics: functions of (targets, predictions), targets being text or, for tasks whose
+            targets are more than that, what the task calls `reference`; a `Comet`; "task" for
+            those that the task itself names; none, no generation.
+        decoder: how text is generated.
         max_decode_len: tokens to generate at most; the targets' feature length if None.
         max_examples: only the first so many examples; all if None.
     """
@@ -46,7 +50,8 @@ class Evaluation:
     dataset: DataSpec
     examples_root: str
     batch_size: int = 64
-    metrics: Sequence[Metric] = ()
+    metrics: Sequence[Metric | Comet] | Literal["task"] = ()
+    decoder: Decoder = dataclasses.field(default_factory=decoding.Greedy)
     max_decode_len: int | None = None
     max_examples: int | None = None
 
@@ -70,18 +75,27 @@ class Evaluation:
             "task": task,
             **self.cross_entropy(params, config, layout, examples),
         }
-        if self.metrics:
+        metrics = self._metrics(examples)
+        if metrics:
+            line["decoder"] = self.decoder.name
             note(f"{split} generating")
-            outputs = self.generate(params, config, layout, examples)
-            results: dict[str, Any] = {}
-            for metric in self.metrics:
-                results |= metric(
-                    [o["target"] for o in outputs], [o["prediction"] for o in outputs]
-                )
+            outputs = self.generate(params, config, layout, examples, note)
+            results, missing = _score(metrics, outputs, note)
             if distributed.is_main():
                 write_outputs(model_dir, task, step, outputs, results)
             line |= results
+            if missing:
+                line["missing"] = missing
         return line
+
+    def _metrics(self, examples: Examples) -> list[Metric | Comet]:
+        if self.metrics != "task":
+            return list(self.metrics)
+        found = []
+        for name in examples.meta["metrics"]:
+            module, _, function = name.rpartition(".")
+            found.append(getattr(importlib.import_module(module), function))
+        return found
 
     def cross_entropy(
         self, params: Any, config: network.T5Config, layout: sharding.Layout, examples: Examples
@@ -103,41 +117,43 @@ class Evaluation:
         }
 
     def generate(
-        self, params: Any, config: network.T5Config, layout: sharding.Layout, examples: Examples
+        self,
+        params: Any,
+        config: network.T5Config,
+        layout: sharding.Layout,
+        examples: Examples,
+        note: Callable[[str], None] = lambda text: None,
     ) -> list[dict[str, Any]]:
-        """Greedy predictions in the order of the examples, as T5X logs them."""
-        vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(examples.vocabulary))
-        length = self.max_decode_len or self.dataset.feature_lengths["targets"]
-        transformer = network.Transformer(config)
-        predictions: dict[int, str] = {}
-        for indices, batch in self._batches(examples):
-            inputs = sharding.put_batch(
-                {"encoder_input_tokens": batch["encoder_input_tokens"]}, layout
+        """Predictions in the order of the examples, as T5X logs them."""
+        records = examples.read_many(range(self._count(examples)))
+        if "targets_pretokenized" not in records[0]:
+            raise UserError(
+                f"{self.dataset.task} {self.dataset.split} carries no text to compare with: "
+                "generation needs a validation or test split"
             )
-            tokens_BxT = multihost_utils.process_allgather(
-                decoding.greedy(
-                    transformer, params, inputs["encoder_input_tokens"], max_decode_len=length
-                ),
-                tiled=True,
-            )
-            for index, tokens in zip(indices, tokens_BxT, strict=False):  # rows of padding follow
-                predictions[index] = detokenize(vocabulary, tokens)
+        generator = Generator(
+            config,
+            params,
+            layout,
+            Vocabulary(examples.vocabulary),
+            self.decoder,
+            input_length=self.dataset.feature_lengths["inputs"],
+            max_decode_len=self.max_decode_len or self.dataset.feature_lengths["targets"],
+            batch_size=self.batch_size,
+        )
+        answers = generator(
+            [record["inputs"] for record in records],
+            progress=lambda done: note(
+                f"{self.dataset.split} generating {done:,} of {len(records):,}"
+            ),
+        )
         outputs = []
-        for index in range(self._count(examples)):
-            record = examples.read(index)
-            if "targets_pretokenized" not in record:
-                raise UserError(
-                    f"{self.dataset.task} {self.dataset.split} carries no text to compare with: "
-                    "generation needs a validation or test split"
-                )
+        for record, answer in zip(records, answers, strict=True):
             text = {k: record[k] for k in ("inputs_pretokenized", "targets_pretokenized")}
-            outputs.append(
-                {
-                    "input": text,
-                    "prediction": predictions[index],
-                    "target": text["targets_pretokenized"],
-                }
-            )
+            target = text["targets_pretokenized"]
+            if "reference" in record:
+                target = json.loads(record["reference"])
+            outputs.append({"input": text, "prediction": answer.text, "target": target})
         return outputs
 
     def _count(self, examples: Examples) -> int:
@@ -146,18 +162,63 @@ class Evaluation:
     def _batches(self, examples: Examples) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
         """(numbers of the examples, batch): by length, padded to a bucket, none left out."""
         lengths = self.dataset.feature_lengths
-        by_bucket: dict[float, list[int]] = {bucket: [] for bucket in BUCKETS}
-        records = [examples.read(index) for index in range(self._count(examples))]
-        for index, record in enumerate(records):
-            share = max(len(record[name]) / lengths[name] for name in ("inputs", "targets"))
-            by_bucket[next(b for b in BUCKETS if share <= b)].append(index)
-        for bucket, indices in by_bucket.items():
-            indices.sort(key=lambda i: (len(records[i]["targets"]), i))
-            for first in range(0, len(indices), self.batch_size):
-                chosen = indices[first : first + self.batch_size]
-                rows = [records[i] for i in chosen]
-                batch = loader.make_batch(examples, rows, rows=self.batch_size)
-                yield chosen, {k: v[:, : math.ceil(v.shape[1] * bucket)] for k, v in batch.items()}
+        records = examples.read_many(range(self._count(examples)))
+        shares = [max(len(r[name]) / lengths[name] for name in lengths) for r in records]
+        for chosen, bucket in batches_by_length(shares, self.batch_size):
+            rows = [records[i] for i in chosen]
+            batch = loader.make_batch(examples, rows, rows=self.batch_size)
+            yield chosen, {k: v[:, : math.ceil(v.shape[1] * bucket)] for k, v in batch.items()}
+
+    def identity(self) -> str:
+        """Equal for evaluations that measure the same in the same way."""
+        metrics = self.metrics
+        if metrics != "task":
+            metrics = [getattr(metric, "__qualname__", repr(metric)) for metric in metrics]
+        settings = {
+            "dataset": self.dataset.to_json(),
+            "metrics": metrics,
+            "decoder": repr(self.decoder),
+            "max_decode_len": self.max_decode_len,
+            "max_examples": self.max_examples,
+            "version": __version__,
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def for_tasks(tasks: str | Sequence[str], evaluation: Evaluation) -> tuple[Evaluation, ...]:
+    """`evaluation`, whose own task does not matter, once for each of `tasks`."""
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    return tuple(
+        dataclasses.replace(evaluation, dataset=dataclasses.replace(evaluation.dataset, task=name))
+        for name in names
+    )
+
+
+def _score(
+    metrics: Sequence[Metric | Comet], outputs: Sequence[dict], note: Callable[[str], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """All metrics of the outputs, and the names of those that cannot be had here.
+
+    Raises UserError for a metric that does not go with the task's targets.
+    """
+    targets, predictions = ([o[key] for o in outputs] for key in ("target", "prediction"))
+    results: dict[str, Any] = {}
+    missing = []
+    for metric in metrics:
+        if not isinstance(metric, Comet):
+            note(getattr(metric, "__name__", "metric"))
+            try:
+                results |= metric(targets, predictions)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        elif distributed.is_main():
+            sources = [o["input"]["inputs_pretokenized"] for o in outputs]
+            try:
+                results |= metric(sources, targets, predictions, note=note)
+            except Unavailable as error:
+                missing.append("comet")
+                print(error, file=sys.stderr, flush=True)
+    return results, missing
 
 
 def evaluate_checkpoints(
@@ -170,7 +231,7 @@ def evaluate_checkpoints(
     rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:
-    """Evaluates checkpoints of a finished or unfinished run and adds to `<model_dir>/eval.jsonl`.
+    """Evaluates checkpoints of a run, finished or not; the results go to `<model_dir>/eval.jsonl`.
 
     Args:
         model_dir: the run directory.
@@ -181,7 +242,7 @@ def evaluate_checkpoints(
         progress: called with (evaluations done, in all, note); a progress bar if None.
 
     Raises:
-        UserError: no such run or step.
+        UserError: no such run or step, or a vocabulary other than the run's.
     """
     if progress is None:
         with tracker.console_progress("eval", shown=distributed.is_main()) as bar:
@@ -195,58 +256,90 @@ def evaluate_checkpoints(
                 progress=bar,
             )
         return
-    if not os.path.isdir(os.path.join(model_dir, "checkpoints")):
-        raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
-    with_steps = checkpoint.Checkpoints(model_dir)
-    there = with_steps.steps()
-    with_steps.close()
-    wanted = there[-1:] if steps == "last" else there if steps == "all" else list(steps)
-    for wanted_step in wanted:
-        if wanted_step not in there:
-            raise UserError(
-                f"{model_dir} has no checkpoint of step {wanted_step}; there: "
-                f"{', '.join(map(str, there)) or 'none'}"
-            )
+    wanted = checkpoint.choose(model_dir, steps)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     for evaluator in evaluators:
         distributed.ready_examples([evaluator.dataset], evaluator.examples_root)
+        examples = find_examples(evaluator.dataset, evaluator.examples_root)
+        run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
     abstract = step.abstract_params(model, layout)
+    log = _Lines(model_dir)
     lines, total = [], len(wanted) * len(evaluators)
-    for wanted_step in wanted:
-        path = os.path.join(model_dir, "checkpoints", f"{checkpoint.PREFIX}_{wanted_step}")
-        params = checkpoint.restore_params(path, abstract)
+    for wanted_step, path in wanted:
+        saved, params = os.stat(path).st_mtime_ns, None
         for evaluator in evaluators:
-            line = evaluator(
-                params,
-                config=model,
-                layout=layout,
-                model_dir=model_dir,
-                step=wanted_step,
-                note=lambda text: progress(len(lines), total, text),
-            )
-            lines.append({"step": wanted_step, **line})
+            key = {"step": wanted_step, "saved": saved, "evaluation": evaluator.identity()}
+            line = log.find(key)
+            if line is None:
+                if params is None:
+                    params = checkpoint.restore_params(path, abstract)
+                line = evaluator(
+                    params,
+                    config=model,
+                    layout=layout,
+                    model_dir=model_dir,
+                    step=wanted_step,
+                    note=lambda text: progress(len(lines), total, text),
+                )
+                line = key | line
+                log.add(line)
+            lines.append(line)
             progress(len(lines), total, "")
-    if not distributed.is_main():
-        return
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    run_directory.write_atomically(os.path.join(model_dir, "eval.jsonl"), text)
+    if distributed.is_main():
+        _print_table(lines)
+
+
+class _Lines:
+    """`<model_dir>/eval.jsonl`: a line for each checkpoint, test set and way to measure.
+
+    What is there is not measured again, so that a long evaluation can be killed and started
+    again. Lines without one of their metrics, and those of a checkpoint that was saved anew, are.
+    """
+
+    def __init__(self, model_dir: str):
+        self._path = os.path.join(model_dir, "eval.jsonl")
+        self._lines: list[dict] = []
+        if os.path.exists(self._path):
+            with open(self._path, encoding="utf-8") as file:
+                self._lines = [json.loads(line) for line in file]
+
+    def find(self, key: Mapping[str, Any]) -> dict | None:
+        """The line that holds all of `key`."""
+        for line in self._lines:
+            if all(line[k] == value for k, value in key.items()) and "missing" not in line:
+                return line
+        return None
+
+    def add(self, line: dict) -> None:
+        """Writes the file with `line`, and without those that it replaces."""
+
+        def replaced(old: dict) -> bool:
+            same_way = old["evaluation"] == line["evaluation"]
+            return old["step"] == line["step"] and (same_way or old["saved"] != line["saved"])
+
+        kept = [old for old in self._lines if not replaced(old)]
+        self._lines = sorted([*kept, line], key=lambda entry: entry["step"])
+        if distributed.is_main():
+            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._lines)
+            run_directory.write_atomically(self._path, text)
+
+
+def _print_table(lines: Sequence[dict]) -> None:
+    """The lines' main numbers, with intervals where there are any; all of them are in the file."""
     for line in lines:
-        shown = {k: v for k, v in line.items() if isinstance(v, int | float | str)}
-        print(json.dumps(shown), flush=True)
+        shown = []
+        for name, value in line.items():
+            if name == "cross_entropy" or f"{name}_signature" in line:
+                low, high = line.get(f"{name}_low"), line.get(f"{name}_high")
+                interval = "" if low is None else f" [{low:.4g}, {high:.4g}]"
+                shown.append(f"{name} {value:.4g}{interval}")
+        print(f"step {line['step']} {line['task']} {line['split']}: {', '.join(shown)}", flush=True)
 
 
 def truncated(examples: Examples) -> int:
     """How many examples were cut to the feature lengths when they were materialised."""
     return sum(examples.meta["truncated"].values())
-
-
-def detokenize(vocabulary: sentencepiece.SentencePieceProcessor, tokens: np.ndarray) -> str:
-    """Text of the tokens before the first end-of-sequence token, sentinels left out."""
-    ids = [int(token) for token in tokens]
-    if vocabulary.eos_id() in ids:
-        ids = ids[: ids.index(vocabulary.eos_id())]
-    return vocabulary.decode([i for i in ids if 0 < i < vocabulary.get_piece_size()])
 
 
 def write_outputs(

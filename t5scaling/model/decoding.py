@@ -1,86 +1,375 @@
-"""Greedy decoding and beam search over the Transformer's key/value cache.
+"""Greedy decoding, sampling and beam search over the Transformer's key/value cache.
 
 Tokens are int32; the decoder starts from token 0. Shapes: B examples, K beams, S input length,
-L = max_decode_len positions, V vocabulary. The cache lives in the loop's carry and is updated in
-place; the encoder's keys and values are computed once per example and shared by its beams.
+L = max_decode_len positions, V vocabulary, N = L*K cache slots.
+
+The cache lives in the loop's carry and is written in place. It grows in stages, and when few rows
+are left they go on by themselves: a step costs what the answers' length so far and their number
+make it cost, and not what `max_decode_len` and the batch would. The encoder's keys and values are
+computed once per example and shared by its beams. Beams that change places take nothing with them:
+a table says which beam wrote each position of a hypothesis, and attention looks there.
+
+Inputs may be on one device or sharded over a mesh by rows.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from t5scaling.model.network import DecoderCache, Transformer
+from t5scaling.errors import UserError
+from t5scaling.model.cache import DecoderCache, DecoderContext
+from t5scaling.model.network import Transformer
 from t5scaling.model.stacking import unrolled
 
 IMPOSSIBLE = -1e7  # log-probability of a beam that does not exist; finite: sums stay ordered
+SHORTEST_STAGE = 16  # positions; see _stages
+BLOCK = 128  # of the vocabulary
+NARROWING = 4  # once no more than one row in so many is open, the others are left behind
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id"))
-def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, eos_id=1):
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    """The most probable token at every position: see `greedy`."""
+
+    eos_id: int = 1
+
+    @property
+    def name(self) -> str:
+        return "greedy"
+
+    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
+        """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
+        del example_ids
+        return greedy(
+            model,
+            params,
+            encoder_input_tokens,
+            max_decode_len=max_decode_len,
+            eos_id=self.eos_id,
+            shards=_shards(encoder_input_tokens),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
+    """The best hypothesis of `beam_search`."""
+
+    beam_size: int = 4
+    alpha: float = 0.6
+    eos_id: int = 1
+
+    def __post_init__(self):
+        if self.beam_size < 1:
+            raise UserError(f"BeamSearch.beam_size is {self.beam_size}: it is 1 at least")
+
+    @property
+    def name(self) -> str:
+        return f"beam{self.beam_size}_alpha{self.alpha:g}"
+
+    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
+        """-> tokens (B, L) int32, and scores (B,) float32: nats over the length penalty."""
+        del example_ids
+        tokens_BxKxL, scores_BxK = beam_search(
+            model,
+            params,
+            encoder_input_tokens,
+            max_decode_len=max_decode_len,
+            beam_size=self.beam_size,
+            alpha=self.alpha,
+            eos_id=self.eos_id,
+            shards=_shards(encoder_input_tokens),
+        )
+        return tokens_BxKxL[:, -1], scores_BxK[:, -1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Tokens drawn at random: see `sample`. `top_k` 0 and `top_p` 1 leave nothing out."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    eos_id: int = 1
+
+    def __post_init__(self):
+        if not self.temperature > 0.0:
+            raise UserError(
+                f"Sampling.temperature is {self.temperature}: it must be positive "
+                "(for the limit 0 use Greedy)"
+            )
+        if self.top_k < 0:
+            raise UserError(f"Sampling.top_k is {self.top_k}: it is 0 (all tokens) or positive")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"Sampling.top_p is {self.top_p}: it lies in (0, 1]")
+
+    @property
+    def name(self) -> str:
+        parts = ["sample"]
+        if self.top_k:
+            parts.append(f"top{self.top_k}")
+        if self.top_p < 1.0:
+            parts.append(f"p{self.top_p:g}")
+        return "_".join([*parts, f"t{self.temperature:g}", f"seed{self.seed}"])
+
+    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids):
+        """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
+        return sample(
+            model,
+            params,
+            encoder_input_tokens,
+            example_ids,
+            jnp.uint32(self.seed % 2**32),
+            max_decode_len=max_decode_len,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            eos_id=self.eos_id,
+            shards=_shards(encoder_input_tokens),
+        )
+
+
+def _shards(x):
+    """Into how many parts the devices' mesh divides the rows."""
+    return len(x) // x.sharding.shard_shape(x.shape)[0] if isinstance(x, jax.Array) else 1
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id", "shards"))
+def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, eos_id=1, shards=1):
     """Takes the most probable token at every position.
 
     Args:
       params: the tree of `init_params`.
       encoder_input_tokens: (B, S) int32, 0 is padding. Not packed.
       max_decode_len: positions to decode at most, the end token included.
+      shards: into how many parts a mesh divides the rows; it changes no result.
 
     Returns:
-      (B, L) int32: the tokens up to and including the end token, then 0. Stops as soon as every
-      row has ended; a row of padding counts as ended from the start and stays 0.
+      tokens (B, L) int32, those up to and including the end token, then 0; and their
+      log-probability (B,) float32 in nats. Stops as soon as every row has ended; a row of padding
+      counts as ended from the start and stays 0.
     """
+
+    def choose(logits_BxV, index, ids_B):
+        del index, ids_B
+        return _argmax(logits_BxV)
+
+    ids_B = jnp.zeros(len(encoder_input_tokens), jnp.int32)
+    return _one_by_one(
+        model, params, encoder_input_tokens, ids_B, choose, max_decode_len, eos_id, shards
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "model",
+        "max_decode_len",
+        "temperature",
+        "top_k",
+        "top_p",
+        "eos_id",
+        "shards",
+    ),
+)
+def sample(
+    model: Transformer,
+    params,
+    encoder_input_tokens,
+    example_ids,
+    seed,
+    *,
+    max_decode_len,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    eos_id=1,
+    shards=1,
+):
+    """Draws each token from the model's distribution, or from what is left of it.
+
+    Logits are divided by `temperature`; then only the `top_k` most probable tokens are kept (0:
+    all); of these, renormalised, the fewest most probable ones whose probabilities sum to `top_p`
+    or more (Holtzman et al. 2020, arXiv 1904.09751). `top_p` without `top_k` sorts the vocabulary.
+
+    Args:
+      params, encoder_input_tokens, max_decode_len, shards: as `greedy`.
+      example_ids: (B,) int32. What is drawn at a position depends on the seed, the example's id
+        and the position, and neither on the other rows nor on the devices.
+      seed: () uint32.
+
+    Returns as `greedy`; log-probabilities are the model's, before temperature and truncation.
+    """
+    key = jax.random.key(seed, impl="threefry2x32")
+
+    def uniform(example_id, index):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, example_id), index))
+
+    def choose(logits_BxV, index, ids_B):
+        uniform_B = jax.vmap(uniform, (0, None))(ids_B, index)
+        return _draw(uniform_B, logits_BxV / temperature, top_k, top_p)
+
+    return _one_by_one(
+        model, params, encoder_input_tokens, example_ids, choose, max_decode_len, eos_id, shards
+    )
+
+
+class _Rows(NamedTuple):
+    """One hypothesis per example."""
+
+    ids: jax.Array  # (B,) int32: numbers of the examples
+    last: jax.Array  # (B,) int32: the token before
+    tokens: jax.Array  # (B, L) int32
+    log_probs: jax.Array  # (B,) float32
+    ended: jax.Array  # (B,) bool
+
+
+def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_len, eos_id, shards):
+    """The loop of `greedy` and `sample`; `choose(logits_BxV, index, ids_B)` gives (B,) int32."""
     model, params = unrolled(model, params)
     variables = {"params": params}
-    start = functools.partial(model.apply, method="start_decoding")
-    context, cache = start(variables, encoder_input_tokens, max_decode_len)
-    batch = encoder_input_tokens.shape[0]
 
-    def running(state):
-        index, _, _, ended_B, _ = state
-        return (index < max_decode_len) & ~jnp.all(ended_B)
-
-    def advance(state):
-        index, token_B, tokens_BxL, ended_B, cache = state
+    def advance(index, rows, cache, context):
+        visible_N = jnp.arange(cache.slots) <= index
         logits_Bx1xV, cache = model.apply(
-            variables, token_B[:, None], cache, index, context, method="decode_step"
+            variables,
+            rows.last[:, None],
+            cache,
+            index,
+            visible_N[None, None],
+            context,
+            method="decode_step",
         )
-        token_B = _argmax(logits_Bx1xV[:, 0])
-        token_B = jnp.where(ended_B, 0, token_B)
-        tokens_BxL = jax.lax.dynamic_update_slice(tokens_BxL, token_B[:, None], (0, index))
-        return index + 1, token_B, tokens_BxL, ended_B | (token_B == eos_id), cache
+        logits_BxV = logits_Bx1xV[:, 0]
+        token_B = choose(logits_BxV, index, rows.ids)
+        log_prob_B = _take(logits_BxV, token_B[:, None])[:, 0] - _logsumexp(logits_BxV)
+        token_B = jnp.where(rows.ended, 0, token_B)
+        rows = _Rows(
+            rows.ids,
+            token_B,
+            jax.lax.dynamic_update_slice(rows.tokens, token_B[:, None], (0, index)),
+            rows.log_probs + jnp.where(rows.ended, 0.0, log_prob_B),
+            rows.ended | (token_B == eos_id),
+        )
+        return rows, cache
 
+    context, cache = model.apply(
+        variables, encoder_input_tokens, max_decode_len, method="start_decoding"
+    )
+    batch = len(encoder_input_tokens)
     nothing = jnp.zeros((batch, max_decode_len), jnp.int32)
-    padding_row = ~jnp.any(encoder_input_tokens > 0, axis=-1)
-    state = (jnp.int32(0), nothing[:, 0], nothing, padding_row, cache)
-    return jax.lax.while_loop(running, advance, state)[2]
+    rows = _Rows(
+        ids=ids_B,
+        last=nothing[:, 0],
+        tokens=nothing,
+        log_probs=jnp.zeros(batch, jnp.float32),
+        ended=~jnp.any(encoder_input_tokens > 0, axis=-1),
+    )
+    rows = _decode(lambda rows: ~rows.ended, advance, rows, cache, context, max_decode_len, shards)
+    return rows.tokens, rows.log_probs
 
 
-def _argmax(x_BxV):
-    """(B,) int32: the first largest of each row.
+def _stages(max_decode_len):
+    """For how many positions there is room in turn: all of them at last, and before that a quarter
+    as many each time, in three stages at most."""
+    lengths = [max_decode_len // 16, max_decode_len // 4, max_decode_len]
+    return [length for length in lengths[:2] if length >= SHORTEST_STAGE] + lengths[2:]
 
-    In two levels, blocks and then inside the best block: on a CPU XLA finds a maximum with vector
-    instructions but an argmax one number at a time.
+
+def _decode(
+    open_rows: Callable,
+    advance: Callable,
+    rows: Any,
+    cache: DecoderCache,
+    context: DecoderContext,
+    max_decode_len,
+    shards,
+    beams=1,
+):
+    """The loop: `rows, cache = advance(index, rows, cache, context)` while a row is open.
+
+    Returns `rows` in the end. At most six loops are compiled: one for each stage, and for each of
+    them one for what is left of its rows.
+
+    Args:
+      open_rows: of `rows` gives (B,) bool. Rows that are not open may be advanced or not.
+      rows: tree of arrays (B, ...), the state of the search.
     """
-    batch, vocab = x_BxV.shape
-    block = 128
-    padded = jnp.pad(x_BxV, ((0, 0), (0, -vocab % block)), constant_values=-jnp.inf)
-    blocks_BxNxW = padded.reshape(batch, -1, block)
-    best_B = jnp.argmax(jnp.max(blocks_BxNxW, axis=-1), axis=-1)
-    inside_B = jnp.argmax(blocks_BxNxW[jnp.arange(batch), best_B], axis=-1)
-    return (best_B * block + inside_B).astype(jnp.int32)
+
+    def loop(length, few, index, rows, cache, context):
+        """While there is room for `length` positions and in some shard more than `few` are open."""
+
+        def going(carry):
+            index, rows, _ = carry
+            return (index < length) & (_most_open(open_rows(rows), shards) > few)
+
+        def step(carry):
+            index, rows, cache = carry
+            rows, cache = advance(index, rows, cache, context)
+            return index + 1, rows, cache
+
+        return jax.lax.while_loop(going, step, (index, rows, cache.grown(length * beams)))
+
+    def left_over(index, rows, cache, context):
+        pick, put_back = _narrowing(open_rows(rows), shards)
+        new, cache = jax.tree.map(pick, (rows, cache))
+        _, new, _ = loop(max_decode_len, 0, index, new, cache, context.rows(pick))
+        return jax.tree.map(put_back, rows, new)
+
+    def run(lengths, index, rows, cache, context):
+        few = len(open_rows(rows)) // shards // NARROWING
+        index, rows, cache = loop(lengths[0], few, index, rows, cache, context)
+        most = _most_open(open_rows(rows), shards)
+        branches = [lambda index, rows, cache, context: rows]
+        if few:
+            branches.append(left_over)
+        if len(lengths) > 1:
+            branches.append(functools.partial(run, lengths[1:]))
+        choice = (most > 0).astype(jnp.int32) + (most > few) * bool(few)
+        choice = jnp.where(index < max_decode_len, choice, 0)
+        return jax.lax.switch(choice, branches, index, rows, cache, context)
+
+    return run(_stages(max_decode_len), jnp.int32(0), rows, cache, context)
+
+
+def _most_open(open_B, shards):
+    """How many rows are open in the shard with most of them."""
+    return jnp.max(jnp.sum(open_B.reshape(shards, -1), axis=1))
+
+
+def _narrowing(open_B, shards):
+    """Two functions: one takes one row in NARROWING of each shard, open ones first, out of an array
+    (B, ...); the other puts them back, of (array, its rows)."""
+    open_GxB = open_B.reshape(shards, -1)
+    few = open_GxB.shape[1] // NARROWING
+    chosen_GxF = jnp.argsort(~open_GxB, axis=1)[:, :few]
+
+    def by_shard(x):
+        return x.reshape(shards, -1, *x.shape[1:])
+
+    def pick(x):
+        return _take(by_shard(x), chosen_GxF).reshape(-1, *x.shape[1:])
+
+    def put_back(x, new):
+        put = jax.vmap(lambda shard, places, new: shard.at[places].set(new))
+        return put(by_shard(x), chosen_GxF, by_shard(new)).reshape(x.shape)
+
+    return pick, put_back
 
 
 class _Beams(NamedTuple):
     """Live beams are open hypotheses, finished ones have ended; both sorted worst to best."""
 
-    index: jax.Array  # () int32: positions decoded
     live_log_probs: jax.Array  # (B, K) float32
     live_tokens: jax.Array  # (B, K, L) int32
+    writers: jax.Array  # (B, K, L) int32: the beam that wrote this position of the hypothesis
     finished_scores: jax.Array  # (B, K) float32
     finished_tokens: jax.Array  # (B, K, L) int32
     finished: jax.Array  # (B, K) bool: slot holds a hypothesis
-    cache: DecoderCache
 
 
 def length_penalty(length, alpha):
@@ -88,19 +377,8 @@ def length_penalty(length, alpha):
     return ((5.0 + length) / 6.0) ** alpha
 
 
-def _best(scores_BxN, count):
-    """Indices (B, count) of the largest scores, worst of them first."""
-    return jnp.flip(jax.lax.top_k(scores_BxN, count)[1], axis=1)
-
-
-def _take(tree, indices_BxM):
-    """Row-wise selection along axis 1 of every array (B, N, ...) -> (B, M, ...)."""
-    rows = jnp.arange(indices_BxM.shape[0])[:, None]
-    return jax.tree.map(lambda x: x[rows, indices_BxM], tree)
-
-
 @functools.partial(
-    jax.jit, static_argnames=("model", "max_decode_len", "beam_size", "alpha", "eos_id")
+    jax.jit, static_argnames=("model", "max_decode_len", "beam_size", "alpha", "eos_id", "shards")
 )
 def beam_search(
     model: Transformer,
@@ -111,11 +389,12 @@ def beam_search(
     beam_size=4,
     alpha=0.6,
     eos_id=1,
+    shards=1,
 ):
     """Beam search with T5X's length normalisation, bookkeeping and output order.
 
     Args:
-      params, encoder_input_tokens, max_decode_len: as `greedy`.
+      params, encoder_input_tokens, max_decode_len, shards: as `greedy`.
       beam_size: K, live hypotheses per example, and finished ones kept.
       alpha: exponent of `length_penalty`; 0 compares plain log-probabilities.
 
@@ -128,33 +407,42 @@ def beam_search(
     """
     model, params = unrolled(model, params)
     variables = {"params": params}
-    start = functools.partial(model.apply, method="start_decoding")
-    context, cache = start(variables, encoder_input_tokens, max_decode_len, beam_size)
-    batch, K = encoder_input_tokens.shape[0], beam_size
-    padding_row_B = ~jnp.any(encoder_input_tokens > 0, axis=-1)
+    K = beam_size
 
-    def running(beams):
+    def open_rows(beams):
         # T5X bounds a live beam's future by the penalty of L+1 tokens (it counts the start token).
         hope_B = beams.live_log_probs[:, -1] / length_penalty(max_decode_len + 1.0, alpha)
-        settled_B = jnp.all(beams.finished, axis=1) & (beams.finished_scores[:, 0] > hope_B)
-        return (beams.index < max_decode_len) & ~jnp.all(settled_B | padding_row_B)
+        return ~(jnp.all(beams.finished, axis=1) & (beams.finished_scores[:, 0] > hope_B))
 
-    def advance(beams):
+    def advance(index, beams, cache, context):
+        batch = len(beams.finished)
         previous = jax.lax.dynamic_index_in_dim(
-            beams.live_tokens, jnp.maximum(beams.index - 1, 0), axis=2, keepdims=False
+            beams.live_tokens, jnp.maximum(index - 1, 0), axis=2, keepdims=False
         )
-        tokens_BxK = jnp.where(beams.index == 0, 0, previous)
+        tokens_BxK = jnp.where(index == 0, 0, previous)
+        # Every beam writes its slot of this position, which its own hypothesis then goes through.
+        here_BxKx1 = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32)[:, None], (batch, K, 1))
+        writers_BxKxL = jax.lax.dynamic_update_slice(beams.writers, here_BxKx1, (0, 0, index))
+        length = cache.slots // K
+        visible_BxKxLxK = writers_BxKxL[:, :, :length, None] == jnp.arange(K)
         logits_BxKxV, cache = model.apply(
-            variables, tokens_BxK, beams.cache, beams.index, context, method="decode_step"
+            variables,
+            tokens_BxK,
+            cache,
+            index,
+            visible_BxKxLxK.reshape(batch, K, -1),
+            context,
+            method="decode_step",
         )
-        log_probs_BxKxV = jax.nn.log_softmax(logits_BxKxV) + beams.live_log_probs[..., None]
-        vocab = logits_BxKxV.shape[-1]
-
         # Of 2K candidates at most K end here (one per beam), so K remain to go on.
-        log_probs_Bx2K, flat_Bx2K = jax.lax.top_k(log_probs_BxKxV.reshape(batch, -1), 2 * K)
-        parent_Bx2K, token_Bx2K = flat_Bx2K // vocab, (flat_Bx2K % vocab).astype(jnp.int32)
+        log_probs_BxKxV = (
+            logits_BxKxV + (beams.live_log_probs - _logsumexp(logits_BxKxV))[..., None]
+        )
+        vocab = logits_BxKxV.shape[-1]
+        log_probs_Bx2K, flat_Bx2K = _top(log_probs_BxKxV.reshape(batch, -1), 2 * K)
+        parent_Bx2K, token_Bx2K = flat_Bx2K // vocab, flat_Bx2K % vocab
         tokens_Bx2KxL = jax.lax.dynamic_update_slice(
-            _take(beams.live_tokens, parent_Bx2K), token_Bx2K[..., None], (0, 0, beams.index)
+            _take(beams.live_tokens, parent_Bx2K), token_Bx2K[..., None], (0, 0, index)
         )
         ended_Bx2K = token_Bx2K == eos_id
 
@@ -164,39 +452,135 @@ def beam_search(
             (live_log_probs, tokens_Bx2KxL, parent_Bx2K), survivors_BxK
         )
 
-        scores_Bx2K = log_probs_Bx2K / length_penalty(beams.index + 1.0, alpha)
+        scores_Bx2K = log_probs_Bx2K / length_penalty(index + 1.0, alpha)
         pool = (
             jnp.concatenate([beams.finished_scores, scores_Bx2K + ~ended_Bx2K * IMPOSSIBLE], 1),
             jnp.concatenate([beams.finished_tokens, tokens_Bx2KxL], 1),
             jnp.concatenate([beams.finished, ended_Bx2K], 1),
         )
         finished_scores, finished_tokens, finished = _take(pool, _best(pool[0], K))
-        return _Beams(
-            beams.index + 1,
+        beams = _Beams(
             live_log_probs,
             live_tokens,
+            _take(writers_BxKxL, parent_BxK),
             finished_scores,
             finished_tokens,
             finished,
-            _take(cache, parent_BxK),
         )
+        return beams, cache
 
+    context, cache = model.apply(
+        variables, encoder_input_tokens, max_decode_len, method="start_decoding"
+    )
+    batch = len(encoder_input_tokens)
     nothing = jnp.zeros((batch, K, max_decode_len), jnp.int32)
     unlikely = jnp.full((batch, K), IMPOSSIBLE)
+    # A row of padding has K finished hypotheses of no tokens, which nothing displaces.
+    padding_B = ~jnp.any(encoder_input_tokens > 0, axis=-1)
     beams = _Beams(
-        index=jnp.int32(0),
         # All beams start equal: only the first may branch, or the K candidates would be copies.
-        live_log_probs=unlikely.at[:, 0].set(0.0),
+        live_log_probs=unlikely.at[:, 0].set(jnp.where(padding_B, IMPOSSIBLE, 0.0)),
         live_tokens=nothing,
-        finished_scores=unlikely,
+        writers=nothing - 1,
+        finished_scores=jnp.where(padding_B[:, None], 0.0, unlikely),
         finished_tokens=nothing,
-        finished=jnp.zeros((batch, K), bool),
-        cache=cache,
+        finished=jnp.broadcast_to(padding_B[:, None], (batch, K)),
     )
-    beams = jax.lax.while_loop(running, advance, beams)
+    beams = _decode(open_rows, advance, beams, cache, context, max_decode_len, shards, K)
     any_B = jnp.any(beams.finished, axis=1)
     tokens = jnp.where(any_B[:, None, None], beams.finished_tokens, beams.live_tokens)
     scores = jnp.where(any_B[:, None], beams.finished_scores, beams.live_log_probs)
     # Slots without an ended hypothesis hold the open one that came closest: not an answer.
-    empty_BxK = (any_B[:, None] & ~beams.finished) | padding_row_B[:, None]
+    empty_BxK = any_B[:, None] & ~beams.finished
     return jnp.where(empty_BxK[..., None], 0, tokens), scores
+
+
+def _best(scores_BxN, count):
+    """Indices (B, count) of the largest scores, worst of them first."""
+    return jnp.flip(jax.lax.top_k(scores_BxN, count)[1], axis=1)
+
+
+# Choosing among the logits of a vocabulary. On a CPU XLA finds a maximum with vector instructions,
+# but an argmax, the largest few or a running sum one number at a time: so these look at blocks of
+# the vocabulary first.
+
+
+def _take(tree, indices_BxM):
+    """Row-wise selection along axis 1 of every array (B, N, ...) -> (B, M, ...)."""
+    return jax.tree.map(lambda x: jax.vmap(lambda row, indices: row[indices])(x, indices_BxM), tree)
+
+
+def _blocks(x, fill):
+    """(..., V) -> (..., V / BLOCK rounded up, BLOCK), filled up with `fill`."""
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)]
+    return jnp.pad(x, padding, constant_values=fill).reshape(*x.shape[:-1], -1, BLOCK)
+
+
+def _argmax(x_BxV):
+    """(B,) int32: the first largest of each row."""
+    blocks_BxMxW = _blocks(x_BxV, -jnp.inf)
+    best_B = jnp.argmax(jnp.max(blocks_BxMxW, axis=-1), axis=-1)
+    inside_B = jnp.argmax(_take(blocks_BxMxW, best_B[:, None])[:, 0], axis=-1)
+    return (best_B * BLOCK + inside_B).astype(jnp.int32)
+
+
+def _top(x_BxN, count):
+    """Values (B, count) and int32 indices of the largest, best first, as `jax.lax.top_k`.
+
+    They lie in the `count` blocks with the largest maxima.
+    """
+    blocks_BxMxW = _blocks(x_BxN, -jnp.inf)
+    if blocks_BxMxW.shape[1] <= count:
+        return jax.lax.top_k(x_BxN, count)
+    chosen_BxC = jax.lax.top_k(jnp.max(blocks_BxMxW, axis=-1), count)[1]
+    chosen_BxC = jnp.sort(chosen_BxC, axis=-1)  # of equal values the first come first
+    rest = _take(blocks_BxMxW, chosen_BxC).reshape(len(x_BxN), -1)
+    values, inside = jax.lax.top_k(rest, count)
+    return values, _take(chosen_BxC, inside // BLOCK) * BLOCK + inside % BLOCK
+
+
+def _logsumexp(x):
+    """(..., V) -> (...)."""
+    blocks = _blocks(x, -jnp.inf)
+    largest = jnp.max(blocks, axis=(-2, -1))
+    sums = jnp.sum(jnp.exp(blocks - largest[..., None, None]), axis=-2)
+    return largest + jnp.log(jnp.sum(sums, axis=-1))
+
+
+def _draw(uniform_B, logits_BxV, top_k, top_p):
+    """(B,) int32: tokens by the inverse of the cumulative distribution at `uniform_B` in [0, 1)."""
+    vocab = logits_BxV.shape[-1]
+    tokens_BxN = None  # those that `logits` belong to, most probable first, once they are sorted
+    if 0 < top_k < vocab:
+        logits_BxV, tokens_BxN = _top(logits_BxV, top_k)
+    elif top_p < 1.0:
+        logits_BxV, tokens_BxN = jax.lax.top_k(logits_BxV, vocab)
+    probs_BxN = jnp.exp(logits_BxV - _logsumexp(logits_BxV)[:, None])
+    if top_p < 1.0:
+        before_BxN = jnp.cumsum(probs_BxN, axis=-1) - probs_BxN
+        # The first is kept whatever rounding does to the sums.
+        kept_BxN = (before_BxN < top_p) | (jnp.arange(probs_BxN.shape[-1]) == 0)
+        probs_BxN = jnp.where(kept_BxN, probs_BxN, 0.0)
+    blocks_BxMxW = _blocks(probs_BxN, 0.0)
+    sums_BxM = jnp.sum(blocks_BxMxW, axis=-1)
+    target_B = uniform_B * jnp.sum(sums_BxM, axis=-1)
+    block_B, target_B = _first_above(sums_BxM, target_B)
+    inside_B, _ = _first_above(_take(blocks_BxMxW, block_B[:, None])[:, 0], target_B)
+    place_B = block_B * BLOCK + inside_B
+    return place_B if tokens_BxN is None else _take(tokens_BxN, place_B[:, None])[:, 0]
+
+
+def _first_above(weights_BxN, target_B):
+    """Where the running sum of the weights first exceeds the target, (B,) int32, and the target's
+    distance from the sum before. Always a place of positive weight, whatever rounding does."""
+    sums_BxN = jnp.cumsum(weights_BxN, axis=-1)
+    places_N = jnp.arange(weights_BxN.shape[-1], dtype=jnp.int32)
+    last_B = jnp.max(jnp.where(weights_BxN > 0, places_N, 0), axis=-1)
+    above_BxN = (sums_BxN > target_B[:, None]) & (weights_BxN > 0)
+    place_B = jnp.where(jnp.any(above_BxN, axis=-1), _argmax_bool(above_BxN), last_B)
+    before_B = _take(sums_BxN - weights_BxN, place_B[:, None])[:, 0]
+    return place_B, target_B - before_B
+
+
+def _argmax_bool(x_BxN):
+    return jnp.argmax(x_BxN, axis=-1).astype(jnp.int32)

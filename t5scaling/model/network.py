@@ -7,21 +7,22 @@ activations are float32 or bfloat16; attention logits, softmax, norms and output
 Layers are unrolled, with parameters encoder/layers_0, encoder/layers_1, ... as in T5X, or scanned:
 one compiled layer with parameters encoder/layers stacked along a leading axis (stacking.py).
 
-Axes in array names: B batch, T query position, S key position, L cache length, K beam, E embed,
-H head, D head dimension, J = H*D, M mlp, V vocabulary.
+Axes in array names: B batch, T query position, S key position, L cache length, K beam, N = L*K
+cache slots, E embed, H head, D head dimension, J = H*D, M mlp, V vocabulary.
 """
 
 import dataclasses
 import functools
 import math
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5scaling.model.cache import DecoderCache, DecoderContext
 from t5scaling.model.config import T5Config
 from t5scaling.model.layers import (
     ACTIVATIONS,
@@ -34,22 +35,6 @@ from t5scaling.model.layers import (
     relative_position_bucket,
     repeat_over_batch,
 )
-
-
-class DecoderCache(NamedTuple):
-    """What grows while decoding: one array per decoder layer, (B, K, H, L, D), activation dtype."""
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-
-
-class DecoderContext(NamedTuple):
-    """What stays fixed while decoding a batch; computed once, shared by the beams of an example."""
-
-    cross_keys: tuple[jax.Array, ...]  # per decoder layer, (B, H, S, D)
-    cross_values: tuple[jax.Array, ...]  # per decoder layer, (B, H, S, D)
-    cross_bias: jax.Array  # (B, 1, 1, S) float32: 0 at real inputs, MASKED at padding
-    relpos_diagonals: jax.Array  # (H, 2L-1) float32
 
 
 class RelativePositionBias(nn.Module):
@@ -121,6 +106,18 @@ class Attention(nn.Module):
             v_BxHxSxD = jnp.where(keep, v_BxHxSxD / (1.0 - rate), 0.0).astype(v_BxHxSxD.dtype)
         o_BxTxHxD = jnp.einsum("BHTS,BHSD->BTHD", weights_BxHxTxS, v_BxHxSxD)
         return self.out(o_BxTxHxD.reshape(*o_BxTxHxD.shape[:-2], -1))
+
+    def step(self, x_BxKxE, k_BxHxDxN, v_BxHxNxD, bias):
+        """`__call__` for the few queries of a decoding step, `bias` (B or 1, H or 1, K or 1, N).
+
+        Neither product then transposes an operand, which for few queries would cost far more than
+        the product itself.
+        """
+        q_BxHxKxD = self._split_heads(self.query(x_BxKxE)).swapaxes(1, 2)
+        logits_BxHxKxN = jnp.matmul(q_BxHxKxD, k_BxHxDxN, preferred_element_type=jnp.float32)
+        weights_BxHxKxN = jax.nn.softmax(logits_BxHxKxN + bias).astype(self.config.dtype)
+        o_BxKxHxD = jnp.matmul(weights_BxHxKxN, v_BxHxNxD).swapaxes(1, 2)
+        return self.out(o_BxKxHxD.reshape(*x_BxKxE.shape[:-1], -1))
 
 
 class Mlp(nn.Module):
@@ -223,36 +220,32 @@ class DecoderLayer(nn.Module):
         k, v = self.self_attention.keys_values(h)
         h = self.self_attention(h, k, v, self_bias, deterministic=deterministic)
         x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
-        cross = self.cross_keys_values(encoded_BxSxE)
-        return self._cross_and_mlp(x_BxTxE, cross, cross_bias, deterministic)
-
-    def step(self, x_BxKxE, cache, index, self_bias, cross, cross_bias):
-        """One position of K beams per example; returns (x, cache with position `index` written)."""
-        batch, beams, width = x_BxKxE.shape
-        h_BxKxE = self.pre_self_attention_layer_norm(x_BxKxE)
-        new = self.self_attention.keys_values(h_BxKxE)
-        cache = tuple(
-            jax.lax.dynamic_update_slice(
-                c_BxKxHxLxD, n_BxHxKxD.swapaxes(1, 2)[..., None, :], (0, 0, 0, index, 0)
-            )
-            for c_BxKxHxLxD, n_BxHxKxD in zip(cache, new, strict=True)
-        )
-        # Every beam has keys of its own, so beams join the batch; across, they are the queries.
-        k, v = (c.reshape(batch * beams, *c.shape[2:]) for c in cache)
-        h = h_BxKxE.reshape(batch * beams, 1, width)
-        h = self.self_attention(h, k, v, self_bias, deterministic=True)
-        x_BxKxE = x_BxKxE + h.reshape(batch, beams, width)
-        return self._cross_and_mlp(x_BxKxE, cross, cross_bias, True), cache
-
-    def cross_keys_values(self, encoded_BxSxE):
-        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
-
-    def _cross_and_mlp(self, x_BxTxE, cross, cross_bias, deterministic):
         h = self.pre_cross_attention_layer_norm(x_BxTxE)
-        h = self.encoder_decoder_attention(h, *cross, cross_bias, deterministic=deterministic)
+        k, v = self.cross_keys_values(encoded_BxSxE)
+        h = self.encoder_decoder_attention(h, k, v, cross_bias, deterministic=deterministic)
         x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
         h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
         return x_BxTxE + self.dropout(h, deterministic=deterministic)
+
+    def step(self, x_BxKxE, cache, index, self_bias, cross, cross_bias):
+        """One position of K beams per example; returns (x, cache with position `index` written).
+
+        In both attentions the beams of an example are its queries.
+        """
+        h_BxKxE = self.pre_self_attention_layer_norm(x_BxKxE)
+        k_BxHxKxD, v_BxHxKxD = self.self_attention.keys_values(h_BxKxE)
+        slot = index * x_BxKxE.shape[1]
+        write = jax.lax.dynamic_update_slice
+        keys = write(cache[0], k_BxHxKxD.swapaxes(2, 3), (0, 0, 0, slot))
+        values = write(cache[1], v_BxHxKxD, (0, 0, slot, 0))
+        x_BxKxE = x_BxKxE + self.self_attention.step(h_BxKxE, keys, values, self_bias)
+        h_BxKxE = self.pre_cross_attention_layer_norm(x_BxKxE)
+        x_BxKxE = x_BxKxE + self.encoder_decoder_attention.step(h_BxKxE, *cross, cross_bias)
+        h_BxKxE = self.mlp(self.pre_mlp_layer_norm(x_BxKxE), deterministic=True)
+        return x_BxKxE + h_BxKxE, (keys, values)
+
+    def cross_keys_values(self, encoded_BxSxE):
+        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
 
 
 class Encoder(nn.Module):
@@ -306,16 +299,18 @@ class Decoder(nn.Module):
 
     def context(self, encoded_BxSxE, cross_bias, max_decode_len):
         keys, values = zip(*(a.cross_keys_values(encoded_BxSxE) for a in self.layers), strict=True)
+        keys = tuple(k_BxHxSxD.swapaxes(2, 3) for k_BxHxSxD in keys)
         diagonals = self.relpos_bias.diagonals(max_decode_len, max_decode_len)
         return DecoderContext(keys, values, cross_bias, diagonals)
 
-    def step(self, x_BxKxE, cache, index, context):
-        length = cache.keys[0].shape[3]
-        # Row `index` of the (L, L) bias: distances -index ... L-1-index.
-        row_HxL = jax.lax.dynamic_slice_in_dim(
-            context.relpos_diagonals, length - 1 - index, length, axis=1
-        )
-        self_bias = row_HxL[None, :, None] + mask_bias((jnp.arange(length) <= index)[None, None])
+    def step(self, x_BxKxE, cache, index, visible_BxKxN, context):
+        beams, slots = x_BxKxE.shape[1], visible_BxKxN.shape[2]
+        length, diagonals = slots // beams, context.relpos_diagonals
+        # Row `index` of the bias between positions: distances -index ... L-1-index.
+        zero = diagonals.shape[1] // 2
+        row_HxL = jax.lax.dynamic_slice_in_dim(diagonals, zero - index, length, axis=1)
+        row_HxN = jnp.repeat(row_HxL, beams, axis=1)
+        self_bias = row_HxN[None, :, None] + mask_bias(visible_BxKxN)
         written = []
         for i, layer in enumerate(self.layers):
             x_BxKxE, layer_cache = layer.step(
@@ -469,8 +464,8 @@ class Transformer(nn.Module):
         kernel = kernel.astype(self.config.dtype)
         return jnp.einsum(product, hidden_BxTxE, kernel, preferred_element_type=jnp.float32)
 
-    def start_decoding(self, encoder_input_tokens, max_decode_len, beams=1):
-        """Encodes (B, S) and returns (DecoderContext, empty DecoderCache of max_decode_len).
+    def start_decoding(self, encoder_input_tokens, max_decode_len):
+        """Encodes (B, S) and returns (DecoderContext, DecoderCache that has no slots yet).
 
         Decoding steps through unrolled layers: see `stacking.unrolled`.
         """
@@ -478,16 +473,22 @@ class Transformer(nn.Module):
         encoded_BxSxE = self.encode(encoder_input_tokens)
         cross_bias = mask_bias((encoder_input_tokens > 0)[:, None])
         context = self.decoder.context(encoded_BxSxE, cross_bias, max_decode_len)
-        shape = (len(encoder_input_tokens), beams, cfg.num_heads, max_decode_len, cfg.head_dim)
-        empty = (jnp.zeros(shape, cfg.dtype),) * cfg.num_decoder_layers
-        return context, DecoderCache(empty, empty)
+        batch_heads = (len(encoder_input_tokens), cfg.num_heads)
+        keys = jnp.zeros((*batch_heads, cfg.head_dim, 0), cfg.dtype)
+        values = jnp.zeros((*batch_heads, 0, cfg.head_dim), cfg.dtype)
+        layers = cfg.num_decoder_layers
+        return context, DecoderCache((keys,) * layers, (values,) * layers)
 
-    def decode_step(self, tokens_BxK, cache, index, context):
+    def decode_step(self, tokens_BxK, cache, index, visible_BxKxN, context):
         """Feeds the tokens at decoder position `index` (int32 scalar, < L) of every beam.
 
-        Returns (logits (B, K, V) float32 of the next token, cache).
+        `visible_BxKxN` (B or 1 rows, bool) are the slots of the cache that a beam attends to, the
+        one that it now writes among them. Returns (logits (B, K, V) float32 of the next token,
+        cache).
         """
-        x_BxKxE, cache = self.decoder.step(self.token_embedder(tokens_BxK), cache, index, context)
+        x_BxKxE, cache = self.decoder.step(
+            self.token_embedder(tokens_BxK), cache, index, visible_BxKxN, context
+        )
         return self.logits(self._scaled(x_BxKxE)), cache
 
 

@@ -140,7 +140,7 @@ def _of_study(study: studies.Study, examples_root: str) -> list[Group]:
             program = _program(arguments)
             groups.append(Group("pretrain", program, 1, max(steps), len(steps), estimated))
     starts += 0 in study.pretrain_tokens  # one baseline, whatever the mixtures
-    points = starts * len(study.finetune_tokens) * len(study.learning_rates) * len(study.seeds)
+    points = starts * len(study.finetune_pools) * len(study.learning_rates) * len(study.seeds)
     for task in study.tasks:
         arguments = _arguments(study, "finetune", task, examples_root)
         steps = points * arguments["train_steps"]
@@ -181,7 +181,7 @@ def _checkpoint_steps(
 def _materialized(spec: DataSpec, root: str) -> Examples | None:
     """The examples of `spec`, if they are there already."""
     for path in sorted(Path(root).glob(f"{spec.stem}*")):
-        if path.suffix != ".tmp" and (path / "dataset.json").is_file():
+        if path.suffix != ".work" and (path / "dataset.json").is_file():
             examples = Examples(path)
             if examples.spec.to_json() == spec.to_json():
                 return examples

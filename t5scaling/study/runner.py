@@ -18,6 +18,7 @@ from rich.console import Console
 from t5scaling import config
 from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import Stopped, UserError
+from t5scaling.study import status
 from t5scaling.study import study as studies
 from t5scaling.study.executors import local
 from t5scaling.training import loop, run_directory
@@ -72,17 +73,21 @@ def run_study(*, study: studies.Study, study_dir: str, examples_root: str) -> li
     return list(failed)
 
 
-def materialize() -> None:
-    """Writes the examples that the loaded gin configuration, of a study or of a run, asks for."""
+def materialize(beam: str | None = None) -> None:
+    """Writes the examples that the loaded gin configuration, of a study or of a run, asks for.
+
+    With `beam`, Apache Beam's pipeline options, on Beam; else in one process of this machine.
+    """
     arguments = config.bindings_of(run_study)
     if arguments:
-        runs = studies.expand(**arguments)
+        runs = studies.expand(**arguments, beam=beam)
         print(f"the examples of {len(runs)} runs are in {arguments['examples_root']}")
         return
     arguments = config.bindings_of(loop.train)
     if config.macro("MIXTURE_OR_TASK_NAME") is config.REQUIRED:
         raise UserError("which examples? set --gin.MIXTURE_OR_TASK_NAME=")
-    for examples in find_all_examples(studies.data_specs(arguments), arguments["examples_root"]):
+    specs = studies.data_specs(arguments)
+    for examples in find_all_examples(specs, arguments["examples_root"], beam):
         print(f"{examples.path}: {len(examples):,} examples")
 
 
@@ -96,7 +101,7 @@ def _refuse_changed(runs: list[studies.Run]) -> None:
 @contextlib.contextmanager
 def _lock(study_dir: str) -> Iterator[None]:
     """Two processes on one study would write the same runs. The kernel frees it at any death."""
-    with open(os.path.join(study_dir, ".lock"), "w", encoding="utf-8") as file:
+    with open(os.path.join(study_dir, status.LOCK), "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -15,6 +15,7 @@ from typing import Any
 from t5scaling import __version__, config
 from t5scaling.data import budget
 from t5scaling.data.examples import DataSpec, Examples, find_all_examples
+from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.training import checkpoint, loop
@@ -28,11 +29,13 @@ class Study:
         name: of the study, as in the results table.
         model_gin: gin file of the architecture; its file name is the model's name.
         pretrain_gin, finetune_gin: gin files of the two kinds of run.
+        tasks_gin: gin files that define tasks, such as gin/tasks/own_translation.gin; for all runs.
         pretrain_data: task or mixture -> its languages' shares, {"en": 0.5, "de": 0.5}.
         pretrain_tokens: D_p, text tokens of pretraining; 0 for the baseline without any.
         tasks: translation task -> (source, target) language.
-        finetune_tokens: D_f, sizes of the pools in text tokens (source and target together); a
-            pool is a prefix of the task's examples, so the pools are nested. None: all of it.
+        finetune_pools: D_f, sizes of the pools in text tokens (source and target together), or
+            shares of the task's examples such as "1%"; None: all of them. A pool is a prefix of
+            the examples, so the pools are nested.
         learning_rates: of finetuning; the analysis selects by validation cross-entropy.
         seeds: of finetuning: initialisation (at D_p = 0), dropout and the order of examples.
         pretrain_settings, finetune_settings: values of further macros of the two gin files.
@@ -45,14 +48,15 @@ class Study:
     pretrain_data: Mapping[str, Mapping[str, float]]
     pretrain_tokens: Sequence[int]
     tasks: Mapping[str, Sequence[str]]
-    finetune_tokens: Sequence[int | None]
+    finetune_pools: Sequence[int | str | None]
     learning_rates: Sequence[float]
     seeds: Sequence[int] = (0,)
+    tasks_gin: Sequence[str] = ()
     pretrain_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("pretrain_data", "pretrain_tokens", "tasks", "finetune_tokens"):
+        for field in ("pretrain_data", "pretrain_tokens", "tasks", "finetune_pools"):
             if not getattr(self, field):
                 raise UserError(f"study {self.name}: {field} is empty")
         for field in ("learning_rates", "seeds"):
@@ -93,16 +97,19 @@ class Run:
     positions: int
 
 
-def expand(study: Study, study_dir: str, examples_root: str) -> list[Run]:
+def expand(
+    study: Study, study_dir: str, examples_root: str, beam: str | None = None
+) -> list[Run]:
     """All runs of the study, each after the runs that it needs; materialises missing examples.
 
+    `beam`: pipeline options, to materialise on Apache Beam.
     Raises UserError for a D_p or D_f larger than the data and for two D_p that are one step.
     """
     plans = [(_Kind(study, "pretrain", data, examples_root), data) for data in study.pretrain_data]
     finetunes = [(_Kind(study, "finetune", task, examples_root), task) for task in study.tasks]
     # All examples at once and first: one child process, and every mistake before the first step.
     specs = {_key(spec): spec for kind, _ in plans + finetunes for spec in kind.specs}
-    opened = find_all_examples(list(specs.values()), examples_root)
+    opened = find_all_examples(list(specs.values()), examples_root, beam)
     examples = dict(zip(specs, opened, strict=True))
 
     pretrains, points = [], []
@@ -121,8 +128,8 @@ def expand(study: Study, study_dir: str, examples_root: str) -> list[Run]:
             if not tokens and baseline_made:
                 continue  # without pretraining every mixture is the same baseline
             baseline_made |= not tokens
-            for pool_tokens in study.finetune_tokens:
-                pool = _Pool(found, pool_tokens)
+            for size in study.finetune_pools:
+                pool = _Pool(found, size)
                 for learning_rate in study.learning_rates:
                     for seed in study.seeds:
                         start = (data, tokens, step, pretrain) if tokens else None
@@ -148,7 +155,7 @@ class _Kind:
     def __init__(self, study: Study, kind: str, dataset: str, examples_root: str):
         gin_file = study.pretrain_gin if kind == "pretrain" else study.finetune_gin
         chosen = study.pretrain_settings if kind == "pretrain" else study.finetune_settings
-        self.gin_files = (study.model_gin, gin_file)
+        self.gin_files = (study.model_gin, gin_file, *study.tasks_gin)
         self.bindings = {
             **chosen,
             "MIXTURE_OR_TASK_NAME": dataset,
@@ -163,18 +170,14 @@ class _Kind:
 
 
 class _Pool:
-    """The first examples of a finetuning set that hold `tokens` text tokens: one D_f."""
+    """The first examples of a finetuning set: one D_f."""
 
-    def __init__(self, examples: Examples, tokens: int | None):
-        n = len(examples) if tokens is None else budget.examples_for_tokens(examples, tokens)
-        self.asked = tokens
-        self.label = "all" if tokens is None else short(tokens)
-        self.tokens = examples.tokens(n)
-        self.rows = n
-        self.examples = n
-        if examples.spec.pack:
-            records = examples.read_many(range(n))
-            self.examples = sum(len(record["inputs_lengths"]) for record in records)
+    def __init__(self, examples: Examples, size: int | str | None):
+        self.asked = size
+        self.label = "all" if size is None else short(size)
+        self.rows = pool_rows(examples, size)
+        self.tokens = examples.tokens(self.rows)
+        self.examples = examples.tokens(self.rows, "segments")
 
 
 def _checkpoint_steps(study: Study, kind: _Kind, examples: Examples) -> dict[int, int]:
@@ -294,7 +297,7 @@ def _finetune(
         **kind.bindings,
         "MODEL_DIR": run_directory_of(study_dir, run_id),
         "INITIAL_CHECKPOINT_PATH": initial,
-        "POOL_TOKENS": pool.asked,
+        "POOL": pool.asked,
         "LEARNING_RATE": learning_rate,
         "SEED": seed,
     }
@@ -305,8 +308,10 @@ def run_directory_of(study_dir: str, run_id: str) -> str:
     return os.path.join(study_dir, "runs", *run_id.split("/"))
 
 
-def short(tokens: int) -> str:
-    """1600000 -> "1.6M"."""
+def short(tokens: int | str) -> str:
+    """1600000 -> "1.6M", "0.2%" -> "0.2pct"."""
+    if isinstance(tokens, str):
+        return tokens.replace("%", "pct").replace(" ", "")
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if tokens >= size:
             return f"{tokens / size:.4g}{unit}"

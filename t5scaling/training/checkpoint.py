@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,29 @@ from t5scaling.training import distributed
 
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 SIZES = "sizes.json"
+
+
+def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
+    """(step, path) of the checkpoints of a run, which may still be training.
+
+    `steps`: "last", "all", or a list. Raises UserError if there is no run or no such step.
+    """
+    folder = os.path.join(model_dir, "checkpoints")
+    if not os.path.isdir(folder):
+        raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
+    names = (re.fullmatch(rf"{PREFIX}_(\d+)", name) for name in os.listdir(folder))
+    there = sorted(int(name[1]) for name in names if name)
+    if not there:
+        raise UserError(f"{model_dir} has no checkpoint yet")
+    if isinstance(steps, str) and steps not in ("last", "all"):
+        raise UserError(f"steps is {steps!r}; expected 'last', 'all' or a list of steps")
+    wanted = there[-1:] if steps == "last" else there if steps == "all" else list(steps)
+    for step in wanted:
+        if step not in there:
+            raise UserError(
+                f"{model_dir} has no checkpoint of step {step}; there: {', '.join(map(str, there))}"
+            )
+    return [(step, os.path.join(folder, f"{PREFIX}_{step}")) for step in wanted]
 
 
 class Checkpoints:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from t5scaling.data import budget, loader
+from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, find_examples
+from t5scaling.data.pool import pool_rows
 from t5scaling.errors import Stopped, UserError
 from t5scaling.model import network
 from t5scaling.training import (
@@ -57,7 +58,7 @@ def train(
     mesh_shape: Mapping[str, int] | None = None,
     rules: sharding.Rules | None = None,
     initial_checkpoint_path: str | None = None,
-    pool_tokens: int | None = None,
+    pool: int | str | None = None,
     max_epochs: int | None = 1,
     shuffle: bool = False,
     checkpoint_steps: Sequence[int] = (),
@@ -87,8 +88,8 @@ def train(
         mesh_shape: sizes of the mesh axes data, fsdp and model; all devices are "data" if None.
         rules: which axes of parameters and activations are split over which mesh axes.
         initial_checkpoint_path: a `checkpoint_<step>` directory.
-        pool_tokens: train on the smallest prefix of the examples with that many text tokens
-            (D_f); None for all of them.
+        pool: train on the first examples only (D_f): as many as hold that many text tokens, or a
+            share of them such as "1%"; None for all.
         max_epochs: passes allowed over the examples; None for as many as `train_steps` needs.
         shuffle: whether the first pass is permuted too; without it the first n steps see exactly
             the first n * batch_size examples.
@@ -99,21 +100,25 @@ def train(
         progress: called with (steps done, steps in all, note); a progress bar if None.
 
     Raises:
-        UserError: impossible settings, a loss that is not finite (with its step and the last good
-            checkpoint), a full disk.
+        UserError: impossible settings, another vocabulary than the checkpoint's, a loss that is
+            not finite (with its step and the last good checkpoint), a full disk.
         Stopped: SIGTERM or SIGINT; the state is saved and the same command goes on.
     """
     if run_directory.is_done(model_dir):
         print(f"{model_dir} is done already", flush=True)
         return
     examples = find_examples(dataset, examples_root)
-    pool = len(examples)
-    if pool_tokens is not None:
-        pool = budget.examples_for_tokens(examples, pool_tokens)
-    _check_repetition(train_steps * batch_size, pool, max_epochs, dataset.task)
+    run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
+    if initial_checkpoint_path:  # <run directory>/checkpoints/checkpoint_<step>
+        pretraining = os.path.dirname(os.path.dirname(os.path.normpath(initial_checkpoint_path)))
+        run_directory.check_vocabulary(pretraining, examples, model.vocab_size)
+    rows_there = pool_rows(examples, pool)
+    _check_repetition(train_steps * batch_size, rows_there, max_epochs, dataset.task)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     sharding.check_batch_size(batch_size, layout, microbatches)
+    if distributed.is_main():
+        run_directory.keep_vocabulary(model_dir, examples)
 
     with contextlib.ExitStack() as stack:
         if progress is None:
@@ -187,7 +192,7 @@ def train(
         batches = loader.train_batches(
             examples,
             batch_size=batch_size,
-            last=pool,
+            last=rows_there,
             start_step=start,
             num_steps=train_steps - start,
             seed=seed,

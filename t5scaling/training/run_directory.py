@@ -1,20 +1,25 @@
-"""The run directory as a record: config.gin, run.json, DONE or FAILED.
+"""The run directory as a record: config.gin, run.json, vocabulary.model, DONE or FAILED.
 
-config.gin  every gin binding of the run; `run.py train --gin_file=.../config.gin` repeats it
-run.json    its place in a study, if it has one
-DONE        {"step": n}, written last of all
-FAILED      {"reason": "..."}; gone when the run is started again
+config.gin        every gin binding of the run; `run.py train --gin_file=.../config.gin` repeats it
+run.json          its place in a study, if it has one
+vocabulary.model  the SentencePiece model that its tokens come from
+DONE              {"step": n}, written last of all
+FAILED            {"reason": "..."}; gone when the run is started again
 """
 
 import json
 import os
 import re
+import shutil
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from t5scaling.data.examples import Examples
+from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 
+VOCABULARY = "vocabulary.model"
 CONFIG, RECORD, DONE, FAILED = "config.gin", "run.json", "DONE", "FAILED"
 # Where a run lives, how often it saves and on what it runs, not what it computes: these may change.
 FREE_MACROS = (
@@ -61,6 +66,34 @@ def _settings(config_text: str) -> list[str]:
     joined = re.sub(r"\\\n\s*", "", config_text)  # gin wraps long values after a backslash
     free = tuple(f"{name} =" for name in FREE_MACROS)
     return [line for line in joined.splitlines() if line and not line.startswith((*free, "#"))]
+
+
+def keep_vocabulary(model_dir: str, examples: Examples) -> None:
+    """Copies the vocabulary of the examples into the directory."""
+    path = os.path.join(model_dir, VOCABULARY)
+    if not os.path.exists(path):
+        os.makedirs(model_dir, exist_ok=True)
+        shutil.copyfile(examples.vocabulary, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+
+
+def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> None:
+    """Raises UserError if the examples were made with another vocabulary than the run's, or with
+    one of more tokens than the model has (`vocab_size`)."""
+    what = f"the examples of {examples.spec.task} in {examples.path}"
+    vocabulary = examples.meta["vocabulary"]
+    if vocabulary["size"] > vocab_size:
+        raise UserError(
+            f"{what} have a vocabulary of {vocabulary['size']:,} tokens, more than the model's "
+            f"{vocab_size:,}; set its vocab_size or choose another model"
+        )
+    path = os.path.join(model_dir, VOCABULARY)
+    if os.path.exists(path) and Vocabulary(path).sha256 != vocabulary["sha256"]:
+        raise UserError(
+            f"{what} were made with another vocabulary ({vocabulary['sha256'][:12]}...) than the "
+            f"model in {model_dir} ({Vocabulary(path).sha256[:12]}...); its tokens would mean "
+            "nothing to the model"
+        )
 
 
 def is_done(model_dir: str) -> bool:

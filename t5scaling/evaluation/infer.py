@@ -1,0 +1,219 @@
+"""Inference: a text file in, an answer for each of its lines out, in their order.
+
+Answers are written in blocks of lines to `<output>.partial`; killed and started again, it goes on
+after the last whole block. When all are there the file gets its name, and `<output>.json` beside
+it says how it was made.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from t5scaling import __version__
+from t5scaling.data.vocabulary import Vocabulary
+from t5scaling.errors import UserError
+from t5scaling.evaluation.generate import Decoder, Generated, Generator
+from t5scaling.model import network
+from t5scaling.training import checkpoint, distributed, run_directory, sharding, tracker
+from t5scaling.training import step as steps
+
+BLOCK = 4096  # lines that are sorted by length together, and written together
+
+
+def infer(
+    *,
+    model_dir: str,
+    model: network.T5Config,
+    input_file: str,
+    output_file: str,
+    decoder: Decoder,
+    prompt: str = "",
+    step: int | str = "last",
+    input_length: int = 256,
+    max_decode_len: int = 256,
+    batch_size: int = 64,
+    block: int = BLOCK,
+    mesh_shape: Mapping[str, int] | None = None,
+    rules: sharding.Rules | None = None,
+    progress: tracker.Progress | None = None,
+) -> None:
+    """Answers every line of `input_file`, UTF-8 text.
+
+    Args:
+        model_dir: the run directory.
+        model: its architecture.
+        output_file: `.jsonl` gives {"input", "prediction", "score"} a line, any other name plain
+            text. An empty line gets an empty answer.
+        decoder: how text is generated.
+        prompt: what stands before each line, as in training: "translate English to German: ".
+        step: of the checkpoint, or "last".
+        input_length: tokens of a line and its prompt that are read; longer ones are cut, counted
+            and reported.
+        max_decode_len: tokens of an answer at most.
+        batch_size: rows at a time over all devices.
+        block: lines that are sorted by length, and written, together.
+        mesh_shape, rules: as of `training.loop.train`.
+        progress: called with (lines done, in all, note); a progress bar if None.
+
+    Raises:
+        UserError: no such run, step or file, a line that is not UTF-8, or an output file that was
+            made from something else.
+    """
+    with contextlib.ExitStack() as stack:
+        if progress is None:
+            bar = tracker.console_progress("infer", shown=distributed.is_main())
+            progress = stack.enter_context(bar)
+        sha256, total = _scan(input_file)
+        [(found_step, path)] = checkpoint.choose(model_dir, [step] if step != "last" else step)
+        vocabulary = Vocabulary(os.path.join(model_dir, run_directory.VOCABULARY))
+        made_from = {
+            "input_sha256": sha256,
+            "lines": total,
+            "model_dir": os.path.abspath(model_dir),
+            "step": found_step,
+            "saved": os.stat(path).st_mtime_ns,
+            "prompt": prompt,
+            "decoder": repr(decoder),
+            "input_length": input_length,
+            "max_decode_len": max_decode_len,
+            "version": __version__,
+        }
+        output = _Output(output_file, made_from)
+        if output.is_finished():
+            print(f"{output_file} is done already", flush=True)
+            return
+        done, truncated = output.resume()
+        layout = sharding.make_layout(mesh_shape, rules)
+        sharding.check(layout, model)
+        sharding.check_batch_size(batch_size, layout)
+        generator = Generator(
+            model,
+            checkpoint.restore_params(path, steps.abstract_params(model, layout)),
+            layout,
+            vocabulary,
+            decoder,
+            input_length=input_length,
+            max_decode_len=max_decode_len,
+            batch_size=batch_size,
+        )
+        progress(done, total, "")
+        for lines in _blocks(input_file, done, block):
+            tokens = [vocabulary.encode(prompt + line) if line.strip() else [] for line in lines]
+            truncated += sum(len(row) > input_length for row in tokens)
+            answers = generator(
+                [row[:input_length] for row in tokens],
+                first_id=done,
+                progress=lambda now, before=done: progress(before + now, total, ""),
+            )
+            done += len(lines)
+            if distributed.is_main():
+                output.write(lines, answers, done, truncated)
+        if distributed.is_main():
+            output.finish()
+            if truncated:
+                print(
+                    f"{truncated:,} of {total:,} lines were cut to {input_length} tokens; "
+                    "INPUT_LENGTH allows more",
+                    file=sys.stderr,
+                )
+
+
+def _scan(path: str) -> tuple[str, int]:
+    """(sha256, number of lines) of a text file; raises UserError if it is not UTF-8."""
+    digest, count = hashlib.sha256(), 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                line.decode()
+                digest.update(line)
+                count += 1
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {count + 1}: not UTF-8 ({error.reason})") from None
+    if not count:
+        raise UserError(f"{path} is empty: expected one text a line")
+    return digest.hexdigest(), count
+
+
+def _blocks(path: str, first: int, size: int) -> Iterator[list[str]]:
+    """The lines from number `first` on, `size` at a time, without their ends."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        lines = (line.rstrip("\r\n") for line in itertools.islice(file, first, None))
+        while block := list(itertools.islice(lines, size)):
+            yield block
+
+
+class _Output:
+    """The output file while it grows.
+
+    `<output>.json` says how it is made and how many bytes of `<output>.partial` are whole blocks;
+    what follows them was being written at a kill, and goes.
+    """
+
+    def __init__(self, path: str, made_from: Mapping[str, Any]):
+        self._path, self._partial, self._record_path = path, f"{path}.partial", f"{path}.json"
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise UserError(f"no folder {folder} for {path}")
+        self._record = dict(made_from) | {"done": 0, "bytes": 0, "truncated": 0}
+        if os.path.exists(self._record_path):
+            with open(self._record_path, encoding="utf-8") as file:
+                before = json.load(file)
+            for name, value in made_from.items():
+                if before.get(name) != value:
+                    raise UserError(
+                        f"{path} was made with {name}={before.get(name)!r}, now it is {value!r}: "
+                        f"delete {self._record_path} and what is there, or choose another file"
+                    )
+            self._record = before
+        elif os.path.exists(path):
+            raise UserError(f"{path} is there already: delete it or choose another OUTPUT_FILE")
+
+    def is_finished(self) -> bool:
+        return os.path.exists(self._path) and self._record["done"] == self._record["lines"]
+
+    def resume(self) -> tuple[int, int]:
+        """(lines answered before a kill, those of them that were cut)."""
+        size = self._record["bytes"]
+        if os.path.exists(self._partial) and os.path.getsize(self._partial) >= size:
+            os.truncate(self._partial, size)
+        else:
+            self._record |= {"done": 0, "bytes": 0, "truncated": 0}
+            with open(self._partial, "w", encoding="utf-8"):
+                pass
+        return self._record["done"], self._record["truncated"]
+
+    def write(
+        self, lines: Sequence[str], answers: Sequence[Generated], done: int, truncated: int
+    ) -> None:
+        """Adds a block; `done` and `truncated` count the lines of all blocks."""
+        as_json = self._path.endswith(".jsonl")
+        try:
+            with open(self._partial, "a", encoding="utf-8") as file:
+                for line, answer in zip(lines, answers, strict=True):
+                    file.write((_as_json(line, answer) if as_json else _one_line(answer)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self._partial}: {error.strerror}") from error
+        size = os.path.getsize(self._partial)
+        self._record |= {"done": done, "bytes": size, "truncated": truncated}
+        run_directory.write_json(self._record_path, self._record)
+
+    def finish(self) -> None:
+        os.replace(self._partial, self._path)
+
+
+def _as_json(line: str, answer: Generated) -> str:
+    fields = {"input": line, "prediction": answer.text, "score": answer.score}
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _one_line(answer: Generated) -> str:
+    return " ".join(answer.text.splitlines())

@@ -1,0 +1,197 @@
+"""Inference: an answer for each line, in order, also after a kill."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from t5scaling.data.vocabulary import Vocabulary
+from t5scaling.errors import UserError
+from t5scaling.evaluation import generate, infer
+from t5scaling.model import decoding, network
+from t5scaling.training import checkpoint, sharding, step
+from tests import mini
+from tests.conftest import REPOSITORY
+
+PROMPT = "translate English to German: "
+LINES = [
+    "Press the key twice.",
+    "",
+    "Open the file in the editor and save it under another name before you close it.",
+    "Print.",
+    "The option sets how many lines are shown.",
+]
+
+
+@pytest.fixture(scope="module")
+def run(mini_root, tmp_path_factory):
+    """A run directory of a model that was trained for a moment."""
+    folder = tmp_path_factory.mktemp("infer") / "run"
+    mini.train(folder, mini_root, dataset=mini.PAIRS, train_steps=3, max_epochs=None)
+    return folder
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return path
+
+
+def answer(run, input_file, output_file, **changes):
+    arguments = {
+        "model_dir": str(run),
+        "model": mini.CONFIG,
+        "input_file": str(input_file),
+        "output_file": str(output_file),
+        "prompt": PROMPT,
+        "decoder": decoding.Greedy(),
+        "input_length": 32,
+        "max_decode_len": 6,
+        "batch_size": 4,
+        "block": 2,
+        "progress": lambda *_: None,
+    }
+    infer.infer(**{**arguments, **changes})
+
+
+def alone(run, line):
+    """The answer to one line, decoded by itself."""
+    vocabulary = Vocabulary(run / "vocabulary.model")
+    path = str(run / "checkpoints" / f"{checkpoint.PREFIX}_3")
+    params = checkpoint.restore_params(
+        path, step.abstract_params(mini.CONFIG, sharding.make_layout())
+    )
+    tokens, _ = decoding.greedy(
+        network.Transformer(mini.CONFIG),
+        params,
+        vocabulary.encode(PROMPT + line)[None],
+        max_decode_len=6,
+    )
+    return vocabulary.decode(np.asarray(tokens)[0])
+
+
+def test_every_line_gets_its_own_answer_in_its_place(run, sentences, tmp_path):
+    answer(run, sentences, tmp_path / "out.txt")
+    got = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")
+    assert got[:-1] == [alone(run, line) if line else "" for line in LINES] and got[-1] == ""
+    assert not (tmp_path / "out.txt.partial").exists()
+
+
+def test_json_lines_hold_input_and_score(run, sentences, tmp_path):
+    answer(run, sentences, tmp_path / "out.jsonl", block=100)
+    answer(run, sentences, tmp_path / "out.txt")
+    objects = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [o["input"] for o in objects] == LINES
+    plain = (tmp_path / "out.txt").read_text().splitlines()
+    assert [" ".join(o["prediction"].splitlines()) for o in objects] == plain
+    assert all(o["score"] < 0 for o in objects if o["input"])
+
+
+def test_what_is_sampled_does_not_depend_on_blocks_and_batches(run, sentences, tmp_path):
+    # Of few tokens: with thousands of even chance, rounding alone may move a draw to the next one.
+    sampling = decoding.Sampling(temperature=1.5, top_k=4, seed=3)
+    answer(run, sentences, tmp_path / "a.txt", decoder=sampling, block=2, batch_size=2)
+    answer(run, sentences, tmp_path / "b.txt", decoder=sampling, block=5, batch_size=4)
+    a, b = ((tmp_path / name).read_text() for name in ("a.txt", "b.txt"))
+    assert a == b and len(set(a.splitlines())) > 2
+
+
+def test_cut_lines_are_counted_and_said(run, sentences, tmp_path, capsys):
+    answer(run, sentences, tmp_path / "out.txt", input_length=12)
+    vocabulary = Vocabulary(run / "vocabulary.model")
+    long = sum(len(vocabulary.encode(PROMPT + line)) > 12 for line in LINES if line)
+    assert 0 < long < 4
+    assert f"{long} of 5 lines were cut to 12 tokens" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.txt.json").read_text())["truncated"] == long
+
+
+def test_a_second_launch_finds_it_done_and_other_settings_are_refused(
+    run, sentences, tmp_path, capsys
+):
+    output = tmp_path / "out.txt"
+    answer(run, sentences, output)
+    made = output.stat().st_mtime_ns
+    answer(run, sentences, output)
+    assert "done already" in capsys.readouterr().out and output.stat().st_mtime_ns == made
+    with pytest.raises(UserError, match="was made with max_decode_len=6, now it is 7"):
+        answer(run, sentences, output, max_decode_len=7)
+    sentences.write_text("Another.\n", encoding="utf-8")
+    with pytest.raises(UserError, match="was made with input_sha256"):
+        answer(run, sentences, output)
+    other = tmp_path / "mine.txt"
+    other.write_text("precious", encoding="utf-8")
+    with pytest.raises(UserError, match="is there already"):
+        answer(run, sentences, other)
+    assert other.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"good\n\xff\xfe bad\n", "line 2: not UTF-8"),
+        (b"", "is empty"),
+        (None, "cannot read"),
+    ],
+)
+def test_bad_input_files_are_refused(run, tmp_path, content, message):
+    path = tmp_path / "sentences.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        answer(run, path, tmp_path / "out.txt")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_no_such_run_step_or_folder(run, sentences, tmp_path):
+    with pytest.raises(UserError, match="no run directory"):
+        answer(tmp_path / "none", sentences, tmp_path / "out.txt")
+    with pytest.raises(UserError, match="no checkpoint of step 9; there: 3"):
+        answer(run, sentences, tmp_path / "out.txt", step=9)
+    with pytest.raises(UserError, match="no folder"):
+        answer(run, sentences, tmp_path / "missing" / "out.txt")
+
+
+def test_killed_it_goes_on_with_the_next_block(run, tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("".join(f"{LINES[i % 5]} {i}\n" for i in range(400)), encoding="utf-8")
+    settings = {
+        "MODEL_DIR": run, "INPUT_FILE": path, "OUTPUT_FILE": tmp_path / "out.txt",
+        "INPUT_LENGTH": 64, "MAX_DECODE_LENGTH": 16, "BATCH_SIZE": 4, "BEAM_SIZE": 2,
+        "PROMPT": repr(PROMPT),
+    }  # fmt: skip
+    command = [sys.executable, "run.py", "infer", "--gin_file=tests/mini/model.gin"]
+    command += ["--gin_file=gin/runs/infer.gin", "--gin.infer.infer.block=8"]
+    command += [f"--gin.{name}={value}" for name, value in settings.items()]
+    launch = {"cwd": REPOSITORY, "env": {**os.environ, "XLA_FLAGS": ""}}
+    first = subprocess.Popen(command, **launch)
+    record = tmp_path / "out.txt.json"
+    while not record.exists() and first.poll() is None:
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    done = json.loads(record.read_text())["done"]
+    assert 0 < done < 400, "the kill came too late to show anything"
+    with open(tmp_path / "out.txt.partial", "a", encoding="utf-8") as file:
+        file.write("half a li")  # as a kill in the middle of a block leaves it
+    subprocess.run(command, check=True, **launch)
+    answer(
+        run, path, tmp_path / "whole.txt", decoder=decoding.BeamSearch(beam_size=2),
+        input_length=64, max_decode_len=16, block=400,
+    )  # fmt: skip
+    assert (tmp_path / "out.txt").read_text() == (tmp_path / "whole.txt").read_text()
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_batches_by_length_hold_every_row_once(size):
+    shares = np.random.default_rng(0).uniform(0.01, 1, 21).tolist()
+    batches = list(generate.batches_by_length(shares, size))
+    rows = [row for chosen, _ in batches for row in chosen]
+    assert sorted(rows) == list(range(21))
+    for chosen, bucket in batches:
+        assert len(chosen) <= size and all(shares[row] <= bucket for row in chosen)
+        assert max(shares[row] for row in chosen) > bucket / 2 or bucket == generate.BUCKETS[0]
