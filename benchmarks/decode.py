@@ -4,7 +4,7 @@
     python benchmarks/decode.py [--blocks=5] [--params=FILE.npz]
 
 The model is gin/models/tiny.gin's (T5 1.1, 2 + 2 layers, width 128, vocabulary 8,192) in float32;
-the test set is 256 English sentences of the embedded corpus, 3 to 128 tokens long, in batches of 64
+the test set is 256 English sentences of the embedded corpus, 7 to 80 tokens long, in batches of 64
 of like length; an answer has 128 tokens at most. The model is first trained on these very sentences
 for 300 steps (kept in FILE, if it is named and not there yet), so that its answers end as real
 translations do. Greedy decoding, and beam search with 4 beams without length penalty: T5X's and
@@ -16,7 +16,7 @@ plain   our model, decoded without the ways of t5scaling/model/decoding.py to sa
         output for each beam, the library's argmax and top-k
 
 All in turn, each in a process of its own, on the CPU with all its cores; the first round of each,
-in which ours compile, is not counted. Exits with 1 if answers differ. About 6 minutes on 2 cores.
+in which ours compile, is not counted. Exits with 1 if answers differ. About 5 minutes on 2 cores.
 
 A machine that has other work to do slows processes by different factors: a number that is to be
 kept is taken while it has none. Times are medians, with the lowest and the highest in brackets.

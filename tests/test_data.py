@@ -530,9 +530,7 @@ def test_a_task_of_broken_lines_alone_says_so(tmp_path):
     definitions = own_pairs(tmp_path / "text", files=2, lines=1)
     for number in range(2):
         (tmp_path / "text" / f"pairs-{number}.jsonl").write_text("no JSON\n")
-    with pytest.raises(
-        UserError, match=r"data_own train has no examples: all 2 .*-0\.jsonl:1"
-    ):
+    with pytest.raises(UserError, match=r"data_own train has no examples: all 2 .*-0\.jsonl:1"):
         write(tmp_path / "root", "data_own", definitions=definitions)
 
 

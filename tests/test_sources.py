@@ -152,7 +152,7 @@ def test_files_are_shards_in_sorted_order(tmp_path):
     assert source.list_shards("train") == [str(tmp_path / f"part-{n}.txt") for n in range(3)]
     assert [text for (text,) in rows(task)] == ["0a", "0b", "1a", "1b", "2a", "2b"]
     parts = [rows(task, shard_info=seqio.ShardInfo(index, 3)) for index in range(3)]
-    assert parts[1] == [("1a",), ("1b",)] and sum(parts, []) == rows(task)
+    assert parts[1] == [("1a",), ("1b",)] and [row for part in parts for row in part] == rows(task)
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):
@@ -224,7 +224,7 @@ def test_mixtures_follow_a_task_that_is_defined_anew(tmp_path):
         found = {task.name: task for task in mixture.tasks}
         assert rows(found["mc4_span_en"]) == [("one",)]
         assert mixture.get_rate(found["mc4_span_en"]) == 30
-        with pytest.raises(ValueError, match="rates has 'mc4_span_it'.*did you mean 'mc4_span_"):
+        with pytest.raises(ValueError, match=r"rates has 'mc4_span_it'.*did you mean 'mc4_span_"):
             definitions.register({"own_mix": {"kind": "mixture", "rates": {"mc4_span_it": 1}}})
     finally:
         seqio.TaskRegistry.remove("mc4_span_en")

@@ -97,9 +97,7 @@ class Run:
     positions: int
 
 
-def expand(
-    study: Study, study_dir: str, examples_root: str, beam: str | None = None
-) -> list[Run]:
+def expand(study: Study, study_dir: str, examples_root: str, beam: str | None = None) -> list[Run]:
     """All runs of the study, each after the runs that it needs; materialises missing examples.
 
     `beam`: pipeline options, to materialise on Apache Beam.
