@@ -88,8 +88,8 @@ def test_requirements_of_an_installed_package_come_from_its_metadata(monkeypatch
 
 
 def test_every_package_that_the_code_imports_is_known():
-    main, _ = doctor.requirements()
-    names = {name.lower().replace("_", "-") for name in main}
+    main, extras = doctor.requirements()
+    names = {name.lower().replace("_", "-") for name in main | extras}
     distributions = importlib.metadata.packages_distributions()
     for path in [*sources("t5scaling"), *sources("tasks")]:
         for module in {module.split(".")[0] for module in imports(path)}:

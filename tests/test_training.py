@@ -30,7 +30,8 @@ def reference(mini_root, tmp_path_factory):
 def test_learns_and_logs_every_line(reference, mini_root):
     lines = mini.lines(reference)
     assert [line["step"] for line in lines] == [5, 10, 12]
-    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    losses = [line["loss"] for line in lines]
+    assert losses[0] > losses[1] > losses[2] and losses[0] - losses[2] > 0.3
     assert lines[0]["loss"] < np.log(8192) + 2
     examples = find_examples(mini.SPAN, mini_root)
     for line in lines:
@@ -169,7 +170,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(reference, mini_root, tmp
     other = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a few words of text"] * 9),
-        vocab_size=20,
+        vocab_size=14,
         model_writer=other,
         minloglevel=2,
     )
