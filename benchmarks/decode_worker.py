@@ -292,20 +292,17 @@ def until_end(tokens: np.ndarray) -> list[int]:
 
 
 def batches_of(inputs: Sequence[np.ndarray], who: str) -> list[tuple[list[int], np.ndarray]]:
-    """(numbers of the inputs, rows): the same sentences for all, shorter ones first.
+    """(numbers of the inputs, rows): the batches of `eval` and `infer`, the same ones for all.
 
     The peer's rows are as wide as the longest of them: it has no shapes to compile for. Ours are
     padded to one of the few widths of evaluation.
     """
     from t5scaling.evaluation import generate
 
-    order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
     batches = []
-    for first in range(0, len(order), BATCH):
-        chosen = order[first : first + BATCH]
-        width = len(inputs[chosen[-1]])
-        if who != "peer":
-            width = min(w for share in generate.BUCKETS if (w := int(share * LIMIT)) >= width)
+    shares = [len(tokens) / LIMIT for tokens in inputs]
+    for chosen, share in generate.batches_by_length(shares, BATCH):
+        width = max(len(inputs[i]) for i in chosen) if who == "peer" else int(LIMIT * share)
         tokens_BxS = np.zeros((len(chosen), width), np.int32)
         for row, index in enumerate(chosen):
             tokens_BxS[row, : len(inputs[index])] = inputs[index]

@@ -192,6 +192,8 @@ def test_batches_by_length_hold_every_row_once(size):
     batches = list(generate.batches_by_length(shares, size))
     rows = [row for chosen, _ in batches for row in chosen]
     assert sorted(rows) == list(range(21))
+    assert [shares[row] for row in rows] == sorted(shares, reverse=True)
+    assert all(len(chosen) == size for chosen, _ in batches[:-1])
     for chosen, bucket in batches:
-        assert len(chosen) <= size and all(shares[row] <= bucket for row in chosen)
-        assert max(shares[row] for row in chosen) > bucket / 2 or bucket == generate.BUCKETS[0]
+        longest = max(shares[row] for row in chosen)
+        assert bucket / 2 < longest <= bucket or bucket == generate.BUCKETS[0]

@@ -12,7 +12,7 @@ from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.model import decoding, network
 from t5scaling.training import sharding
 
-# Rows are padded to one of these fractions of the feature lengths: short sentences cost little,
+# Batches are padded to one of these fractions of the feature lengths: short sentences cost little,
 # and the number of compilations stays small.
 BUCKETS = (0.125, 0.25, 0.5, 1.0)
 
@@ -90,14 +90,14 @@ class Generator:
 def batches_by_length(
     shares: Sequence[float], batch_size: int
 ) -> Iterator[tuple[list[int], float]]:
-    """(numbers of the rows, their bucket): every row once, those of like length together.
+    """(numbers of the rows, bucket of their longest): every row once, in batches of like length.
 
-    `shares` are the rows' lengths over the longest that is allowed, each at most 1.
+    All batches are full but the last, which holds the shortest rows: a batch costs the same however
+    many rows it has, and the longest first says early whether memory suffices. `shares` are the
+    rows' lengths over the longest that is allowed, each at most 1.
     """
-    order = sorted(range(len(shares)), key=lambda i: (shares[i], i))
-    by_bucket: dict[float, list[int]] = {bucket: [] for bucket in BUCKETS}
-    for index in order:
-        by_bucket[next(bucket for bucket in BUCKETS if shares[index] <= bucket)].append(index)
-    for bucket, indices in by_bucket.items():
-        for first in range(0, len(indices), batch_size):
-            yield indices[first : first + batch_size], bucket
+    order = sorted(range(len(shares)), key=lambda i: (-shares[i], i))
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        longest = shares[chosen[0]]
+        yield chosen, next(bucket for bucket in BUCKETS if longest <= bucket)
