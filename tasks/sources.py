@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import lzma
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import seqio
@@ -59,7 +60,9 @@ class LocalFiles(seqio.DataSource):
         self.error: Exception | None = None  # what ended the reading, as TensorFlow hides it
 
     def __repr__(self) -> str:
-        return f"LocalFiles({self._description}, {self._files}, strict={self._strict})"
+        # The embedded corpus is the same wherever it is installed.
+        files = str(self._files).replace(os.path.dirname(__file__) + os.sep, "")
+        return f"LocalFiles({self._description}, {files}, strict={self._strict})"
 
     @property
     def supports_arbitrary_sharding(self) -> bool:

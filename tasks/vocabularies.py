@@ -9,18 +9,25 @@ import sentencepiece
 import seqio
 
 CORPUS = Path(__file__).parent / "corpus"
-TECHDOC = str(CORPUS / "spm8k.model")
-# 250,000 pieces and 100 sentinels; models round up to 250,112.
-MC4 = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
+TECHDOC, MC4 = "techdoc", "mc4"
+PATHS = {
+    TECHDOC: str(CORPUS / "spm8k.model"),
+    # 250,000 pieces and 100 sentinels; models round up to 250,112.
+    MC4: "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model",
+}
 SENTINELS = 100
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
 @functools.cache
-def load(path: str) -> seqio.SentencePieceVocabulary:
-    """The vocabulary of a SentencePiece model, with 100 sentinels after its pieces unless they are
-    its last pieces already, as in mC4's. Nothing is read from afar before it is needed."""
-    inside = path == MC4
+def load(name: str) -> seqio.SentencePieceVocabulary:
+    """The vocabulary of a SentencePiece model, by its path or as "techdoc" or "mc4".
+
+    It has 100 sentinels after its pieces unless they are its last pieces already, as in mC4's.
+    Nothing is read from afar before it is needed.
+    """
+    path = PATHS.get(name, name)
+    inside = name == MC4
     if os.path.isfile(path):
         model = sentencepiece.SentencePieceProcessor(model_file=path)
         inside = _is_sentinel(model.id_to_piece(model.get_piece_size() - 1))

@@ -1,15 +1,28 @@
 """Text of the user's own: what is read, what is left out and said, and what is refused."""
 
+import dataclasses
 import gzip
 import json
 import lzma
+import os
 
 import pytest
 
 seqio = pytest.importorskip("seqio")
 import tensorflow as tf  # noqa: E402
 
-from tasks import definitions, sources, vocabularies  # noqa: E402
+from t5scaling import config  # noqa: E402
+from t5scaling.data import reading  # noqa: E402
+from t5scaling.data.examples import DataSpec  # noqa: E402
+from t5scaling.training import loop  # noqa: E402
+from tasks import (  # noqa: E402
+    definitions,
+    pretraining,
+    sources,
+    superglue,
+    translation,
+    vocabularies,
+)
 
 OWN = "own_task"
 
@@ -209,28 +222,107 @@ def test_wrong_definitions_are_named(change, message):
         definitions.register({OWN: definition})
 
 
-def test_mixtures_follow_a_task_that_is_defined_anew(tmp_path):
+@pytest.fixture
+def registries():
+    """Registers what it likes; afterwards everything is as it was."""
     import tasks.registry  # noqa: F401
 
-    original = seqio.TaskRegistry.get("mc4_span_en")
+    kept = [dict(registry._REGISTRY) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)]
+    yield
+    for registry, content in zip((seqio.TaskRegistry, seqio.MixtureRegistry), kept, strict=True):
+        registry._REGISTRY.clear()
+        registry._REGISTRY.update(content)
+
+
+def test_mixtures_follow_a_task_that_is_defined_anew(tmp_path, registries):
     path = write(tmp_path / "a.txt", ["one\n"])
     new = {
         "kind": "span_corruption", "files": {"train": path}, "format": "text",
         "vocabulary": vocabularies.TECHDOC,
     }  # fmt: skip
-    try:
-        definitions.register({"mc4_span_en": new})
-        mixture = seqio.MixtureRegistry.get("mc4_span_en30_fr70")
-        found = {task.name: task for task in mixture.tasks}
-        assert rows(found["mc4_span_en"]) == [("one",)]
-        assert mixture.get_rate(found["mc4_span_en"]) == 30
-        with pytest.raises(ValueError, match=r"rates has 'mc4_span_it'.*did you mean 'mc4_span_"):
-            definitions.register({"own_mix": {"kind": "mixture", "rates": {"mc4_span_it": 1}}})
-    finally:
-        seqio.TaskRegistry.remove("mc4_span_en")
-        seqio.TaskRegistry.add_provider("mc4_span_en", original)
-        for name in [n for n in seqio.MixtureRegistry.names() if n.startswith("mc4_span_en")]:
-            mixture = seqio.MixtureRegistry.get(name)
-            rates = [(task.name, mixture.get_rate(task)) for task in mixture.tasks]
-            seqio.MixtureRegistry.remove(name)
-            seqio.MixtureRegistry.add(name, rates)
+    definitions.register({"mc4_span_en": new})
+    mixture = seqio.MixtureRegistry.get("mc4_span_en30_fr70")
+    found = {task.name: task for task in mixture.tasks}
+    assert rows(found["mc4_span_en"]) == [("one",)]
+    assert mixture.get_rate(found["mc4_span_en"]) == 30
+    with pytest.raises(ValueError, match=r"rates has 'mc4_span_it'.*did you mean 'mc4_span_"):
+        definitions.register({"own_mix": {"kind": "mixture", "rates": {"mc4_span_it": 1}}})
+
+
+def of_gin_file(name, **bindings):
+    config.load(
+        ["gin/models/tiny.gin", "gin/runs/pretrain.gin", f"gin/tasks/{name}.gin"],
+        {"MIXTURE_OR_TASK_NAME": "x", "TRAIN_STEPS": 1, "MODEL_DIR": "x", **bindings},
+    )
+    return config.bindings_of(loop.train)["dataset"].definitions
+
+
+def test_the_papers_data_from_local_files(tmp_path, registries, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = of_gin_file("isik2024_local", MC4_VOCABULARY="techdoc")
+    definitions.register(found)
+    for name in ("c4-ro.tfrecord-00000-of-00002", "c4-ro.tfrecord-00001-of-00002",
+                 "c4-ro-validation.tfrecord-00000-of-00001"):  # fmt: skip
+        path = tmp_path / "data/c4/multilingual" / f"{name}.json.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, [json.dumps({"text": name, "timestamp": "t", "url": "u"}) + "\n"])
+    task = seqio.TaskRegistry.get("mc4_span_ro")
+    assert [row for (row,) in rows(task)] == [
+        "c4-ro.tfrecord-00000-of-00002", "c4-ro.tfrecord-00001-of-00002",
+    ]  # fmt: skip
+    assert rows(task, "validation") == [("c4-ro-validation.tfrecord-00000-of-00001",)]
+    (tmp_path / "data/wmt").mkdir()
+    write(tmp_path / "data/wmt/wmt16.test.ro", ["Deschide.\n"])
+    write(tmp_path / "data/wmt/wmt16.test.en", ["Open.\n"])
+    for direction, pair in (("ro_en", ("Deschide.", "Open.")), ("en_ro", ("Open.", "Deschide."))):
+        task = seqio.TaskRegistry.get(f"wmt16_translate_{direction}")
+        assert rows(task, "test") == [pair]
+        (example,) = task.get_dataset({"inputs": 64, "targets": 64}, "test").as_numpy_iterator()
+        names = {"ro_en": "Romanian to English", "en_ro": "English to Romanian"}
+        told = f"translate {names[direction]}: {pair[0]}"
+        assert example["inputs_pretokenized"].decode() == told
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks_of_it"),
+    [
+        ("isik2024_tfds", {*pretraining.MC4, *(n for n in translation.TASKS if "wmt" in n)}),
+        ("isik2024_local", {*pretraining.MC4, *(n for n in translation.TASKS if "wmt" in n)}),
+        ("superglue_local", {f"superglue_{name}" for name in superglue.BENCHMARKS}),
+    ],
+)
+def test_gin_files_define_the_registered_tasks_anew(name, tasks_of_it, registries):
+    before = {task: seqio.get_mixture_or_task(task) for task in tasks_of_it}
+    found = of_gin_file(name, MC4_VOCABULARY="techdoc")
+    definitions.register(found)
+    for task, old in before.items():
+        new = seqio.get_mixture_or_task(task)
+        assert new is not old and set(found) <= tasks_of_it
+        assert new.output_features["inputs"].vocabulary == vocabularies.techdoc()
+        if task in found:
+            assert set(new.splits) == set(old.splits)
+            assert _steps(new) == _steps(old)
+
+
+def _steps(task):
+    """The preprocessors and their arguments, but for what only TFDS's names of keys need."""
+    steps = [reading._describe(step) for step in task.preprocessors]
+    return [step for step in steps if "rename" not in step[0]]
+
+
+def test_the_template_for_own_tasks(registries):
+    found = of_gin_file("own")
+    definitions.register(found)
+    mixture = seqio.MixtureRegistry.get("own_span_en50_de50")
+    assert {task.name for task in mixture.tasks} == {"own_span_en", "own_span_de"}
+    spec = DataSpec("own_translate_en_de", "train", {"inputs": 8, "targets": 8}, definitions=found)
+    assert set(spec.to_json()["definitions"]) == {"own_translate_en_de"}
+    mixed = dataclasses.replace(spec, task="own_span_en50_de50").to_json()["definitions"]
+    assert set(mixed) == {"own_span_en50_de50", "own_span_en", "own_span_de"}
+    built_in = dataclasses.replace(spec, task="mc4_span_en50_de50").to_json()["definitions"]
+    assert set(built_in) == set(found)
+
+
+def test_the_embedded_corpus_is_described_the_same_wherever_it_lies(registries):
+    for name in ("techdoc_span_en", "techdoc_translate_en_de"):
+        assert os.path.dirname(sources.__file__) not in repr(seqio.TaskRegistry.get(name).source)

@@ -80,10 +80,20 @@ class DataSpec:
         }
         if self.definitions:
             try:
-                fields["definitions"] = json.loads(json.dumps(self.definitions, sort_keys=True))
+                fields["definitions"] = json.loads(
+                    json.dumps(self._used_definitions(), sort_keys=True)
+                )
             except TypeError as error:
                 raise UserError(f"definitions of tasks must be plain values: {error}") from None
         return fields
+
+    def _used_definitions(self) -> Mapping[str, Mapping]:
+        """What is asked for when its task is defined here; else it may follow from any of them."""
+        definition = self.definitions.get(self.task)
+        if not isinstance(definition, Mapping):
+            return self.definitions
+        names = {self.task, *definition.get("rates", {})}
+        return {name: value for name, value in self.definitions.items() if name in names}
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "DataSpec":

@@ -29,7 +29,7 @@ class Study:
         name: of the study, as in the results table.
         model_gin: gin file of the architecture; its file name is the model's name.
         pretrain_gin, finetune_gin: gin files of the two kinds of run.
-        tasks_gin: gin files that define tasks, such as gin/tasks/own_translation.gin; for all runs.
+        tasks_gin: gin files that define tasks, such as gin/tasks/own.gin; for all runs.
         pretrain_data: task or mixture -> its languages' shares, {"en": 0.5, "de": 0.5}.
         pretrain_tokens: D_p, text tokens of pretraining; 0 for the baseline without any.
         tasks: translation task -> (source, target) language.
