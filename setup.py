@@ -42,6 +42,7 @@ setup(
         "tensorflow>=2.18",
         "tensorflow-datasets>=4.9.6",
         "tensorflow-text>=2.18",
+        "importlib_resources>=6.0",  # `tfds build` needs it and does not ask for it
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
