@@ -4,9 +4,12 @@ Workers and launcher must see the same work directory and the same packages; not
 of items travels through the runner.
 """
 
+import argparse
+import difflib
 import functools
+import logging
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from t5scaling.errors import UserError
@@ -14,12 +17,17 @@ from t5scaling.errors import UserError
 
 def import_beam():
     """Apache Beam. Raises UserError if it is not installed."""
+    logging.disable(logging.WARNING)  # of clients of clouds that are not installed
     try:
         import apache_beam
     except ModuleNotFoundError:
         raise UserError(
             "Apache Beam is not installed: pip install -c constraints.txt -e '.[beam]'"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    # What a worker raises is raised here again.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     return apache_beam
 
 
@@ -33,9 +41,9 @@ def run(name: str, function: Callable[[Any], None], items: Iterable, options: st
     from apache_beam.options.pipeline_options import PipelineOptions
 
     arguments = shlex.split(options)
+    _refuse_slips(arguments, PipelineOptions)
     try:
-        parsed = PipelineOptions(arguments)
-        pipeline = beam.Pipeline(options=parsed)
+        pipeline = beam.Pipeline(options=PipelineOptions(arguments))
     except (SystemExit, ValueError) as error:
         raise UserError(f"Beam does not accept the options {options!r}: {error}") from None
     counted = functools.partial(_counted, name, function)
@@ -46,6 +54,23 @@ def run(name: str, function: Callable[[Any], None], items: Iterable, options: st
             | f"{name} spread" >> beam.Reshuffle()
             | name >> beam.Map(counted)
         )
+
+
+def _refuse_slips(arguments: Sequence[str], all_options: Any) -> None:
+    """Raises UserError for an option that Beam would ignore and that is almost one of its own.
+
+    Others may be meant for a runner that Beam asks for its options only later.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for options in all_options.__subclasses__():
+        options._add_argparse_args(parser)
+    known = list(parser._option_string_actions)
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if close:
+                raise UserError(f"Beam has no option {name}; did you mean {close[0]}?")
 
 
 def _counted(name: str, function: Callable, item: Any) -> None:

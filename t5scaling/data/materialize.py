@@ -177,10 +177,8 @@ class _Engine:
     def _on_beam(self, phase: str, function: Callable, items: Sequence) -> None:
         try:
             beam_engine.run(phase, function, items, self._beam)
-        except UserError:
-            raise
         except Exception:
-            # Runners wrap what a worker raised beyond recognition.
+            # Runners wrap what a worker raised, some beyond recognition.
             work.raise_noted(self.at)
             raise
 
