@@ -341,7 +341,11 @@ def _explained(task, spec: DataSpec) -> Iterator[None]:
 
 
 def _batches(task, spec: DataSpec, item: Item) -> Iterator[dict[str, np.ndarray]]:
-    """The examples of an item as SeqIO gives them, in batches; tokens padded with -1."""
+    """The examples of an item as SeqIO gives them, in batches.
+
+    Tokens are cut to the feature lengths and padded with -1; `<feature>_whole` and `<feature>_last`
+    are how many there were and, (n, 1), the last.
+    """
     seqio = import_seqio()
     import tensorflow as tf
 
@@ -355,18 +359,25 @@ def _batches(task, spec: DataSpec, item: Item) -> Iterator[dict[str, np.ndarray]
             trim_output_features=False,  # trimmed here, where it can be counted
             try_in_mem_cache=False,
         )
-        kept = {"inputs": -1, "targets": -1, "text_tokens": 0}
-        if not spec.is_training:
-            kept |= dict.fromkeys(TEXTS, "")
-        kept = {name: pad for name, pad in kept.items() if name in dataset.element_spec}
-        if set(kept) != set(dataset.element_spec):
-            dataset = dataset.map(lambda example: {name: example[name] for name in kept})
+        texts = () if spec.is_training else TEXTS
+        kept = [n for n in ("text_tokens", *texts) if n in dataset.element_spec]
+
+        def cut(example):
+            # Here already, or one giant line would make a batch as wide.
+            found = {name: example[name] for name in kept}
+            for name in FEATURES:
+                found[name] = example[name][: spec.feature_lengths[name]]
+                found[f"{name}_whole"] = tf.size(example[name])
+                found[f"{name}_last"] = example[name][-1:]
+            return found
+
+        dataset = dataset.map(cut)
         # Per element TensorFlow costs more than the work itself, so elements come in batches.
         dataset = dataset.padded_batch(
             BATCH,
             padding_values={
-                name: tf.constant(pad, dataset.element_spec[name].dtype)
-                for name, pad in kept.items()
+                name: tf.constant("" if element.dtype == tf.string else -1, element.dtype)
+                for name, element in dataset.element_spec.items()
             },
         ).prefetch(2)
         # Tuning takes as long as the whole job, and then holds up the end of the iteration.
@@ -383,14 +394,11 @@ def _block(
     Text tokens lost by truncation are taken off; a lost end-of-sequence token is not text. An
     example is empty if it has no token of the corpus.
     """
-    size = len(batch["inputs"])
-    index = np.zeros(size, runs.INDEX)
-    kept, text_tokens, lost = [], 0, 0
+    index = np.zeros(len(batch["inputs"]), runs.INDEX)
+    text_tokens, lost = 0, 0
     for name in FEATURES:
-        rows, limit = batch[name], spec.feature_lengths[name]
-        whole = (rows >= 0).sum(axis=1)
-        has_eos = rows[np.arange(size), np.maximum(whole - 1, 0)] == eos_id
-        kept.append(rows[:, :limit])
+        whole, limit = batch[f"{name}_whole"], spec.feature_lengths[name]
+        has_eos = (batch[f"{name}_last"] == eos_id).any(axis=1)
         index[name] = np.minimum(whole, limit)
         index[f"{name}_whole"] = whole
         text_tokens = text_tokens + whole - has_eos
@@ -400,7 +408,7 @@ def _block(
     index["text_tokens"] = np.maximum(text_tokens - lost, 0)
     has_text = text_tokens > 0
     index = index[has_text]
-    rows = np.concatenate(kept, axis=1)[has_text]
+    rows = np.concatenate([batch[name] for name in FEATURES], axis=1)[has_text]
     tokens = rows[rows >= 0].astype("<i4").tobytes()
     index["tokens_end"] = 4 * np.cumsum(index["inputs"] + index["targets"], dtype=np.int64)
     texts = b""
