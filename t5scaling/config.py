@@ -25,7 +25,7 @@ def gin_literal(value: str) -> str:
     """Returns `value` as gin text: a plain string that is no gin value gets its quotes here."""
     try:
         with _quiet():
-            gin_config.parse_value(value)
+            gin_config.parse_value(f"({value},)")  # alone, gin would stop after the 1 of "1%"
         return value
     except (SyntaxError, ValueError):
         return repr(value)

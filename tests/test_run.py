@@ -165,3 +165,4 @@ def test_plain_strings_need_no_quotes():
     assert config.gin_literal("(1, 2)") == "(1, 2)"
     assert config.gin_literal("None") == "None"
     assert config.gin_literal("%MODEL") == "%MODEL"
+    assert config.gin_literal("0.2%") == "'0.2%'"

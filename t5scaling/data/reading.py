@@ -152,7 +152,7 @@ def read_vocabulary(provider) -> tuple[bytes, dict]:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"cannot read the vocabulary {file} of {provider.name} ({first[:200]}): name a local "
-            "copy as 'vocabulary' in the task's definition"
+            "copy as 'vocabulary' in the task's definition, as gin/tasks shows"
         ) from None
     inside = pieces.get_piece_size() - vocabulary.text_pieces(pieces)
     return content, {
