@@ -32,7 +32,7 @@ VERBS = {
         "Killed and started again, it goes on where it was.",
         "run.py infer --gin_file=gin/models/tiny.gin --gin_file=gin/runs/infer.gin "
         "--gin.MODEL_DIR=runs/finetune --gin.INPUT_FILE=sentences.txt "
-        "--gin.OUTPUT_FILE=translations.txt --gin.PROMPT='\"translate English to German: \"'",
+        "--gin.OUTPUT_FILE=translations.txt --gin.PROMPT='translate English to German: '",
     ),
     "study": (
         "Run what is left of a study, fit its laws and write its report.",
