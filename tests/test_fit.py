@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 
 from t5scaling.analysis import fit as fit_module
 from t5scaling.analysis.fit import fit_curve, noise_between_neighbours
-from t5scaling.analysis.laws import LAWS, Frame
+from t5scaling.analysis.law import Frame
+from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.least_squares import huber
 from t5scaling.errors import UserError
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from t5scaling.analysis.laws import Frame, Law
+from t5scaling.analysis.law import Frame, Law
 from t5scaling.analysis.least_squares import Solution, minimise
 from t5scaling.errors import UserError
 

@@ -11,7 +11,8 @@ import numpy as np
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, Point, curves_of, read_results
 from t5scaling.analysis.harvest import COLUMNS
-from t5scaling.analysis.laws import LAWS, LOWER_IS_BETTER, Law, law_of_metric
+from t5scaling.analysis.law import Law
+from t5scaling.analysis.laws import LAWS, LOWER_IS_BETTER, law_of_metric
 from t5scaling.analysis.tables import console, print_fit
 from t5scaling.analysis.verdict import RESOLUTION
 from t5scaling.errors import UserError, nearest

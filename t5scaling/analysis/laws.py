@@ -1,82 +1,15 @@
 """The scaling laws: one small object per law.
 
-A law maps the pretraining size D (tokens, or whatever unit the x column has) to a positive metric
-value. Fits work on the logarithm of the value and in an internal parametrisation `theta` chosen so
-that its three numbers are O(1), weakly correlated and bounded; `coefficients` turns `theta` into
-the numbers of the published formula. To add a law, write one class and enter it in `LAWS`.
+Here are the two that the paper fits (Isik et al., arXiv 2402.04177) and the table of all; the
+others are in `rivals`. To add a law, write one class and enter it in `LAWS`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Frame:
-    """Constants of the points that a law is fitted to; they make `theta` free of units.
-
-    log_min: natural log of the smallest x.
-    log_centre: mean of the natural logs of the distinct x.
-    log_low, log_high: natural logs of the smallest and the largest value.
-    """
-
-    log_min: float
-    log_centre: float
-    log_low: float
-    log_high: float
-
-    @staticmethod
-    def of(x: np.ndarray, y: np.ndarray) -> "Frame":
-        log_x, log_y = np.unique(np.log(x)), np.log(y)
-        return Frame(float(log_x[0]), float(log_x.mean()), float(log_y.min()), float(log_y.max()))
-
-
-@dataclass(frozen=True)
-class Coefficient:
-    """One reported number of a law: its name, what it means, its unit."""
-
-    name: str
-    meaning: str
-    unit: str
-
-
-class Law:
-    """What every law offers. `theta` has shape (..., P), `log_x` shape (N,); all float64."""
-
-    name: str  # on the command line and in fits.json
-    title: str  # in tables and figures
-    formula: str
-    direction: int  # +1: rises with x, -1: falls with x
-    huber_delta: float  # default, on log values
-    theta_names: tuple[str, ...]
-    coefficient_table: tuple[Coefficient, ...]
-    at_bound: Mapping[tuple[str, str], str]  # (theta name, "low" or "high") -> what it means
-
-    @property
-    def num_parameters(self) -> int:
-        return len(self.theta_names)
-
-    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
-        """Natural log of the law's value, shape (..., N); -inf where the law predicts 0."""
-        raise NotImplementedError
-
-    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
-        """Derivatives of `log_value` by `theta`, shape (..., N, P)."""
-        raise NotImplementedError
-
-    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds of `theta`, shape (P,) each."""
-        raise NotImplementedError
-
-    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
-        """A grid of starting points made from the data, shape (S, P)."""
-        raise NotImplementedError
-
-    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
-        """The published formula's numbers, each of shape (...); inf where one overflows."""
-        raise NotImplementedError
+from t5scaling.analysis import rivals
+from t5scaling.analysis.law import Coefficient, Law
 
 
 class LogLaw(Law):
@@ -163,6 +96,9 @@ class LogLaw(Law):
                 "D0": np.exp(log_d0),
             }
 
+    def published(self, x, c):
+        return (np.log(c["A"]) + c["alpha"] * np.log(x)) ** c["beta"]
+
 
 class PowerLaw(Law):
     """L(D) = E + A / D^alpha (Isik et al., arXiv 2402.04177, Eq. 3).
@@ -242,8 +178,11 @@ class PowerLaw(Law):
                 "alpha": alpha,
             }
 
+    def published(self, x, c):
+        return c["E"] + c["A"] / x ** c["alpha"]
 
-LAWS: dict[str, Law] = {law.name: law for law in (LogLaw(), PowerLaw())}
+
+LAWS: dict[str, Law] = {law.name: law for law in (LogLaw(), PowerLaw(), *rivals.LAWS)}
 
 LOWER_IS_BETTER = frozenset({"cross_entropy", "loss", "perplexity", "ter", "wer"})
 
