@@ -83,7 +83,11 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--x", help="column of data sizes (default: the first of two)")
             sub.add_argument("--y", help="column of scores or losses (default: the second of two)")
             sub.add_argument("--group", default="", help="columns, by commas: a curve per value")
-            sub.add_argument("--law", help="log, power or all (default: by direction)")
+            sub.add_argument(
+                "--law",
+                help="log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; all: "
+                "every one of these, compared by rollout (default: log or power, by direction)",
+            )
             sub.add_argument("--hold-out", type=int, help="how many of the largest x to predict")
             sub.add_argument("--json", action="store_true", help="JSON instead of a table")
         elif verb in ("report", "status"):

@@ -66,8 +66,14 @@ def test_groups_and_json(tmp_path, capsys):
 
 def test_all_laws_are_compared_on_held_out_points(tmp_path, capsys):
     path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, SCORE, strict=True))
-    assert [r.law.name for r in fit_csv(path, law="all")] == ["log", "power"]
-    assert "smallest held-out error: log-law" in capsys.readouterr().out
+    assert [r.law.name for r in fit_csv(path, law="all")] == ["log", "ceiling", "hill"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "y: each size predicted from those below it: log-law predicts best" in told
+    path = table(tmp_path / "b.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
+    names = [r.law.name for r in fit_csv(path, law="all")]
+    assert names == ["power", "m1", "m3", "m4", "bnsl"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "loss: each size predicted from those below it: power law with floor" in told
 
 
 def test_hold_out_and_delta_reach_the_fit(tmp_path):

@@ -20,6 +20,7 @@ case. With 3 fitted sizes intervals are therefore very wide. That is what 3 size
 The band of predictions includes the noise of a new measurement.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,9 @@ from t5scaling.errors import UserError
 LEVEL = 0.90
 REPLICATES = 500
 FITTED_SIZES = 4  # the paper's protocol
+# What is made small: the difference of log values; of values, over the largest fitted one; or of
+# logs of what lies above the law's own floor (M2 of Alabdulmohsin et al., arXiv 2209.06640).
+RESIDUALS = ("log", "value", "reducible")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def fit_curve(
     *,
     hold_out: int | None = None,
     delta: float | None = None,
+    residual: str = "log",
     x_name: str = "x",
     y_name: str = "y",
 ) -> Fit:
@@ -130,11 +135,18 @@ def fit_curve(
 
     Args:
       hold_out: how many of the largest distinct x are held out; None: the paper's protocol.
-      delta: Huber's threshold on log values; None: the law's own.
+      delta: Huber's threshold on residuals; None: the law's own; inf: squares.
+      residual: one of RESIDUALS. The objective of "reducible" has its global minimum where points
+        lie at the floor, or at floor 0; of its minima the lowest within the bounds is taken.
 
     Raises:
-      UserError: a value that is not positive, or too few points.
+      UserError: a value that is not positive, too few points, or a law without a floor term for
+        residuals of what lies above it.
     """
+    if residual not in RESIDUALS:
+        raise UserError(f"residual {residual!r}: expected one of {', '.join(RESIDUALS)}")
+    if residual == "reducible" and type(law).floor is Law.floor:
+        raise UserError(f"the {law.title} has no floor of its own to take residuals above")
     x, y = np.asarray(x, float), np.asarray(y, float)
     order = np.lexsort((y, x))
     x, y = x[order], y[order]
@@ -148,21 +160,11 @@ def fit_curve(
     frame = Frame.of(x[fitted], y[fitted])
     log_x, log_y = np.log(x[fitted]), np.log(y[fitted])
 
-    starts = law.starts(log_x, log_y, frame)
-    solution = _solve(
-        law, frame, log_x, np.broadcast_to(log_y, (len(starts), len(log_y))), starts, delta
-    )
-    # Of starts that end equally well, one whose gradient vanished too.
-    equal = solution.objective <= solution.objective.min() * (1 + 1e-9)
-    best = int(
-        np.argmax(equal & solution.converged)
-        if (equal & solution.converged).any()
-        else np.argmin(solution.objective)
-    )
-    theta = solution.theta[best]
+    theta, objective, converged = best_theta(law, frame, log_x, log_y, delta, residual)
     residuals = log_y - law.log_value(theta, log_x, frame)
     sigma, df = _noise(log_x, log_y, residuals, law.num_parameters)
-    replicates, new_noise = _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta)
+    starts = law.starts(log_x, log_y, frame)
+    replicates, new_noise = _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta, residual)
 
     point = law.coefficients(theta, frame)
     spread = law.coefficients(replicates, frame)
@@ -172,13 +174,29 @@ def fit_curve(
         coefficients[name] = (float(point[name]), float(low[0]), float(high[0]))
     fit = Fit(
         law=law, x=x[fitted], y=y[fitted], delta=delta, theta=theta, frame=frame,
-        objective=float(solution.objective[best]), converged=bool(solution.converged[best]),
+        objective=objective, converged=converged,
         coefficients=coefficients, sigma=sigma, noise_df=df, replicates=replicates,
         replicate_noise=new_noise, held_out=(),
         extrapolation=float(np.log10(sizes[-1] / fitted_sizes[-1])),
         at_bound=_at_bound(law, frame, theta),
     )  # fmt: skip
     return _with_held_out(fit, x[~fitted], y[~fitted])
+
+
+def best_theta(
+    law: Law,
+    frame: Frame,
+    log_x: np.ndarray,
+    log_y: np.ndarray,
+    delta: float,
+    residual: str = "log",
+) -> tuple[np.ndarray, float, bool]:
+    """-> (theta (P,), objective, converged): the best of all starts, without intervals."""
+    starts = law.starts(log_x, log_y, frame)
+    goals = np.broadcast_to(log_y, (len(starts), len(log_y)))
+    solution = _solve(law, frame, log_x, goals, starts, delta, residual)
+    best = _best(solution, law, frame, inside=residual == "reducible")
+    return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
 
 
 def check_positive(law: Law, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
@@ -225,18 +243,60 @@ def _num_fitted(law: Law, num_sizes: int, hold_out: int | None, x_name: str) -> 
     return num_sizes - held_out
 
 
-def _solve(law: Law, frame: Frame, log_x, targets, starts, delta, **limits) -> Solution:
+def _solve(law, frame, log_x, targets, starts, delta, residual, **limits) -> Solution:
     lower, upper = law.bounds(frame)
-    return minimise(
-        lambda theta: law.log_value(theta, log_x, frame),
-        lambda theta: law.jacobian(theta, log_x, frame),
-        targets,
-        starts,
-        lower,
-        upper,
-        delta=delta,
-        **limits,
-    )
+    residuals_of, slopes_of = _residuals(law, frame, log_x, residual)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return minimise(
+            residuals_of, slopes_of, targets, starts, lower, upper, delta=delta, **limits
+        )
+
+
+def _residuals(law: Law, frame: Frame, log_x: np.ndarray, kind: str) -> tuple[Callable, Callable]:
+    """Residuals of log values (b, N) and minus their derivatives, see `RESIDUALS`."""
+    if kind == "log":
+        return (
+            lambda theta, log_y: log_y - law.log_value(theta, log_x, frame),
+            lambda theta, log_y: law.jacobian(theta, log_x, frame),
+        )
+    unit = np.exp(frame.log_high)
+
+    def value(theta):
+        return np.exp(law.log_value(theta, log_x, frame))
+
+    def value_slopes(theta):
+        return value(theta)[..., None] * law.jacobian(theta, log_x, frame)
+
+    if kind == "value":
+        return (
+            lambda theta, log_y: (np.exp(log_y) - value(theta)) / unit,
+            lambda theta, log_y: value_slopes(theta) / unit,
+        )
+
+    def reducible(theta, log_y):
+        floor = law.floor(theta, frame)[0][..., None]
+        return np.log(np.exp(log_y) - floor) - np.log(value(theta) - floor)
+
+    def reducible_slopes(theta, log_y):
+        floor, by_theta = law.floor(theta, frame)
+        floor, by_theta = floor[..., None], by_theta[..., None, :]
+        measured, fitted = np.exp(log_y) - floor, value(theta) - floor
+        return by_theta / measured[..., None] + (value_slopes(theta) - by_theta) / fitted[..., None]
+
+    return reducible, reducible_slopes
+
+
+def _best(solution: Solution, law: Law, frame: Frame, *, inside: bool) -> int:
+    """The lowest; of starts that end equally well, one whose gradient vanished too. With `inside`
+    one that converged within the bounds, if any did."""
+    objective = solution.objective
+    if inside:
+        lower, upper = law.bounds(frame)
+        within = ((solution.theta > lower + 1e-6) & (solution.theta < upper - 1e-6)).all(-1)
+        within &= solution.converged
+        objective = np.where(within, objective, np.inf) if within.any() else objective
+    equal = (objective <= objective.min() * (1 + 1e-9)) & solution.converged
+    return int(np.argmax(equal) if equal.any() else np.argmin(objective))
 
 
 def _noise(log_x, log_y, residuals, num_parameters) -> tuple[float, int]:
@@ -248,7 +308,7 @@ def _noise(log_x, log_y, residuals, num_parameters) -> tuple[float, int]:
     return noise_between_neighbours(sizes, means)
 
 
-def _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta):
+def _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta, residual):
     """Refits REPLICATES noisy copies of the fitted curve; seeded, so that results repeat."""
     rng = np.random.default_rng(0)
     scale = sigma * np.sqrt(df / rng.chisquare(df, REPLICATES)) if df else np.zeros(REPLICATES)
@@ -258,7 +318,7 @@ def _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta):
     first = np.vstack([theta, starts[:: max(1, len(starts) // 3)][:3]])
     solution = _solve(
         law, frame, log_x,
-        np.repeat(curves, len(first), axis=0), np.tile(first, (REPLICATES, 1)), delta,
+        np.repeat(curves, len(first), axis=0), np.tile(first, (REPLICATES, 1)), delta, residual,
         tolerance=1e-4, max_iterations=80,
     )  # fmt: skip
     best = solution.objective.reshape(REPLICATES, -1).argmin(1)

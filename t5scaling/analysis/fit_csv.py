@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from t5scaling.analysis.compare import compare
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, Point, curves_of, read_results
 from t5scaling.analysis.harvest import COLUMNS
@@ -36,8 +37,8 @@ def fit_csv(
       x, y: column names; default: the two columns of a table that has two. A study's results.csv
         needs neither: its curves are those of the study's report.
       group: columns that set curves apart.
-      law: "log", "power", "all", or None: falling values get the power law with floor, rising ones
-        the log-law.
+      law: name of a law, or None: falling values get the power law with floor, rising ones the
+        log-law; "all": every law for such values, and which of them predicts best.
       hold_out: how many of the largest sizes are held out; None: all but the 4 smallest.
       as_json: print the content of fits.json instead of tables.
       delta: Huber's threshold on log values; None: the law's own.
@@ -78,8 +79,7 @@ def fit_csv(
     for result, reason in zip(results, reasons, strict=True):
         print_fit(result, screen, reason)
     if law == "all":
-        for curve in curves:
-            _print_winner(curve, results, screen)
+        _print_comparison(curves, delta, screen)
     return results
 
 
@@ -157,30 +157,42 @@ def _float(path: Path, line: int, column: str, text: str) -> float:
 def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
     """(law, why) for a curve."""
     if name == "all":
-        return [(law, "") for law in LAWS.values()]
+        return [(law, "") for law in LAWS.values() if law.direction == _direction(curve)]
     if name is not None:
         return [(LAWS[name], "")]
     if "pretrain_data" in curve.key:
         return [(law_of_metric(curve.metric), "")]
-    log_x = np.log([p.x for p in curve.points])
-    y = np.array([p.value for p in curve.points])
-    centred = log_x - log_x.mean()
-    if centred @ y < 0:
+    if _direction(curve) < 0:
         return [(LAWS["power"], f"chosen because {curve.metric} falls as {curve.x_name} grows")]
     return [(LAWS["log"], f"chosen because {curve.metric} rises with {curve.x_name}")]
+
+
+def _direction(curve: Curve) -> int:
+    """-1 for values that fall with x, else 1."""
+    if _known(curve.metric):
+        return law_of_metric(curve.metric).direction
+    log_x = np.log([p.x for p in curve.points])
+    y = np.array([p.value for p in curve.points])
+    return -1 if (log_x - log_x.mean()) @ y < 0 else 1
 
 
 def _known(metric: str) -> bool:
     return metric in LOWER_IS_BETTER or metric in RESOLUTION
 
 
-def _print_winner(curve: Curve, results: list[CurveFit], screen) -> None:
-    checked = [r for r in results if r.curve is curve and r.fit and r.fit.held_out]
-    if len(checked) < 2:
-        return
-    best = min(checked, key=lambda r: r.fit.held_out_error)
-    errors = ", ".join(f"{r.law.title} {r.fit.held_out_error:.3g}" for r in checked)
-    screen.print(
-        f"{curve.label}: smallest held-out error: [bold]{best.law.title}[/bold] (RMS of log: "
-        f"{errors})"
-    )
+def _print_comparison(curves: Sequence[Curve], delta: float | None, screen) -> None:
+    """One sentence for the rising and one for the falling curves of each metric."""
+    groups: dict[tuple, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.metric, _direction(curve)), []).append(curve)
+    for (metric, direction), members in groups.items():
+        points = [np.array([(p.x, p.value) for p in curve.points]).T for curve in members]
+        most = max(len(np.unique(x)) for x, _ in points)
+        laws = [
+            law
+            for law in LAWS.values()
+            if law.direction == direction and law.num_parameters + 2 <= most
+        ]
+        if len(laws) > 1 and all((values > 0).all() for values in points):
+            told = compare(points, laws, delta=delta).sentence
+            screen.print(f"{metric}: each size predicted from those below it: [bold]{told}[/bold]")

@@ -77,6 +77,13 @@ class Law:
         """The published formula's numbers, each of shape (...); inf where one overflows."""
         raise NotImplementedError
 
+    def floor(self, theta: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """The value for unlimited D, shape (...), and its derivatives by `theta`, (..., P).
+
+        Only of laws that have a floor as a term of their own.
+        """
+        raise NotImplementedError
+
     def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         """`formula` with the coefficients `c`: overflows where they do; fits never call it."""
         raise NotImplementedError

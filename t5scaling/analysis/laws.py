@@ -164,7 +164,7 @@ class PowerLaw(Law):
         grid = [
             (log_y.mean(), steepness * factor, log_rho)
             for factor in (0.1, 0.4, 1.0, 1.5)
-            for log_rho in (0.0, 0.3, 0.8, 1.5, 2.5, 4.0)
+            for log_rho in (0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.5, 4.0)
         ]
         return np.array(grid)
 
@@ -177,6 +177,12 @@ class PowerLaw(Law):
                 "A": np.exp(value - log_rho + alpha * frame.log_centre),
                 "alpha": alpha,
             }
+
+    def floor(self, theta, frame):
+        value, log_rho = np.exp(theta[..., 0]), theta[..., 2]
+        floor = -value * np.expm1(-log_rho)
+        by_rho = value * np.exp(-log_rho)
+        return floor, np.stack([floor, np.zeros_like(floor), by_rho], axis=-1)
 
     def published(self, x, c):
         return c["E"] + c["A"] / x ** c["alpha"]

@@ -26,12 +26,14 @@ class Solution(NamedTuple):
 def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
     """r^2 / 2 up to delta, then linear: delta * (|r| - delta / 2) (Huber 1964)."""
     size = np.abs(residuals)
+    if np.isinf(delta):
+        return 0.5 * residuals**2
     return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
 
 
 def minimise(
-    predict: Callable[[np.ndarray], np.ndarray],
-    jacobian: Callable[[np.ndarray], np.ndarray],
+    residuals_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    slopes_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
     targets: np.ndarray,
     theta: np.ndarray,
     lower: np.ndarray,
@@ -41,31 +43,37 @@ def minimise(
     tolerance: float = 1e-7,
     max_iterations: int = 300,
 ) -> Solution:
-    """Minimises sum_n huber(targets - predict(theta)) for each row of the batch.
+    """Minimises sum_n huber(residual_n) for each row of the batch.
 
     Args:
-      predict: theta (b, P) -> (b, N), for any batch size b.
-      jacobian: theta (b, P) -> (b, N, P).
+      residuals_of: theta (b, P), targets (b, N) -> residuals (b, N), for any batch size b. Where
+        they are not finite the point is infeasible, and no step goes there.
+      slopes_of: theta (b, P), targets (b, N) -> minus their derivatives by theta (b, N, P).
       targets: (B, N).
       theta: (B, P) starting points; clipped into the bounds.
       lower, upper: (P,).
-      delta: Huber's threshold, in the unit of the targets.
+      delta: Huber's threshold, in the unit of the residuals.
       tolerance: converged where the gradient is smaller, as a share of the largest pull that one
-        residual can have (delta).
+        residual can have (delta; 1 for plain squares, delta = inf).
     """
     theta = np.clip(theta, lower, upper)
-    objective = huber(targets - predict(theta), delta).sum(-1)
+
+    def objective_of(theta, targets):
+        value = huber(residuals_of(theta, targets), delta).sum(-1)
+        return np.where(np.isfinite(value), value, np.inf)
+
+    objective = objective_of(theta, targets)
     converged = np.zeros(len(theta), bool)
     damping = np.full(len(theta), 1e-2)
     active = np.arange(len(theta))
     for iteration in range(max_iterations):
         at, goal = theta[active], targets[active]
-        residuals, slopes = goal - predict(at), jacobian(at)
+        residuals, slopes = residuals_of(at, goal), slopes_of(at, goal)
         pull = np.clip(residuals, -delta, delta)
         downhill = (slopes * pull[:, :, None]).sum(1)
         blocked = ((at <= lower) & (downhill < 0)) | ((at >= upper) & (downhill > 0))
         downhill = np.where(blocked, 0.0, downhill)
-        done = np.abs(downhill).max(-1) <= tolerance * delta
+        done = np.abs(downhill).max(-1) <= tolerance * min(delta, 1.0)
         converged[active[done]] = True
         going = ~done & (damping[active] < 1e14)
         if not going.any():
@@ -86,7 +94,7 @@ def minimise(
         models = [(reweighted, 0.0)]
         if iteration >= FIRST_NEWTON:
             fixed = blocked[:, :, None] | blocked[:, None]
-            bending = _second_derivatives(jacobian, at, pull, slopes) * ~fixed
+            bending = _second_derivatives(slopes_of, at, goal, pull, slopes) * ~fixed
             models.append((inliers.astype(float), bending))
         for weights, correction in models:
             weighted = (slopes * weights[:, :, None]).transpose(0, 2, 1)
@@ -94,7 +102,7 @@ def minimise(
             curvature += ridge[:, :, None] * np.eye(theta.shape[1])
             step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
             candidate = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
-            value = huber(goal - predict(candidate), delta).sum(-1)
+            value = objective_of(candidate, goal)
             better = value < best_objective
             best_theta = np.where(better[:, None], candidate, best_theta)
             best_objective = np.where(better, value, best_objective)
@@ -107,11 +115,11 @@ def minimise(
     return Solution(theta, objective, converged)
 
 
-def _second_derivatives(jacobian, theta: np.ndarray, pull: np.ndarray, slopes) -> np.ndarray:
-    """sum_n pull_n * d2 predict_n / d theta2, shape (b, P, P), by forward differences."""
+def _second_derivatives(slopes_of, theta, targets, pull, slopes) -> np.ndarray:
+    """sum_n pull_n * d slopes_n / d theta, shape (b, P, P), by forward differences."""
     step = 1e-6
     columns = [
-        (pull[:, :, None] * (jacobian(theta + shift) - slopes)).sum(1)
+        (pull[:, :, None] * (slopes_of(theta + shift, targets) - slopes)).sum(1)
         for shift in step * np.eye(theta.shape[1])
     ]
     second = np.stack(columns, axis=-1) / step

@@ -14,11 +14,12 @@ _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
 
 
 def _softplus(z):
-    return np.logaddexp(0.0, z)
+    return np.maximum(z, 0.0) + np.log1p(np.exp(-np.abs(z)))
 
 
 def _sigmoid(z):
-    return np.exp(-_softplus(-z))
+    shrink = np.exp(-np.abs(z))
+    return np.where(z < 0, shrink, 1.0) / (1 + shrink)
 
 
 class PurePower(Law):
@@ -301,13 +302,16 @@ class Sigmoidal(Law):
         high = np.clip((goal + np.log(2)) / np.maximum(a, 1e-3), 1.0, _FAR)
         z = np.where(goal < (a - 1) * np.log(2), np.maximum(low, goal), high)
         for _ in range(100):
-            miss = a * _softplus(z) - _softplus(-z) - goal
+            shrink = np.exp(-np.abs(z))
+            bend, inside = np.log1p(shrink), 1 / (1 + shrink)
+            miss = a * (np.maximum(z, 0) + bend) - (np.maximum(-z, 0) + bend) - goal
             low, high = np.where(miss < 0, z, low), np.where(miss < 0, high, z)
-            new = z - miss / (_sigmoid(-z) + a * _sigmoid(z))
+            outside = shrink * inside  # the sigmoid of -|z|
+            new = z - miss / np.where(z > 0, outside + a * inside, inside + a * outside)
             new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
             moved = np.abs(new - z)
             z = new
-            if np.all(moved <= 1e-12 * (1 + np.abs(z))):
+            if not np.any(moved > 1e-12 * (1 + np.abs(z))):
                 break
         return z, e, e0
 
