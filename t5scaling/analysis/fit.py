@@ -22,6 +22,7 @@ The band of predictions includes the noise of a new measurement.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from t5scaling.errors import UserError
 
 LEVEL = 0.90
 REPLICATES = 500
+PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 FITTED_SIZES = 4  # the paper's protocol
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
 # logs of what lies above the law's own floor (M2 of Alabdulmohsin et al., arXiv 2209.06640).
@@ -199,6 +201,39 @@ def best_theta(
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
 
 
+def refit(
+    law: Law,
+    frame: Frame,
+    log_x: np.ndarray,
+    curves: np.ndarray,
+    starts: np.ndarray,
+    delta: float,
+    residual: str = "log",
+    **limits: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fits many curves over the same sizes, each from all `starts`.
+
+    Args:
+      curves: log values (R, N).
+      starts: (S, P).
+      limits: tolerance and max_iterations of `minimise`.
+
+    Returns:
+      (theta (R, P), objective (R,), converged (R,)) of the best start of each curve.
+    """
+    found = []
+    for block in np.array_split(curves, max(1, len(curves) * len(starts) // PROBLEMS_AT_ONCE)):
+        goals = np.repeat(block, len(starts), axis=0)
+        solution = _solve(
+            law, frame, log_x, goals, np.tile(starts, (len(block), 1)), delta, residual, **limits
+        )
+        objective = solution.objective.reshape(len(block), -1)
+        best = objective.argmin(1) + len(starts) * np.arange(len(block))
+        found.append([column[best] for column in solution])
+    theta, objective, converged = (np.concatenate(column) for column in zip(*found, strict=True))
+    return theta, objective, converged
+
+
 def check_positive(law: Law, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
     """Raises UserError where a logarithm does not exist."""
     if not np.all(x > 0):
@@ -316,14 +351,10 @@ def _bootstrap(law, frame, log_x, theta, starts, sigma, df, delta, residual):
     new_noise = rng.standard_normal(REPLICATES) * scale
     curves = law.log_value(theta, log_x, frame) + noise
     first = np.vstack([theta, starts[:: max(1, len(starts) // 3)][:3]])
-    solution = _solve(
-        law, frame, log_x,
-        np.repeat(curves, len(first), axis=0), np.tile(first, (REPLICATES, 1)), delta, residual,
-        tolerance=1e-4, max_iterations=80,
-    )  # fmt: skip
-    best = solution.objective.reshape(REPLICATES, -1).argmin(1)
-    thetas = solution.theta.reshape(REPLICATES, len(first), -1)
-    return thetas[np.arange(REPLICATES), best], new_noise
+    thetas, _, _ = refit(
+        law, frame, log_x, curves, first, delta, residual, tolerance=1e-4, max_iterations=80
+    )
+    return thetas, new_noise
 
 
 def _interval(draws: np.ndarray, transform=lambda v: v) -> tuple[np.ndarray, np.ndarray]:
