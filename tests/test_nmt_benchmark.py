@@ -1,6 +1,6 @@
 """The learning-curve benchmark of Alabdulmohsin et al. (arXiv 2209.06640), its translation part.
 
-tests/golden/nmt_learning_curves.csv: CC BY 4.0, Google Research. Laws are fitted up to 256 million
+benchmarks/nmt_learning_curves.csv: CC BY 4.0, Google Research. Laws are fitted up to 256 million
 sentence pairs; the error is that of the log loss at 512 million.
 """
 
@@ -29,7 +29,7 @@ ROWS = [name for name in PUBLISHED if name != "Dec"]
 @pytest.fixture(scope="module")
 def curves():
     points = defaultdict(list)
-    path = Path(__file__).parent / "golden" / "nmt_learning_curves.csv"
+    path = Path(__file__).parents[1] / "benchmarks" / "nmt_learning_curves.csv"
     with open(path, encoding="utf-8") as file:
         for row in csv.DictReader(file):
             points[row["curve"]].append((float(row["sentence_pairs"]), float(row["loss"])))
