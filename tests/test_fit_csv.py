@@ -76,6 +76,28 @@ def test_all_laws_are_compared_on_held_out_points(tmp_path, capsys):
     assert "loss: each size predicted from those below it: power law with floor" in told
 
 
+def test_rows_at_zero_are_the_baseline(tmp_path, capsys):
+    rows = [(0, 9.0), (0, 9.2), *zip(X, LOSS, strict=True)]
+    (result,) = fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], rows))
+    (without,) = fit_csv(table(tmp_path / "b.csv", ["tokens", "loss"], rows[2:]))
+    assert result.curve.baseline_value == pytest.approx(9.1)
+    assert capsys.readouterr().out.count("without pretraining: 9.1 (not a point of the law)") == 1
+    assert result.fit.coefficients == without.fit.coefficients
+
+
+def test_repeated_rows_and_mixed_units_are_pointed_out(tmp_path, capsys):
+    rows = list(zip(X, LOSS, strict=True))
+    fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], rows))
+    assert capsys.readouterr().err == ""
+    fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], [*rows, rows[0]]), as_json=True)
+    captured = capsys.readouterr()
+    assert f"row {len(rows) + 2} repeats row 2" in captured.err
+    json.loads(captured.out)
+    mixed = [(x if i % 2 else x / 1e6, y) for i, (x, y) in enumerate(rows)]
+    fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], mixed))
+    assert "are some given in millions or billions?" in capsys.readouterr().err
+
+
 def test_hold_out_and_delta_reach_the_fit(tmp_path):
     path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, LOSS, strict=True))
     (result,) = fit_csv(path, hold_out=1, delta=0.05)
@@ -99,7 +121,7 @@ def test_a_study_table_needs_no_columns(tmp_path):
         ("a,b\n1,2\n2,x\n", {}, r"row 3: b = 'x' is not a number"),
         ("a,b\n1,2\n2,\n", {}, r"row 3: b = '' is not a number"),
         ("a,b\n1,nan\n", {}, r"row 2: b = 'nan' is not a number"),
-        ("a,b\n1,2\n0,3\n", {}, r"row 3: a = 0: sizes must be positive"),
+        ("a,b\n0,3\n", {}, r"no rows with a > 0"),
         ("a,b\n1,2\n-4,3\n", {}, r"row 3: a = -4: sizes must be positive"),
         ("a,b\n1,2\n2,3\n3,4\n", {}, r"3 distinct a: too few points .* needs 4"),
         ("a,b\n1,2,3\n", {}, r"row 2: 3 cells, the header has 2"),

@@ -1,8 +1,10 @@
 """A law for somebody who has only a table: CSV or TSV, one row per measurement."""
 
 import csv
+import itertools
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from t5scaling.analysis.laws import LAWS, LOWER_IS_BETTER, law_of_metric
 from t5scaling.analysis.tables import console, print_fit
 from t5scaling.analysis.verdict import RESOLUTION
 from t5scaling.errors import UserError, nearest
+
+UNIT_GAP = 1e4  # between neighbouring sizes; more looks like two units
 
 
 def fit_csv(
@@ -35,7 +39,8 @@ def fit_csv(
       path: CSV, or TSV if the name ends in .tsv or the header holds tabs; the first row is the
         header.
       x, y: column names; default: the two columns of a table that has two. A study's results.csv
-        needs neither: its curves are those of the study's report.
+        needs neither: its curves are those of the study's report. Rows with x = 0 are a
+        baseline without pretraining, shown but not fitted.
       group: columns that set curves apart.
       law: name of a law, or None: falling values get the power law with floor, rising ones the
         log-law; "all": every law for such values, and which of them predicts best.
@@ -126,22 +131,49 @@ def _curves(path, header, rows, x, y, group) -> list[Curve]:
         x = x or free.pop(0)
         y = y or free.pop(0)
     points: dict[tuple, list[Point]] = {}
+    baselines: dict[tuple, list[Point]] = {}
+    seen: dict[tuple, int] = {}
     for line, cells in rows:
         cell = dict(zip(header, cells, strict=True))
         size = _float(path, line, x, cell[x])
-        if size <= 0:
+        if size < 0:
             raise UserError(
-                f"{path}, row {line}: {x} = {cell[x].strip()}: sizes must be positive; leave out a "
-                "baseline without pretraining, it is not a point of the law"
+                f"{path}, row {line}: {x} = {cell[x].strip()}: sizes must be positive, or 0 for a "
+                "baseline without pretraining"
             )
+        key = tuple(cell[name] for name in group)
         point = Point(size, _float(path, line, y, cell[y]))
-        points.setdefault(tuple(cell[name] for name in group), []).append(point)
+        (points if size else baselines).setdefault(key, []).append(point)
+        first = seen.setdefault((*cells,), line)
+        if first != line:
+            _warn(f"{path}, row {line} repeats row {first}: both count, as two measurements")
     if not points:
-        raise UserError(f"{path}: no rows under the header")
-    return [
-        Curve(key=dict(zip(group, key, strict=True)), metric=y, x_name=x, points=tuple(members))
+        raise UserError(f"{path}: no rows with {x} > 0 under the header")
+    curves = [
+        Curve(
+            key=dict(zip(group, key, strict=True)), metric=y, x_name=x, points=tuple(members),
+            baseline=tuple(baselines.get(key, ())),
+        )
         for key, members in points.items()
-    ]
+    ]  # fmt: skip
+    for curve in curves:
+        _warn_of_mixed_units(path, curve)
+    return curves
+
+
+def _warn_of_mixed_units(path: Path, curve: Curve) -> None:
+    """Sizes of one study lie within a few powers of ten; a gap of four is a change of unit."""
+    sizes = sorted({point.x for point in curve.points})
+    for small, large in itertools.pairwise(sizes):
+        if large / small >= UNIT_GAP:
+            _warn(
+                f"{path}: {curve.x_name} goes from {small:g} to {large:g} without a point between: "
+                "are some given in millions or billions?"
+            )
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _float(path: Path, line: int, column: str, text: str) -> float:

@@ -55,6 +55,9 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
         screen.print(f"[bold]{escape(this.curve.label)}[/bold]")
     title = f"[bold]{this.law.title}[/bold]  {escape(this.law.formula)}, D = {this.curve.x_name}"
     screen.print(title + (f"  ({escape(because)})" if because else ""))
+    if this.curve.baseline:
+        value = number(this.curve.baseline_value)
+        screen.print(f"without pretraining: {value} (not a point of the law)")
     fit = this.fit
     if fit is None:
         screen.print(f"not fitted: {escape(this.note)}")
