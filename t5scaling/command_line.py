@@ -85,8 +85,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--group", default="", help="columns, by commas: a curve per value")
             sub.add_argument(
                 "--law",
-                help="log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; all: "
-                "every one of these, compared by rollout (default: log or power, by direction)",
+                help="log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
+                "gordon or gadre where x is a loss; all: every one for such values, compared by "
+                "rollout (default: log or power, by direction)",
             )
             sub.add_argument("--hold-out", type=int, help="how many of the largest x to predict")
             sub.add_argument("--json", action="store_true", help="JSON instead of a table")

@@ -75,6 +75,18 @@ def test_rivals_are_recovered_from_exact_points(name, coefficients):
     assert found == pytest.approx(coefficients, rel=2e-2)
 
 
+@pytest.mark.parametrize(
+    ("name", "coefficients"),
+    [("gordon", {"C": 900.0, "k": -1.4}), ("gadre", {"e": 0.8, "k": 2.0, "g": 0.9})],
+)
+def test_laws_of_a_loss_are_recovered_from_exact_points(name, coefficients):
+    x = np.linspace(2.0, 4.0, 9)
+    fit = fit_curve(LAWS[name], x, LAWS[name].published(x, coefficients), hold_out=2)
+    assert fit.converged and fit.held_out_error < 1e-4
+    found = {key: fit.coefficients[key][0] for key in coefficients}
+    assert found == pytest.approx(coefficients, rel=1e-3)
+
+
 def test_residuals_of_values_weigh_large_values_more():
     x = np.repeat(X6, 2)
     y = loss(x)

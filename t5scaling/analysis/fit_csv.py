@@ -189,7 +189,7 @@ def _float(path: Path, line: int, column: str, text: str) -> float:
 def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
     """(law, why) for a curve."""
     if name == "all":
-        return [(law, "") for law in LAWS.values() if law.direction == _direction(curve)]
+        return [(law, "") for law in _families(_direction(curve))]
     if name is not None:
         return [(LAWS[name], "")]
     if "pretrain_data" in curve.key:
@@ -197,6 +197,11 @@ def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
     if _direction(curve) < 0:
         return [(LAWS["power"], f"chosen because {curve.metric} falls as {curve.x_name} grows")]
     return [(LAWS["log"], f"chosen because {curve.metric} rises with {curve.x_name}")]
+
+
+def _families(direction: int) -> list[Law]:
+    """The laws of sizes that go this way."""
+    return [law for law in LAWS.values() if law.direction == direction and not law.of_loss]
 
 
 def _direction(curve: Curve) -> int:
@@ -220,11 +225,7 @@ def _print_comparison(curves: Sequence[Curve], delta: float | None, screen) -> N
     for (metric, direction), members in groups.items():
         points = [np.array([(p.x, p.value) for p in curve.points]).T for curve in members]
         most = max(len(np.unique(x)) for x, _ in points)
-        laws = [
-            law
-            for law in LAWS.values()
-            if law.direction == direction and law.num_parameters + 2 <= most
-        ]
+        laws = [law for law in _families(direction) if law.num_parameters + 2 <= most]
         if len(laws) > 1 and all((values > 0).all() for values in points):
             told = compare(points, laws, delta=delta).sentence
             screen.print(f"{metric}: each size predicted from those below it: [bold]{told}[/bold]")

@@ -48,6 +48,7 @@ class Law:
     title: str  # in tables and figures
     formula: str
     direction: int  # +1: rises with x, -1: falls with x
+    of_loss: bool = False  # x is a loss, not a size
     huber_delta: float  # default, on log values
     theta_names: tuple[str, ...]
     coefficient_table: tuple[Coefficient, ...]

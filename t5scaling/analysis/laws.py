@@ -1,14 +1,14 @@
 """The scaling laws: one small object per law.
 
 Here are the two that the paper fits (Isik et al., arXiv 2402.04177) and the table of all; the
-others are in `rivals`. To add a law, write one class and enter it in `LAWS`.
+others are in `rivals` and `loss_laws`. To add a law, write one class and enter it in `LAWS`.
 """
 
 from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis import rivals
+from t5scaling.analysis import loss_laws, rivals
 from t5scaling.analysis.law import Coefficient, Law
 
 
@@ -188,7 +188,9 @@ class PowerLaw(Law):
         return c["E"] + c["A"] / x ** c["alpha"]
 
 
-LAWS: dict[str, Law] = {law.name: law for law in (LogLaw(), PowerLaw(), *rivals.LAWS)}
+LAWS: dict[str, Law] = {
+    law.name: law for law in (LogLaw(), PowerLaw(), *rivals.LAWS, *loss_laws.LAWS)
+}
 
 LOWER_IS_BETTER = frozenset({"cross_entropy", "loss", "perplexity", "ter", "wer"})
 

@@ -404,12 +404,16 @@ class Ceiling(Law):
     }
 
     @staticmethod
-    def _span(frame):
-        return 2 * (frame.log_centre - frame.log_min)
+    def _range(frame):
+        """Where v is 0, and the span in which it grows by 1."""
+        return frame.log_min, 2 * (frame.log_centre - frame.log_min)
+
+    def _place(self, log_x, frame):
+        start, span = self._range(frame)
+        return (log_x - start) / span
 
     def _shape(self, theta, log_x, frame):
-        k = np.exp(theta[..., 2, None])
-        v = (log_x - frame.log_min) / self._span(frame)
+        k, v = np.exp(theta[..., 2, None]), self._place(log_x, frame)
         with np.errstate(over="ignore"):
             return k, v, np.expm1(-k * v) / np.expm1(-k)
 
@@ -447,14 +451,14 @@ class Ceiling(Law):
 
     def coefficients(self, theta, frame):
         value, log_gain, log_k = (theta[..., i] for i in range(3))
-        k, span = np.exp(log_k), self._span(frame)
+        start, span = self._range(frame)
+        k = np.exp(log_k)
         missing = np.exp(value + log_gain) / -np.expm1(-k)
+        limit, rate = np.exp(value) + missing, k / span
         with np.errstate(over="ignore"):
-            return {
-                "C": np.exp(value) + missing,
-                "A": missing * np.exp(k / span * frame.log_min),
-                "alpha": k / span,
-            }
+            factor = missing * np.exp(rate * start)
+        names = (c.name for c in self.coefficient_table)
+        return dict(zip(names, (limit, factor, rate), strict=True))
 
     def published(self, x, c):
         return c["C"] - c["A"] / x ** c["alpha"]
