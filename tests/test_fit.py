@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize
 
 from t5scaling.analysis import fit as fit_module
 from t5scaling.analysis.fit import fit_curve, noise_between_neighbours
@@ -73,6 +73,41 @@ def test_rivals_are_recovered_from_exact_points(name, coefficients):
     assert fit.converged and fit.held_out_error < 1e-3
     found = {key: fit.coefficients[key][0] for key in coefficients}
     assert found == pytest.approx(coefficients, rel=2e-2)
+
+
+def textbook_fit(x, y):
+    """(log A, alpha, beta) of (log(A D^alpha))^beta, fitted as they stand."""
+
+    def residuals(p):
+        inside = p[0] + p[1] * np.log(x)
+        value = p[2] * np.log(np.maximum(inside, 1e-300))
+        return np.where(inside > 0, value, -1e3) - np.log(y)
+
+    starts = [(a, b, c) for a in (-7, 0, 5) for b in (0.3, 1.0) for c in (0.5, 1.0, 2.0)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = [least_squares(residuals, start, loss="huber", f_scale=0.1) for start in starts]
+    return min(fits, key=lambda fit: fit.cost)
+
+
+def test_the_log_law_stays_finite_where_the_textbook_form_runs_away():
+    saturating = 40.0 - 30.0 * 1e6 / X6
+    fit = fit_curve(LOG, X6, saturating, hold_out=2)
+    textbook = textbook_fit(X6[:4], saturating[:4])
+    assert textbook.x[0] < -1e5 and textbook.x[1] > 1e4
+    assert fit.converged and fit.objective <= textbook.cost * (1 + 1e-6)
+    assert np.all(np.abs(fit.theta) < 10) and not fit.at_bound
+    assert 5e5 < fit.coefficients["D0"][0] < 1e6  # what the points do say
+    assert fit.coefficients["beta"][0] == pytest.approx(0.359, abs=1e-3)
+    assert 0 < min(p.log_error for p in fit.held_out) < 0.12  # too high, as it has no ceiling
+
+
+def test_the_log_law_stays_useful_for_a_pure_power_of_the_size():
+    power = (X6 / 1e6) ** 0.8
+    textbook = textbook_fit(X6[:4], power[:4])
+    assert abs(textbook.x[1]) < 0.01 and abs(textbook.x[2]) > 50  # along the ridge, either way
+    fit = fit_curve(LOG, X6, power, hold_out=2)
+    assert fit.held_out_error < 0.01
+    assert any("cannot be told from a pure power" in note for note in fit.at_bound)
 
 
 @pytest.mark.parametrize(
