@@ -1,0 +1,249 @@
+"""Model directories as stock T5X leaves them, read without TensorFlow or JAX.
+
+A run is a folder with any of these (T5X's `t5x/trainer.py` and `t5x/gin_utils.py`, SeqIO's
+`seqio/loggers.py`), and without a run.json, which marks a run of ours:
+  config.gin                                     the configuration, every macro in it
+  inference_eval/<task>-metrics.jsonl            metrics of decoded text: {"step": n, "bleu": ...}
+  inference_eval/<task>/events.out.tfevents.*    the same, tagged eval/<metric>, in float32
+  training_eval/<task>/events.out.tfevents.*     teacher-forced: loss, cross_ent_loss, accuracy, ...
+  train/events.out.tfevents.*                    the training batches
+
+One row per (run, task, step, metric, source):
+
+| column | meaning |
+|---|---|
+| run | path of the run below the folder; "." if the folder itself is one |
+| pretrain_steps | N of INITIAL_CHECKPOINT_PATH = ".../checkpoint_N" in config.gin; 0 if there is \
+none, or no config.gin |
+| pretrain_run | name of the folder that holds that checkpoint; empty if there is none |
+| task | what was evaluated; empty for the training batches |
+| step | T5X's own count, which goes on from pretraining's |
+| finetune_steps | step - pretrain_steps; the step itself in a run that began at 0 again |
+| metric, value | the measurement |
+| source | inference_eval, training_eval or train |
+
+Of measurements made twice, as after a restart, the last one stands; the .jsonl stands before the
+event file. Values that are no finite scalar and measurements without a step (SeqIO's -1) are left
+out.
+"""
+
+import ast
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+from t5scaling.errors import UserError
+
+COLUMNS = (
+    "run", "pretrain_steps", "pretrain_run", "task", "step", "finetune_steps", "metric", "value",
+    "source",
+)  # fmt: skip
+SOURCES = ("inference_eval", "training_eval", "train")
+
+_EVENTS, _LINES = "events.out.tfevents.*", "*-metrics.jsonl"
+_SORTED_BY = ("run", "task", "step", "metric", "source")
+_FLOAT, _DOUBLE = 1, 2  # DataType of TensorFlow's types.proto
+
+# (source, task, step, metric)
+_Place = tuple[str, str, int, str]
+
+
+def is_t5x_directory(folder: str | os.PathLike) -> bool:
+    """Whether T5X left a run here or below, and this program none."""
+    runs, ours = _find_runs(Path(folder))
+    return bool(runs) and not ours
+
+
+def read_t5x_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of every run here or below, sorted; the module describes the columns.
+
+    Raises UserError if there is no measurement, or a file is damaged. A record that ends with its
+    event file is no damage: the job may still be writing it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {found}; expected a folder of T5X runs")
+    runs, _ = _find_runs(folder)
+    rows = [row for run in runs for row in _rows(run, run.relative_to(folder).as_posix())]
+    if not rows:
+        found = f"no measurement in {len(runs)} T5X run(s)" if runs else "no T5X run"
+        raise UserError(
+            f"{folder}: {found}; expected <run>/inference_eval/<task>{_LINES[1:]}, or {_EVENTS} "
+            "in <run>/inference_eval/<task>, <run>/training_eval/<task> or <run>/train"
+        )
+    return sorted(rows, key=lambda row: tuple(row[column] for column in _SORTED_BY))
+
+
+def _find_runs(folder: Path) -> tuple[list[Path], bool]:
+    """T5X's runs, and whether there are runs of ours."""
+    runs, ours = [], False
+    for name, below, files in os.walk(folder):
+        place = Path(name)
+        if "run.json" in files:
+            ours = True
+            below.clear()
+            continue
+        # A checkpoint is a tree of thousands of files.
+        below[:] = [child for child in below if not child.startswith(("checkpoint_", "."))]
+        if next(_files(place), None):
+            runs.append(place)
+            below[:] = [child for child in below if child not in SOURCES]
+    return runs, ours
+
+
+def _files(run: Path) -> Iterator[tuple[str, str, Path]]:
+    """(source, task, file) of each event file and, after all of them, of each .jsonl."""
+    for source in SOURCES:
+        # A task's name may hold a slash; "train" may be a folder of runs.
+        pattern = _EVENTS if source == "train" else f"**/{_EVENTS}"
+        for file in sorted((run / source).glob(pattern)):
+            task = file.parent.relative_to(run / source).as_posix()
+            yield source, "" if task == "." else task, file
+    root = run / "inference_eval"
+    for file in sorted(root.rglob(_LINES)):
+        yield root.name, file.relative_to(root).as_posix().removesuffix(_LINES[1:]), file
+
+
+def _rows(run: Path, name: str) -> list[dict[str, Any]]:
+    measured: dict[_Place, float] = {}
+    written: dict[_Place, float] = {}  # when; event files of one task overlap after a restart
+    for source, task, file in _files(run):
+        if file.suffix == ".jsonl":
+            for step, metric, value in _read_lines(file):
+                measured[source, task, step, metric] = value
+            continue
+        for wall_time, step, tag, value in _read_events(file):
+            metric = tag.removeprefix("eval/") if source == "inference_eval" else tag
+            place = (source, task, step, metric)
+            if wall_time >= written.get(place, -math.inf):
+                measured[place], written[place] = value, wall_time
+    measured = {place: value for place, value in measured.items() if place[2] >= 0}
+
+    checkpoint = _initial_checkpoint(run / "config.gin")
+    pretrain_run, pretrain_steps = checkpoint or ("", 0)
+    # T5X restores the step with the weights, unless the run was told to drop it.
+    goes_on = all(step >= pretrain_steps for _, _, step, _ in measured)
+    return [
+        {
+            "run": name,
+            "pretrain_steps": pretrain_steps,
+            "pretrain_run": pretrain_run,
+            "task": task,
+            "step": step,
+            "finetune_steps": step - pretrain_steps if goes_on else step,
+            "metric": metric,
+            "value": value,
+            "source": source,
+        }
+        for (source, task, step, metric), value in measured.items()
+        if math.isfinite(value)
+    ]
+
+
+def _initial_checkpoint(config: Path) -> tuple[str, int] | None:
+    """(name of the folder that holds it, its step); None if the run began with random weights."""
+    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
+    # gin breaks a long binding after a backslash, and indents all lines but the first.
+    text = re.sub(r"\\?\r?\n[ \t]+", " ", text)
+    if re.search(r"^\S*\bCheckpointConfig\.restore\s*=\s*None\b", text, re.MULTILINE):
+        return None
+    macros = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+    value = macros.pop("INITIAL_CHECKPOINT_PATH", "None")
+    while name := re.match(r"%(\w+)", value):  # popped: a circle of names comes to an end
+        value = macros.pop(name[1], "None")
+    try:
+        path = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        path = value
+    if not path:
+        return None
+    # The second is Mesh TensorFlow's name for the checkpoints of T5, which T5X restores too.
+    match = re.search(r"([^/]*)/+(?:checkpoint_|model\.ckpt-)(\d+)/*$", str(path))
+    if not match:
+        raise UserError(
+            f"{config}: INITIAL_CHECKPOINT_PATH = {path!r} does not tell the steps of pretraining; "
+            "expected '<pretraining run>/checkpoint_<steps>'"
+        )
+    return match[1], int(match[2])
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str, float]]:
+    """(step, metric, value) of each number in a .jsonl; texts and lists are no scalars."""
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:  # neither JSON nor UTF-8
+            line = None
+        step = line.get("step") if isinstance(line, dict) else None
+        if type(step) is not int:
+            found = text.decode(errors="replace").strip()[:60]
+            raise UserError(
+                f"{path}, line {number}: found {found!r}; "
+                'expected a JSON object such as {"step": 1000, "bleu": 12.3}'
+            )
+        for metric, value in line.items():
+            if metric != "step" and type(value) in (int, float):
+                yield step, metric, float(value)
+
+
+def _read_events(path: Path) -> Iterator[tuple[float, int, str, float]]:
+    """(wall time in seconds, step, tag, value) of each scalar in an event file."""
+    for record in _records(path):
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            scalar = _scalar(value)
+            if scalar is not None:
+                yield event.wall_time, event.step, value.tag, scalar
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The data of each whole record: uint64 length, its checksum, data, its checksum."""
+    with open(path, "rb") as file:
+        while len(header := file.read(12)) == 12:
+            if _checksum(header[:8]) != header[8:]:
+                raise _damaged(path, file.tell() - 12)
+            (length,) = struct.unpack("<Q", header[:8])
+            body = file.read(length + 4)
+            if len(body) < length + 4:
+                return
+            if _checksum(body[:length]) != body[length:]:
+                raise _damaged(path, file.tell() - len(body))
+            yield body[:length]
+
+
+def _checksum(data: bytes) -> bytes:
+    """CRC-32C, masked as TFRecord does, in bytes."""
+    crc = crc32c(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _damaged(path: Path, offset: int) -> UserError:
+    return UserError(
+        f"{path}, byte {offset}: wrong checksum; expected a TensorBoard event file: copy it again, "
+        "or remove it to do without"
+    )
+
+
+def _scalar(value: Summary.Value) -> float | None:
+    """The number of a summary, of TensorFlow 1's kind or 2's; None for an image, a text, ..."""
+    if value.WhichOneof("value") == "simple_value":
+        return value.simple_value
+    tensor = value.tensor
+    if tensor.dtype not in (_FLOAT, _DOUBLE) or tensor.tensor_shape.dim:
+        return None
+    if tensor.tensor_content:
+        return struct.unpack("<f" if tensor.dtype == _FLOAT else "<d", tensor.tensor_content)[0]
+    numbers = tensor.float_val if tensor.dtype == _FLOAT else tensor.double_val
+    return numbers[0] if numbers else 0.0  # TensorFlow writes no list for a zero
