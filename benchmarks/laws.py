@@ -18,10 +18,10 @@ import numpy as np
 from scipy.optimize import curve_fit
 from train_step import note, spread, verdict
 
-from t5scaling.analysis.fit import refit
 from t5scaling.analysis.law import Frame
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.least_squares import huber
+from t5scaling.analysis.solve import Problem, refit
 
 SIZES, SEEDS, NOISE, STARTS, DELTA = 6, 3, 0.03, 30, 0.1
 SECONDS_TARGET, RATIO_TARGET = 30.0, 20.0
@@ -68,13 +68,14 @@ def main() -> None:
     law, (log_x, truth) = LAWS["log"], study()
     draw = np.random.default_rng(0)
     curves = truth + NOISE * draw.standard_normal((arguments.replicates, len(log_x)))
-    frame = Frame.of(np.exp(log_x), np.exp(truth))
+    problem = Problem.of(law, np.exp(log_x), np.exp(truth), DELTA)
+    frame = problem.frame
     grid = law.starts(log_x, truth, frame)
     more = grid[draw.choice(len(grid), STARTS - len(grid), replace=False)] * 1.1
     starts = np.clip(np.vstack([grid, more]), *law.bounds(frame))
 
     begin = time.perf_counter()
-    theta, objective, converged = refit(law, frame, log_x, curves, starts, DELTA)
+    theta, objective, converged = refit(problem, curves, starts)
     ours = time.perf_counter() - begin
     fits = len(curves) * len(starts)
     note(f"t5scaling: {len(curves):,} replicates from {len(starts)} starts in {ours:.1f} s; "

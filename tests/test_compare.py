@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis.compare import compare, rollout
+from t5scaling.analysis.compare import compare, predictions
 from t5scaling.analysis.laws import LAWS
 from t5scaling.errors import UserError
 
@@ -27,7 +27,7 @@ def unbounded(seed):
 def test_a_rollout_predicts_each_size_from_those_below_it():
     x = np.repeat(X, 2)
     y = np.repeat(2.0 * (X / 1e8) ** -0.3, 2)
-    steps = rollout(LAWS["m1"], x, y)
+    steps = predictions(LAWS["m1"], x, y)
     assert [step.k for step in steps] == [3, 4, 5, 6, 7, 8]
     assert [step.x for step in steps] == X[3:].tolist()
     assert all(step.converged and abs(step.log_error) < 1e-6 for step in steps)
@@ -38,7 +38,7 @@ def test_a_point_does_not_change_the_predictions_before_it():
     x, y = saturating(0)
     changed = y.copy()
     changed[-1] *= 3
-    before, after = (rollout(LAWS["ceiling"], x, values) for values in (y, changed))
+    before, after = (predictions(LAWS["ceiling"], x, values) for values in (y, changed))
     assert [s.log_error for s in before[:-1]] == [s.log_error for s in after[:-1]]
     assert before[-1].log_error != after[-1].log_error
 
@@ -47,7 +47,7 @@ def test_saturating_curves_prefer_a_ceiling_and_the_log_law_overshoots():
     found = compare([saturating(seed) for seed in range(4)], RISING)
     assert found.winner is not None and found.winner.name in ("ceiling", "hill")
     (log,) = [family for family in found.families if family.law.name == "log"]
-    assert np.mean([step.log_error for step in log.steps]) > 0.02  # predicted too high
+    assert np.mean([step.log_error for step in log.predictions]) > 0.02  # predicted too high
     assert "better than" in found.sentence
 
 

@@ -7,6 +7,7 @@ from t5scaling.analysis.law import Frame
 from t5scaling.analysis.laws import LAWS, law_of_metric
 
 X = 1e5 * 2.0 ** np.arange(8)
+ONE_SIZE = {name: law for name, law in LAWS.items() if len(law.sizes) == 1}
 LOG = LAWS["log"]
 POWER = LAWS["power"]
 THETAS = {
@@ -104,7 +105,7 @@ def test_power_law_without_floor_is_a_straight_line_in_logs():
     np.testing.assert_allclose(np.diff(log_value) / np.diff(np.log(X)), -0.07, rtol=1e-9)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("law", ONE_SIZE.values(), ids=ONE_SIZE)
 def test_starts_lie_within_bounds_and_work_for_a_batch(law):
     frame, log_x = frame_of(law), np.log(X)
     log_y = law.direction * 0.1 * (log_x - log_x.mean())
@@ -116,7 +117,7 @@ def test_starts_lie_within_bounds_and_work_for_a_batch(law):
     assert np.isfinite(law.jacobian(starts, log_x, frame)).all()
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("law", ONE_SIZE.values(), ids=ONE_SIZE)
 def test_every_coefficient_is_explained(law):
     names = {c.name for c in law.coefficient_table}
     theta = law.starts(np.log(X), np.log(X) * law.direction * 0.1, frame_of(law))[0]

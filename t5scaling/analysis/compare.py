@@ -1,44 +1,67 @@
 """Which family of laws a set of curves follows, judged by what it has not seen.
 
-The protocol is a rollout: fit the first k sizes, predict the next one, for growing k. Families are
-ranked by the root mean square of these errors in log values, over the predictions that all of them
-could make. The first is called the winner only if a paired test can tell it from the second
-(Wilcoxon's signed-rank test of the absolute errors, 5 %): errors of one curve at one k are made on
-the same points. Fit errors play no part: the family with the most coefficients has the smallest.
+Three protocols say what is fitted and what is predicted:
+
+- "rollout": the first k sizes, and the next one from them, for growing k (the default);
+- "smallest": the 4 smallest sizes, and all others from them (Isik et al., arXiv 2402.04177);
+- "last": all but the last size, and that one from them (Alabdulmohsin et al., arXiv 2209.06640).
+
+Families are ranked by the root mean square of these errors in log values, over the predictions that
+all of them could make. The first is called the winner only if a paired test can tell it from the
+second (Wilcoxon's signed-rank test of the absolute errors, 5 %): errors of one curve at one k are
+made on the same points. Fit errors play no part: the family with the most coefficients has the
+smallest. Curves of two sizes are held out along the first.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from t5scaling.analysis.fit import best_theta, check_positive
-from t5scaling.analysis.law import Frame, Law
-from t5scaling.errors import UserError
+from t5scaling.analysis.fit import FITTED_SIZES, check_positive, fit_curve
+from t5scaling.analysis.law import Law
+from t5scaling.analysis.solve import Problem, best_theta
+from t5scaling.errors import UserError, nearest
 
 SIGNIFICANCE = 0.05
+PROTOCOLS = ("rollout", "smallest", "last")
+ONE_SIDED = 0.8  # a law overshoots if this share of its predictions are too high
 
 
 @dataclass(frozen=True)
-class Step:
-    """One prediction of a rollout.
+class Prediction:
+    """One prediction of a protocol.
 
-    k: sizes that were fitted. x: the size predicted. decades: of x from the last fitted size.
-    log_error: log of predicted over measured (the mean of the points there); inf where the law
-    predicts 0. converged: of the fit.
+    curve: its number. k: sizes that were fitted. x: the size predicted (x2: its second size).
+    decades: of x from the last fitted size. measured: mean of the points there. low, high: the
+    interval for a new measurement; nan without intervals. converged: of the fit.
     """
 
+    curve: int
     k: int
     x: float
     decades: float
-    log_error: float
-    converged: bool
+    measured: float
+    predicted: float
+    low: float = math.nan
+    high: float = math.nan
+    converged: bool = True
+    x2: float | None = None
+
+    @property
+    def log_error(self) -> float:
+        """Log of predicted over measured; inf where the law predicts 0."""
+        return math.log(self.predicted / self.measured) if self.predicted > 0 else math.inf
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= self.measured <= self.high
 
 
 @dataclass(frozen=True)
 class Family:
-    """A law over all curves. steps: those that every family could make, in the same order.
+    """A law over all curves. predictions: those that every family could make, in the same order.
 
     error: root mean square of their log errors. aicc: the small-sample information criterion of
     the fits to all points, summed over the curves, with normal errors in log values; inf where a
@@ -46,9 +69,37 @@ class Family:
     """
 
     law: Law
-    steps: tuple[Step, ...]
+    predictions: tuple[Prediction, ...]
     error: float
     aicc: float
+
+    @property
+    def relative_error(self) -> float:
+        """Mean of |predicted - measured| / measured."""
+        return float(np.mean([abs(p.predicted / p.measured - 1) for p in self.predictions]))
+
+    @property
+    def bias(self) -> float:
+        """Mean of (predicted - measured) / measured."""
+        return float(np.mean([p.predicted / p.measured - 1 for p in self.predictions]))
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the measured values within their interval; None without intervals."""
+        if any(math.isnan(p.low) for p in self.predictions):
+            return None
+        return float(np.mean([p.inside for p in self.predictions]))
+
+    @property
+    def decades(self) -> float:
+        """The farthest extrapolation."""
+        return max(p.decades for p in self.predictions)
+
+    @property
+    def overshoots(self) -> bool:
+        """Whether it nearly always predicts too much."""
+        above = np.mean([p.predicted > p.measured for p in self.predictions])
+        return len(self.predictions) >= 3 and above >= ONE_SIDED and self.bias > 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +109,7 @@ class Comparison:
 
     families: tuple[Family, ...]
     p_value: float | None
+    protocol: str = "rollout"
 
     @property
     def winner(self) -> Law | None:
@@ -68,7 +120,7 @@ class Comparison:
     def sentence(self) -> str:
         first = self.families[0]
         best = f"{first.law.title} predicts best (RMS error of log values {first.error:.3g} over "
-        best += f"{len(first.steps)} predictions)"
+        best += f"{len(first.predictions)} predictions)"
         if len(self.families) == 1:
             return best
         second = self.families[1]
@@ -79,73 +131,144 @@ class Comparison:
             return f"{best}, better than {rest} (p = {self.p_value:.2g})"
         return f"{best}, but cannot be told from {rest} (p = {self.p_value:.2g})"
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the signs of the errors say."""
+        said = []
+        for family in self.families:
+            if family.overshoots and family.law.direction > 0:
+                said.append(
+                    f"the {family.law.title} overshoots: its predictions are {family.bias:.1%} too "
+                    "high on average, as happens where scores saturate"
+                )
+            elif family.overshoots:
+                said.append(
+                    f"the {family.law.title} is too pessimistic: its predictions are "
+                    f"{family.bias:.1%} too high on average"
+                )
+        return said
 
-def rollout(
-    law: Law, x: np.ndarray, y: np.ndarray, *, first: int | None = None, delta: float | None = None
-) -> list[Step]:
-    """Fits the k smallest sizes and predicts the next, for k from `first` (one more than the law
-    has coefficients) to all but one. Empty for fewer sizes. Raises UserError for values that are
-    not positive."""
+
+def predictions(
+    law: Law,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    protocol: str = "rollout",
+    first: int | None = None,
+    delta: float | None = None,
+    with_intervals: bool = False,
+    curve: int = 0,
+) -> list[Prediction]:
+    """What the protocol makes the law predict. Empty for a curve that is too short.
+
+    Args:
+      first: least number of sizes to fit; None: one more than the law has coefficients, and 2 for
+        a law of two sizes.
+      with_intervals: costs a bootstrap for each fit.
+
+    Raises:
+      UserError: values that are not positive, or an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
     x, y = np.asarray(x, float), np.asarray(y, float)
     check_positive(law, x, y, "x", "y")
-    delta = law.huber_delta if delta is None else delta
-    sizes = np.unique(x)
-    steps = []
-    for k in range(first or law.num_parameters + 1, len(sizes)):
-        fitted, at = x <= sizes[k - 1], sizes[k]
-        frame = Frame.of(x[fitted], y[fitted])
-        theta, _, converged = best_theta(law, frame, np.log(x[fitted]), np.log(y[fitted]), delta)
-        predicted = float(law.log_value(theta, np.log([at]), frame)[0])
-        error = predicted - math.log(y[x == at].mean())
-        steps.append(
-            Step(k, float(at), float(np.log10(at / sizes[k - 1])), abs(error) if math.isinf(error)
-                 else error, converged)
-        )  # fmt: skip
-    return steps
+    main = np.atleast_2d(x)[0]
+    sizes = np.unique(main)
+    if first is None:
+        first = law.num_parameters + 1 if x.ndim == 1 else 2
+    if protocol == "rollout":
+        plan = [(k, sizes[k : k + 1]) for k in range(first, len(sizes))]
+    elif protocol == "smallest":
+        k = max(FITTED_SIZES, first)
+        plan = [(k, sizes[k:])] if k < len(sizes) else []
+    else:
+        plan = [(len(sizes) - 1, sizes[-1:])] if len(sizes) > first else []
+    found = []
+    for k, wanted in plan:
+        fitted = main <= sizes[k - 1]
+        if x.ndim == 2 and np.unique(x[:, fitted], axis=1).shape[1] <= law.num_parameters:
+            continue
+        places = np.unique(x[..., np.isin(main, wanted)], axis=-1)
+        if with_intervals:
+            fit = fit_curve(law, x[..., fitted], y[fitted], hold_out=0, delta=delta)
+            predicted, (low, high), converged = fit.predict(places), fit.band(places), fit.converged
+        else:
+            problem = Problem.of(law, x[..., fitted], y[fitted], delta)
+            theta, _, converged = best_theta(problem)
+            predicted = np.exp(law.log_value(theta, np.log(places), problem.frame))
+            low = high = np.full(len(predicted), math.nan)
+        for i in range(places.shape[-1]):
+            at = places[..., i]
+            here = np.all(np.atleast_2d(x) == np.ravel(at)[:, None], axis=0)
+            size, *second = np.ravel(at)
+            found.append(
+                Prediction(
+                    curve=curve, k=k, x=float(size), decades=float(np.log10(size / sizes[k - 1])),
+                    measured=float(y[here].mean()), predicted=float(predicted[i]),
+                    low=float(low[i]), high=float(high[i]), converged=converged,
+                    x2=float(second[0]) if second else None,
+                )
+            )  # fmt: skip
+    return found
 
 
 def compare(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
     laws: Sequence[Law],
     *,
+    protocol: str = "rollout",
     delta: float | None = None,
+    with_intervals: bool = False,
 ) -> Comparison:
     """Ranks `laws` over `curves`, each (x, y).
 
     Raises UserError if no curve is long enough for a prediction by all of them; it says how many
     sizes that takes.
     """
-    first = max(law.num_parameters for law in laws) + 1
-    found: Mapping[str, list[Step]] = {
-        law.name: [s for x, y in curves for s in rollout(law, x, y, first=first, delta=delta)]
-        for law in laws
-    }
+    first = max(law.num_parameters for law in laws) + 1 if len(laws[0].sizes) == 1 else None
+    found: dict[str, list[Prediction]] = {law.name: [] for law in laws}
+    for i, (x, y) in enumerate(curves):
+        of_curve = {
+            law.name: predictions(
+                law, x, y, protocol=protocol, first=first, delta=delta,
+                with_intervals=with_intervals, curve=i,
+            )
+            for law in laws
+        }  # fmt: skip
+        common = set.intersection(
+            *({(p.k, p.x, p.x2) for p in of_law} for of_law in of_curve.values())
+        )
+        for name, of_law in of_curve.items():
+            found[name] += [p for p in of_law if (p.k, p.x, p.x2) in common]
     if not all(found.values()):
-        longest = max(len(np.unique(x)) for x, _ in curves)
+        longest = max(len(np.unique(np.atleast_2d(x)[0])) for x, _ in curves)
         largest = max(laws, key=lambda law: law.num_parameters)
+        least = first or 2
         raise UserError(
             f"no curve has more than {longest} sizes: to compare with the {largest.title} "
-            f"{first + 1} are needed ({first} to fit, one to predict)"
+            f"{least + 1} are needed ({least} to fit, one to predict)"
         )
     families = [
         Family(law, tuple(found[law.name]), _rms(found[law.name]), _aicc(law, curves, delta))
         for law in laws
     ]
     families.sort(key=lambda family: family.error)
-    return Comparison(tuple(families), _p_value(families))
+    return Comparison(tuple(families), _p_value(families), protocol)
 
 
-def _rms(steps: Sequence[Step]) -> float:
-    return math.sqrt(sum(step.log_error**2 for step in steps) / len(steps))
+def _rms(found: Sequence[Prediction]) -> float:
+    return math.sqrt(sum(p.log_error**2 for p in found) / len(found))
 
 
 def _p_value(families: Sequence[Family]) -> float | None:
     """None where even the clearest order could not be significant."""
-    if len(families) < 2 or 2 * 0.5 ** len(families[0].steps) >= SIGNIFICANCE:
+    if len(families) < 2 or 2 * 0.5 ** len(families[0].predictions) >= SIGNIFICANCE:
         return None
     from scipy.stats import wilcoxon
 
-    errors = [[min(abs(s.log_error), 1e3) for s in family.steps] for family in families[:2]]
+    errors = [[min(abs(p.log_error), 1e3) for p in f.predictions] for f in families[:2]]
     if errors[0] == errors[1]:
         return 1.0
     return float(wilcoxon(*errors).pvalue)
@@ -155,14 +278,12 @@ def _aicc(law: Law, curves, delta: float | None) -> float:
     total = 0.0
     for x, y in curves:
         x, y = np.asarray(x, float), np.asarray(y, float)
-        count, parameters = len(x), law.num_parameters + 1  # and the noise
+        count, parameters = len(y), law.num_parameters + 1  # and the noise
         if count <= parameters + 1:
             return math.inf
-        frame = Frame.of(x, y)
-        theta, _, _ = best_theta(
-            law, frame, np.log(x), np.log(y), law.huber_delta if delta is None else delta
-        )
-        residuals = np.log(y) - law.log_value(theta, np.log(x), frame)
+        problem = Problem.of(law, x, y, delta)
+        theta, _, _ = best_theta(problem)
+        residuals = problem.log_y - problem.log_values(theta)
         total += count * math.log(max(float(np.mean(residuals**2)), 1e-300)) + 2 * parameters
         total += 2 * parameters * (parameters + 1) / (count - parameters - 1)
     return total

@@ -19,7 +19,8 @@ import numpy as np
 
 import t5scaling
 from t5scaling.analysis.curves import Curve
-from t5scaling.analysis.fit import LEVEL, Fit, fit_curve
+from t5scaling.analysis.fit import Fit, fit_curve
+from t5scaling.analysis.intervals import LEVEL
 from t5scaling.analysis.law import Law
 from t5scaling.analysis.laws import LOWER_IS_BETTER, law_of_metric
 from t5scaling.analysis.verdict import Verdict, judge, resolution_of

@@ -22,8 +22,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.fit import LEVEL
 from t5scaling.analysis.harvest import write_atomically
+from t5scaling.analysis.intervals import LEVEL
 from t5scaling.analysis.tables import size
 from t5scaling.analysis.verdict import resolution_of
 

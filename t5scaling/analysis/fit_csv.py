@@ -201,7 +201,11 @@ def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
 
 def _families(direction: int) -> list[Law]:
     """The laws of sizes that go this way."""
-    return [law for law in LAWS.values() if law.direction == direction and not law.of_loss]
+    return [
+        law
+        for law in LAWS.values()
+        if law.direction == direction and law.sizes == ("D",) and not law.of_loss
+    ]
 
 
 def _direction(curve: Curve) -> int:

@@ -16,20 +16,27 @@ import numpy as np
 class Frame:
     """Constants of the points that a law is fitted to; they make `theta` free of units.
 
-    log_min: natural log of the smallest x.
-    log_centre: mean of the natural logs of the distinct x.
+    log_min: natural log of the smallest x; of a law of two sizes, of each of them, shape (2, 1).
+    log_centre: mean of the natural logs of the distinct x; likewise.
     log_low, log_high: natural logs of the smallest and the largest value.
     """
 
-    log_min: float
-    log_centre: float
+    log_min: float | np.ndarray
+    log_centre: float | np.ndarray
     log_low: float
     log_high: float
 
     @staticmethod
     def of(x: np.ndarray, y: np.ndarray) -> "Frame":
-        log_x, log_y = np.unique(np.log(x)), np.log(y)
-        return Frame(float(log_x[0]), float(log_x.mean()), float(log_y.min()), float(log_y.max()))
+        """Of points x (N,) or (2, N), y (N,)."""
+        log_y = np.log(y)
+        rows = [np.unique(np.log(row)) for row in np.atleast_2d(x)]
+        places = [row[0] for row in rows], [row.mean() for row in rows]
+        if x.ndim == 1:
+            log_min, log_centre = (float(place[0]) for place in places)
+        else:
+            log_min, log_centre = (np.array(place)[:, None] for place in places)
+        return Frame(log_min, log_centre, float(log_y.min()), float(log_y.max()))
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,16 @@ class Coefficient:
 
 
 class Law:
-    """What every law offers. `theta` has shape (..., P), `log_x` shape (N,); all float64."""
+    """What every law offers. `theta` has shape (..., P), `log_x` shape (N,), or (2, N) for a law
+    of two sizes; all float64."""
 
     name: str  # on the command line and in fits.json
     title: str  # in tables and figures
     formula: str
     direction: int  # +1: rises with x, -1: falls with x
     of_loss: bool = False  # x is a loss, not a size
+    sizes: tuple[str, ...] = ("D",)  # what x is, or the two rows of it
+    identified: tuple[str, ...] = ()  # of the coefficients, those that data can tell apart; all: ()
     huber_delta: float  # default, on log values
     theta_names: tuple[str, ...]
     coefficient_table: tuple[Coefficient, ...]

@@ -1,14 +1,15 @@
 """The scaling laws: one small object per law.
 
 Here are the two that the paper fits (Isik et al., arXiv 2402.04177) and the table of all; the
-others are in `rivals` and `loss_laws`. To add a law, write one class and enter it in `LAWS`.
+others are in `rivals` (of one size), `loss_laws` (of a loss) and `joint` (of two sizes). To add a
+law, write one class and enter it in `LAWS`.
 """
 
 from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis import loss_laws, rivals
+from t5scaling.analysis import joint, loss_laws, rivals
 from t5scaling.analysis.law import Coefficient, Law
 
 
@@ -41,6 +42,7 @@ class LogLaw(Law):
         Coefficient("s", "alpha^beta: value where log D = log D0 + 1", "metric"),
         Coefficient("D0", "size below which the predicted score is 0", "D"),
     )
+    identified = ("s", "D0", "beta")
     at_bound: ClassVar = {
         ("slope at the centre", "low"): "the fitted score does not rise with D",
         ("slope at the centre", "high"): "the fitted score rises steeper than the law allows for",
@@ -189,7 +191,7 @@ class PowerLaw(Law):
 
 
 LAWS: dict[str, Law] = {
-    law.name: law for law in (LogLaw(), PowerLaw(), *rivals.LAWS, *loss_laws.LAWS)
+    law.name: law for law in (LogLaw(), PowerLaw(), *rivals.LAWS, *loss_laws.LAWS, *joint.LAWS)
 }
 
 LOWER_IS_BETTER = frozenset({"cross_entropy", "loss", "perplexity", "ter", "wer"})

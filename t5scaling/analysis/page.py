@@ -9,8 +9,9 @@ import t5scaling
 from t5scaling.analysis import sentences
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.figures import StudyFigure
-from t5scaling.analysis.fit import FITTED_SIZES, LEVEL
+from t5scaling.analysis.fit import FITTED_SIZES
 from t5scaling.analysis.harvest import RunRecord
+from t5scaling.analysis.intervals import LEVEL
 from t5scaling.analysis.tables import INTERVAL, by_place, interval, number, place_of, size
 from t5scaling.analysis.verdict import BREAKTHROUGH_SHARE, LAW_TOLERANCE, NOISY_SHARE
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.fit import LEVEL
 from t5scaling.analysis.harvest import RunRecord
+from t5scaling.analysis.intervals import LEVEL
 from t5scaling.analysis.tables import interval, number, size
 
 SMOKE_TOKENS = 100_000_000

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.fit import LEVEL
+from t5scaling.analysis.intervals import LEVEL
 
 INTERVAL = f"{LEVEL:.0%} interval"
 
