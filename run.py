@@ -7,21 +7,24 @@ import sys
 from t5scaling.command_line import parser
 
 
+def chosen(arguments: argparse.Namespace, names: str) -> dict:
+    return {name: getattr(arguments, name) for name in names.split()}
+
+
 def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Does the verb; returns the exit status."""
     match arguments.verb:
         case "fit":
-            from t5scaling.analysis import fit_csv
+            from t5scaling.analysis import fit_table, load
 
-            fit_csv.fit_csv(
-                arguments.file,
-                x=arguments.x,
-                y=arguments.y,
-                group=[name for name in arguments.group.split(",") if name],
-                law=arguments.law,
-                hold_out=arguments.hold_out,
-                as_json=arguments.json,
-            )
+            names = "law protocol hold_out delta residual worse_counts interval as_json"
+            table = load.named(arguments)
+            fit_table.fit_table(arguments.file, table, **chosen(arguments, names))
+        case "advise":
+            from t5scaling.analysis import advise, load
+
+            names = "at cost_per_unit cost_per_run budget as_json"
+            advise.advise(arguments.file, load.named(arguments), **chosen(arguments, names))
         case "report":
             from t5scaling.analysis import report
 

@@ -43,8 +43,14 @@ VERBS = {
         "run.py status runs/quick",
     ),
     "fit": (
-        "Fit a scaling law to a CSV or TSV of two columns (or more, named by --x, --y, --group).",
+        "Fit scaling laws to a table (CSV, TSV or parquet) or to a directory of runs, ours or "
+        "T5X's: coefficients with intervals, held-out errors, verdicts.",
         "run.py fit results.csv --x=tokens --y=loss --law=power",
+    ),
+    "advise": (
+        "Say what the measurements mean for the next purchase: is pretraining worth it, do the "
+        "data suffice, what score at a larger size, which data, which run next.",
+        "run.py advise runs/quick --at=1e9",
     ),
     "plan": (
         "Say whether a run or a study fits on TPUs that need not be there, or on the devices here, "
@@ -71,6 +77,16 @@ VERBS = {
 }
 
 
+def _add_table(sub: argparse.ArgumentParser) -> None:
+    """Where measurements come from."""
+    sub.add_argument("file", help="CSV, TSV or parquet; a study's directory; T5X's runs")
+    sub.add_argument("--x", help="column of data sizes, or two by a comma (default: the first)")
+    sub.add_argument("--y", help="column of scores or losses; of runs: a metric's name")
+    sub.add_argument("--group", default="", help="columns, by commas: a curve per value")
+    sub.add_argument("--error", help="column of standard errors of y, which weigh the points")
+    sub.add_argument("--seed", help="column of seeds")
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -79,18 +95,60 @@ def parser() -> argparse.ArgumentParser:
             verb, help=summary, description=summary, epilog=f"Example: python {example}"
         )
         if verb == "fit":
-            sub.add_argument("file", help="CSV or TSV with a header line")
-            sub.add_argument("--x", help="column of data sizes (default: the first of two)")
-            sub.add_argument("--y", help="column of scores or losses (default: the second of two)")
-            sub.add_argument("--group", default="", help="columns, by commas: a curve per value")
+            _add_table(sub)
             sub.add_argument(
                 "--law",
                 help="log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
-                "gordon or gadre where x is a loss; all: every one for such values, compared by "
-                "rollout (default: log or power, by direction)",
+                "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
+                "hernandez or muennighoff where x is two columns; all: every one for such values, "
+                "compared by what they had not seen (default: log, power or zhang)",
             )
             sub.add_argument("--hold-out", type=int, help="how many of the largest x to predict")
-            sub.add_argument("--json", action="store_true", help="JSON instead of a table")
+            sub.add_argument(
+                "--protocol",
+                default="rollout",
+                help="of --law=all: rollout, smallest (the 4 smallest predict the rest) or last "
+                "(default: rollout)",
+            )
+            sub.add_argument(
+                "--interval",
+                default="noise",
+                help="noise (parametric bootstrap), points or seeds (resampled) or profile "
+                "(likelihood) (default: noise)",
+            )
+            sub.add_argument(
+                "--residual",
+                default="log",
+                help="log, value, or reducible: of logs above the floor (default: log)",
+            )
+            sub.add_argument("--delta", type=float, help="Huber's threshold; inf: squares")
+            sub.add_argument(
+                "--worse-counts",
+                type=float,
+                default=1.0,
+                help="weight of points worse than the law, below 1 where runs may be under-tuned "
+                "(default: 1)",
+            )
+            sub.add_argument(
+                "--json", dest="as_json", action="store_true", help="JSON instead of tables"
+            )
+        elif verb == "advise":
+            _add_table(sub)
+            sub.add_argument("--at", type=float, help="the size asked for (default: 4x largest)")
+            sub.add_argument(
+                "--cost-per-unit",
+                type=float,
+                help="device-hours of pretraining per unit of x (default: as the study measured)",
+            )
+            sub.add_argument(
+                "--cost-per-run", type=float, help="device-hours of one finetuning (default: same)"
+            )
+            sub.add_argument(
+                "--budget", type=float, help="device-hours to spend (default: one run at --at)"
+            )
+            sub.add_argument(
+                "--json", dest="as_json", action="store_true", help="JSON instead of text"
+            )
         elif verb in ("report", "status"):
             sub.add_argument("study_dir", help="directory of a study, as `study` left it")
         elif verb == "comet-setup":

@@ -255,15 +255,16 @@ def compare(
         for law in laws
     ]
     families.sort(key=lambda family: family.error)
-    return Comparison(tuple(families), _p_value(families), protocol)
+    return Comparison(tuple(families), p_value(families), protocol)
 
 
 def _rms(found: Sequence[Prediction]) -> float:
     return math.sqrt(sum(p.log_error**2 for p in found) / len(found))
 
 
-def _p_value(families: Sequence[Family]) -> float | None:
-    """None where even the clearest order could not be significant."""
+def p_value(families: Sequence[Family]) -> float | None:
+    """That the first two are equally good, by their errors; None where even the clearest order
+    could not be significant."""
     if len(families) < 2 or 2 * 0.5 ** len(families[0].predictions) >= SIGNIFICANCE:
         return None
     from scipy.stats import wilcoxon

@@ -5,8 +5,9 @@ fits.json: {"software", "level", "curves": [...]}; each curve has its key column
 held_out), "baseline" (value or null), "law", "formula", "fit" (null if there is none: "note" says
 why) and "verdict". A fit has "coefficients" (value, low, high, meaning, unit; null where a number
 overflows), "huber_delta", "objective" (sum of Huber losses of log values), "converged",
-"at_bound", "noise" (standard deviation of a log value, degrees of freedom), "held_out" (x, value,
-predicted, low, high, error, relative_error, log_error, inside), "held_out_rms_log_error" and
+"at_bound", "determined" (the law's value and slope in logs at "centre"), "interval", "residual",
+"worse_counts", "noise" (standard deviation of a log value, degrees of freedom), "held_out" (x,
+value, predicted, low, high, error, relative_error, log_error, inside), "held_out_rms_log_error" and
 "extrapolation_decades". Numbers have 10 significant digits.
 """
 
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 import t5scaling
+from t5scaling.analysis import intervals
+from t5scaling.analysis.compare import Comparison
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.fit import Fit, fit_curve
 from t5scaling.analysis.intervals import LEVEL
@@ -39,7 +42,7 @@ class CurveFit:
 
     @property
     def fitted_sizes(self) -> set[float]:
-        return set(self.fit.x.tolist()) if self.fit else set()
+        return set(np.atleast_2d(self.fit.x)[0].tolist()) if self.fit else set()
 
 
 def fit_one(
@@ -47,25 +50,36 @@ def fit_one(
     law: Law | None = None,
     *,
     lower_is_better: bool | None = None,
-    hold_out: int | None = None,
-    delta: float | None = None,
+    interval: str = "noise",
+    **options: Any,
 ) -> CurveFit:
-    """Fits and judges a curve; law None: the one for its metric. Never raises for bad points."""
+    """Fits and judges a curve; law None: the one for its metric. Never raises for bad points.
+
+    options: hold_out, delta, residual and worse_counts of `fit.fit_curve`.
+    """
     law = law or law_of_metric(curve.metric)
     if lower_is_better is None:
         lower_is_better = curve.metric in LOWER_IS_BETTER
-    x = np.array([point.x for point in curve.points], float)
-    y = np.array([point.value for point in curve.points], float)
+    x, y = curve.arrays
+    seeds = [point.seed for point in curve.points]
+    errors = [point.error for point in curve.points]
+    intervals.check_kind(interval, None if None in seeds else seeds)
     fit, note = None, ""
     try:
         fit = fit_curve(
-            law, x, y, hold_out=hold_out, delta=delta, x_name=curve.x_name, y_name=curve.metric
-        )
+            law, x, y, interval=interval, x_name=curve.x_name, y_name=curve.metric,
+            seeds=None if None in seeds else seeds, errors=None if None in errors else errors,
+            **options,
+        )  # fmt: skip
     except UserError as error:
         note = str(error)
-    verdict = judge(
-        x, y, lower_is_better=lower_is_better, resolution=resolution_of(curve.metric), fit=fit
-    )
+    if curve.x2_name:
+        noise = fit.sigma * float(y.mean()) if fit else 0.0
+        verdict = Verdict(None, "the shapes are those of curves of one size", 0.0, noise)
+    else:
+        verdict = judge(
+            x, y, lower_is_better=lower_is_better, resolution=resolution_of(curve.metric), fit=fit
+        )
     return CurveFit(curve, law, fit, note, verdict)
 
 
@@ -85,6 +99,7 @@ def _record(this: CurveFit) -> dict[str, Any]:
         **curve.key,
         "metric": curve.metric,
         "x": curve.x_name,
+        **({"x2": curve.x2_name} if curve.x2_name else {}),
         "facts": dict(curve.facts),
         "points": [
             {
@@ -115,14 +130,22 @@ def _fit_record(fit: Fit) -> dict[str, Any]:
             }
             for name, (value, low, high) in fit.coefficients.items()
         },
-        "huber_delta": fit.delta,
+        "determined": {
+            name: dict(zip(("value", "low", "high"), map(_number, numbers), strict=True))
+            for name, numbers in fit.determined.items()
+        },
+        "centre": [_number(float(size)) for size in fit.centre],
+        "interval": fit.interval,
+        "residual": fit.problem.residual,
+        "worse_counts": fit.problem.worse_counts,
+        "huber_delta": _number(fit.delta),
         "objective": _number(fit.objective),
         "converged": fit.converged,
         "at_bound": list(fit.at_bound),
         "noise": {"log_sd": _number(fit.sigma), "degrees_of_freedom": fit.noise_df},
         "held_out": [
             {
-                **{k: _number(v) for k, v in asdict(point).items()},
+                **{k: _number(v) for k, v in asdict(point).items() if v is not None},
                 "error": _number(point.error),
                 "relative_error": _number(point.relative_error),
                 "log_error": _number(point.log_error),
@@ -132,6 +155,32 @@ def _fit_record(fit: Fit) -> dict[str, Any]:
         ],
         "held_out_rms_log_error": _number(fit.held_out_error),
         "extrapolation_decades": _number(fit.extrapolation),
+    }
+
+
+def comparison_record(found: Comparison) -> dict[str, Any]:
+    """Families by rising error on what they had not seen."""
+    return {
+        "protocol": found.protocol,
+        "winner": found.winner.name if found.winner else None,
+        "p_value": _number(found.p_value),
+        "sentence": found.sentence,
+        "warnings": found.warnings,
+        "families": [
+            {
+                "law": family.law.name,
+                "rms_log_error": _number(family.error),
+                "relative_error": _number(family.relative_error),
+                "bias": _number(family.bias),
+                "coverage": _number(family.coverage),
+                "aicc": _number(family.aicc),
+                "predictions": [
+                    {k: _number(v) for k, v in asdict(p).items() if v is not None}
+                    for p in family.predictions
+                ],
+            }
+            for family in found.families
+        ],
     }
 
 

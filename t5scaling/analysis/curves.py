@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t5scaling.analysis.harvest import COLUMNS
 from t5scaling.errors import UserError
 
@@ -37,7 +39,8 @@ _INTEGERS = frozenset(
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. at_edge: its learning rate is the smallest or largest of the grid."""
+    """One measurement. at_edge: its learning rate is the smallest or largest of the grid. x2: a
+    second size. error: the value's standard error."""
 
     x: float
     value: float
@@ -46,6 +49,8 @@ class Point:
     step: int | None = None
     at_edge: bool = False
     run: str = ""
+    x2: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,15 @@ class Curve:
     points: tuple[Point, ...]
     baseline: tuple[Point, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    x2_name: str | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(x (N,), or (2, N) with a second size; values (N,)) of the points."""
+        x = np.array([p.x for p in self.points], float)
+        if self.x2_name:
+            x = np.array([x, [p.x2 for p in self.points]], float)
+        return x, np.array([p.value for p in self.points], float)
 
     @property
     def label(self) -> str:

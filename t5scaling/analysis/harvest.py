@@ -55,6 +55,12 @@ class RunRecord:
             raise UserError(f"{self.path / 'run.json'}: no field {key!r}")
         return self.record[key]
 
+    @property
+    def device_seconds(self) -> float:
+        """From timing.jsonl; 0 without one."""
+        lines = self.lines("timing.jsonl")
+        return float(lines[-1].get("device_s") or lines[-1].get("wall_s") or 0) if lines else 0.0
+
     def lines(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The JSON objects of metrics.jsonl or timing.jsonl; [] if there is no such file."""
         path = self.path / name

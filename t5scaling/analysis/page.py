@@ -12,7 +12,16 @@ from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.fit import FITTED_SIZES
 from t5scaling.analysis.harvest import RunRecord
 from t5scaling.analysis.intervals import LEVEL
-from t5scaling.analysis.tables import INTERVAL, by_place, interval, number, place_of, size
+from t5scaling.analysis.tables import (
+    INTERVAL,
+    by_place,
+    interval,
+    metric_name,
+    number,
+    objective_of,
+    place_of,
+    size,
+)
 from t5scaling.analysis.verdict import BREAKTHROUGH_SHARE, LAW_TOLERANCE, NOISY_SHARE
 
 STYLE = """
@@ -143,7 +152,7 @@ def _what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) 
         + (f", {unfinished} not finished" if unfinished else "")
         + f"; {len(rows):,} measurements."
     )
-    device_s = sum(_device_seconds(run) for run in done)
+    device_s = sum(run.device_seconds for run in done)
     if device_s:
         items.append(f"Device time of the finished runs: {_duration(device_s)}.")
     html = "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
@@ -165,11 +174,6 @@ def _what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _device_seconds(run: RunRecord) -> float:
-    lines = run.lines("timing.jsonl")
-    return float(lines[-1].get("device_s") or lines[-1].get("wall_s") or 0) if lines else 0.0
-
-
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -188,7 +192,7 @@ def _figure(figure: StudyFigure) -> str:
             + "</ul>"
         )
     return (
-        f"<h3>{escape(sentences.metric_name(figure.curve_fits[0].curve.metric))}: "
+        f"<h3>{escape(metric_name(figure.curve_fits[0].curve.metric))}: "
         f"{escape(figure.title.split(' of ', 1)[1])}</h3>"
         f'<figure><img alt="{escape(figure.title)} against pretraining size" '
         f'src="data:image/svg+xml;base64,{image}"></figure>' + "".join(says)
@@ -203,7 +207,7 @@ def _results(curve_fits: Sequence[CurveFit]) -> str:
         held_out = {
             p.x for t in members if t.fit for p in t.curve.points if p.x not in t.fitted_sizes
         }
-        head = ["D_p", *(sentences.metric_name(c.metric) for c in curves), "learning rate", "seeds"]
+        head = ["D_p", *(metric_name(c.metric) for c in curves), "learning rate", "seeds"]
         rows, marks = [], []
         sizes = sorted({p.x for c in curves for p in (*c.baseline, *c.points)})
         for x in sizes:
@@ -270,8 +274,8 @@ def _laws(curve_fits: Sequence[CurveFit]) -> str:
         html.append(
             head
             + f"<p>{this.law.title[0].upper()}{this.law.title[1:]}, "
-            + f"<code>{escape(this.law.formula)}</code>, D in text tokens; Huber "
-            f"{fit.delta:g} on log values, {'converged' if fit.converged else 'NOT converged'}.</p>"
+            + f"<code>{escape(this.law.formula)}</code>, D in text tokens; "
+            f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}.</p>"
             + _table(["coefficient", "value", INTERVAL, "meaning"], rows, numbers=(1,), wrap=(3,))
         )
         if fit.held_out:
@@ -310,7 +314,7 @@ def _method() -> str:
 def _signatures(curve_fits: Sequence[CurveFit]) -> str:
     known = sorted(
         {
-            (sentences.metric_name(t.curve.metric), t.curve.facts["metric_signature"])
+            (metric_name(t.curve.metric), t.curve.facts["metric_signature"])
             for t in curve_fits
             if t.curve.facts["metric_signature"]
         }
@@ -322,7 +326,7 @@ def _signatures(curve_fits: Sequence[CurveFit]) -> str:
 
 
 def _metric(this: CurveFit) -> str:
-    return escape(sentences.metric_name(this.curve.metric))
+    return escape(metric_name(this.curve.metric))
 
 
 def _pool_words(this: CurveFit) -> str:

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.harvest import RunRecord
 from t5scaling.analysis.intervals import LEVEL
-from t5scaling.analysis.tables import interval, number, size
+from t5scaling.analysis.tables import interval, metric_name, number, sentences_of_coefficients, size
 
 SMOKE_TOKENS = 100_000_000
 SMOKE_PARAMETERS = 50_000_000
-UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coefficient open
-
-NAMES = {"cross_entropy": "Cross-entropy", "bleu": "BLEU", "chrf": "chrF"}
 
 VERDICTS = {
     "predictable": "improves with pretraining, and the law comes close to what it was not shown",
@@ -22,10 +19,6 @@ VERDICTS = {
     "breakthrough": "improves almost all at once at one size",
     "unpredicted": "improves clearly, but not as the law says",
 }
-
-
-def metric_name(metric: str) -> str:
-    return NAMES.get(metric, metric)
 
 
 def about_curve(this: CurveFit) -> list[str]:
@@ -67,24 +60,11 @@ def about_curve(this: CurveFit) -> list[str]:
     if not fit.converged:
         said.append("The fit did not converge: take its coefficients for nothing.")
     said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
-    if open_ones := undetermined(this):
-        said.append(
-            f"These points do not pin down {_listed(open_ones)}: use the curve where it was "
-            "measured, not these numbers."
-        )
+    said += sentences_of_coefficients(this)
     if "D0" in fit.coefficients:
         d0 = fit.coefficients["D0"][0]
         said.append(f"The law predicts a {name} of 0 below D0 = {_size_or_zero(d0)}.")
     return said
-
-
-def undetermined(this: CurveFit) -> list[str]:
-    """Names of the coefficients whose interval holds 0 or spans more than UNDETERMINED."""
-    return [
-        name
-        for name, (_, low, high) in this.fit.coefficients.items()
-        if low <= 0 or not high < UNDETERMINED * low
-    ]
 
 
 def about_study(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list[str]:
@@ -183,10 +163,6 @@ def _course(this: CurveFit) -> str:
     if curve.baseline_value is None:
         return sentence + "; there is no run without pretraining to compare with."
     return sentence + f"; without pretraining it is {number(curve.baseline_value)}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _size_or_zero(value: float) -> str:

@@ -8,10 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from t5scaling.analysis.compare import Comparison
 from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.fit import Fit
 from t5scaling.analysis.intervals import LEVEL
 
+UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coefficient open
 INTERVAL = f"{LEVEL:.0%} interval"
+NAMES = {"cross_entropy": "Cross-entropy", "bleu": "BLEU", "chrf": "chrF", "comet": "COMET"}
+
+
+def metric_name(metric: str) -> str:
+    return NAMES.get(metric, metric)
 
 
 def console() -> Console:
@@ -53,7 +61,9 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
     """One curve: law, coefficients with intervals, held-out points, verdict."""
     if this.curve.key:
         screen.print(f"[bold]{escape(this.curve.label)}[/bold]")
-    title = f"[bold]{this.law.title}[/bold]  {escape(this.law.formula)}, D = {this.curve.x_name}"
+    xs = (this.curve.x_name, *([this.curve.x2_name] if this.curve.x2_name else []))
+    means = ", ".join(f"{size} = {x}" for size, x in zip(this.law.sizes, xs, strict=False))
+    title = f"[bold]{this.law.title}[/bold]  {escape(this.law.formula)}, {escape(means)}"
     screen.print(title + (f"  ({escape(because)})" if because else ""))
     if this.curve.baseline:
         value = number(this.curve.baseline_value)
@@ -71,10 +81,12 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
         for name, (value, low, high) in fit.coefficients.items():
             table.add_row(name, number(value), interval(low, high), meanings[name])
         screen.print(table)
-        fitted = len(set(fit.x.tolist()))
-        points = f"{len(fit.x)} points" + (f" at {fitted} sizes" if len(fit.x) > fitted else "")
+        fitted = len(this.fitted_sizes)
+        for sentence in sentences_of_coefficients(this):
+            screen.print(sentence)
+        points = f"{len(fit.y)} points" + (f" at {fitted} sizes" if len(fit.y) > fitted else "")
         screen.print(
-            f"fitted to {points}, Huber {fit.delta:g} on log values, "
+            f"fitted to {points}, {objective_of(fit)}, "
             f"{'converged' if fit.converged else 'NOT converged'}"
             + "".join(f"; {note}" for note in fit.at_bound)
         )
@@ -93,6 +105,8 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
 def _held_out_table(this: CurveFit) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(f"held out: {this.curve.x_name}", justify="right")
+    if this.curve.x2_name:
+        table.add_column(this.curve.x2_name, justify="right")
     for name in ("measured", "predicted"):
         table.add_column(name, justify="right")
     table.add_column(INTERVAL)
@@ -100,10 +114,78 @@ def _held_out_table(this: CurveFit) -> Table:
     table.add_column("relative", justify="right")
     for p in this.fit.held_out:
         table.add_row(
-            size(p.x), number(p.value), number(p.predicted), interval(p.low, p.high),
+            size(p.x), *([size(p.x2)] if this.curve.x2_name else []),
+            number(p.value), number(p.predicted), interval(p.low, p.high),
             f"{p.error:+.3g}", f"{p.relative_error:+.1%}",
         )  # fmt: skip
     return table
+
+
+def objective_of(fit: Fit) -> str:
+    """What was minimised, in words."""
+    kind = {"log": "log values", "value": "values", "reducible": "logs above the floor"}
+    loss = "squares of" if math.isinf(fit.delta) else f"Huber {fit.delta:g} on"
+    worse = fit.problem.worse_counts
+    said = f"{loss} {kind[fit.problem.residual]}"
+    said += f", worse points counting {worse:g}" if worse != 1 else ""
+    said += ", weighted by their errors" if fit.problem.scale is not None else ""
+    return said + ("" if fit.interval == "noise" else f", intervals by {fit.interval}")
+
+
+def undetermined(fit: Fit) -> list[str]:
+    """Names of the coefficients whose interval holds 0 or spans more than UNDETERMINED."""
+    return [
+        name
+        for name, (_, low, high) in fit.coefficients.items()
+        if low <= 0 or not high < UNDETERMINED * low
+    ]
+
+
+def sentences_of_coefficients(this: CurveFit) -> list[str]:
+    """What the coefficients are worth, if not all that they seem."""
+    fit = this.fit
+    open_ones = undetermined(fit)
+    if not open_ones:
+        return []
+    value, *slopes = fit.determined.items()
+    at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)
+    rest = [name for name in fit.law.identified if name not in open_ones]
+    known = f"{', '.join(rest)}, and " if rest else ""
+    told = f"the value at {this.curve.x_name} = {at}, {number(value[1][0])} "
+    told += f"({interval(*value[1][1:])}), and "
+    told += ", ".join(
+        f"the {name} of its log there, {number(v)} ({interval(low, high)})"
+        for name, (v, low, high) in slopes
+    )
+    return [
+        f"These points do not pin down {listed(open_ones)} one by one. What they do tell: {known}"
+        f"{told}. Use the curve where it was measured, not those numbers."
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
+    """Families by rising error on what they had not seen."""
+    title = f"{escape(metric)}: families by what they had not seen (protocol: {found.protocol})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False,
+                  padding=(0, 2, 0, 0))  # fmt: skip
+    table.add_column("law")
+    for name in ("RMS log error", "mean error", "bias", f"in {INTERVAL}", "decades", "AICc"):
+        table.add_column(name, justify="right")
+    for family in found.families:
+        covered = "–" if family.coverage is None else f"{family.coverage:.0%}"
+        table.add_row(
+            family.law.title, number(family.error), f"{family.relative_error:.1%}",
+            f"{family.bias:+.1%}", covered, f"{family.decades:.2f}",
+            number(family.aicc) if math.isfinite(family.aicc) else "–",
+        )  # fmt: skip
+    screen.print(table)
+    screen.print(f"[bold]{escape(found.sentence)}[/bold]")
+    for warning in found.warnings:
+        screen.print(f"[bold]note:[/bold] {escape(warning)}")
 
 
 def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:

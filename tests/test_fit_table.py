@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5scaling.analysis.fit_csv import fit_csv
+from t5scaling.analysis.fit_table import fit_table
 from t5scaling.analysis.harvest import harvest
+from t5scaling.analysis.load import Columns
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import write_study
 
@@ -29,7 +30,7 @@ def table(path, header, rows, separator=","):
 
 def test_two_columns_falling(tmp_path, capsys):
     path = table(tmp_path / "a.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
-    (result,) = fit_csv(path)
+    (result,) = fit_table(path)
     assert result.law.name == "power"
     assert result.fit.coefficients["E"][0] == pytest.approx(2.0, rel=1e-4)
     assert result.verdict.word == "predictable"
@@ -42,7 +43,7 @@ def test_two_columns_falling(tmp_path, capsys):
 def test_two_columns_rising_in_a_tsv(tmp_path, capsys):
     rows = list(zip(X, SCORE, strict=True))
     path = table(tmp_path / "a.tsv", ["tokens", "bleu"], rows, "\t")
-    (result,) = fit_csv(path)
+    (result,) = fit_table(path)
     assert result.law.name == "log"
     assert result.fit.coefficients["beta"][0] == pytest.approx(1.7, rel=1e-3)
     assert "D0" in capsys.readouterr().out
@@ -52,7 +53,7 @@ def test_groups_and_json(tmp_path, capsys):
     rows = [("a", *r) for r in zip(X, LOSS, strict=True)]
     rows += [("b", *r) for r in zip(X, SCORE, strict=True)] + [("c", 1, 2), ("c", 2, 3)]
     path = table(tmp_path / "a.csv", ["run", "tokens", "y"], rows)
-    results = fit_csv(path, x="tokens", y="y", group=["run"], as_json=True)
+    results = fit_table(path, Columns(("tokens",), "y", ("run",)), as_json=True)
     assert [r.law.name for r in results] == ["power", "log", "log"]
     record = json.loads(capsys.readouterr().out)
     assert [c["run"] for c in record["curves"]] == ["a", "b", "c"]
@@ -66,20 +67,20 @@ def test_groups_and_json(tmp_path, capsys):
 
 def test_all_laws_are_compared_on_held_out_points(tmp_path, capsys):
     path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, SCORE, strict=True))
-    assert [r.law.name for r in fit_csv(path, law="all")] == ["log", "ceiling", "hill"]
+    assert [r.law.name for r in fit_table(path, law="all")] == ["log", "ceiling", "hill"]
     told = " ".join(capsys.readouterr().out.split())
-    assert "y: each size predicted from those below it: log-law predicts best" in told
+    assert "y: families by what they had not seen (protocol: rollout)" in told
     path = table(tmp_path / "b.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
-    names = [r.law.name for r in fit_csv(path, law="all")]
+    names = [r.law.name for r in fit_table(path, law="all")]
     assert names == ["power", "m1", "m3", "m4", "bnsl"]
     told = " ".join(capsys.readouterr().out.split())
-    assert "loss: each size predicted from those below it: power law with floor" in told
+    assert "power law with floor predicts best" in told
 
 
 def test_rows_at_zero_are_the_baseline(tmp_path, capsys):
     rows = [(0, 9.0), (0, 9.2), *zip(X, LOSS, strict=True)]
-    (result,) = fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], rows))
-    (without,) = fit_csv(table(tmp_path / "b.csv", ["tokens", "loss"], rows[2:]))
+    (result,) = fit_table(table(tmp_path / "a.csv", ["tokens", "loss"], rows))
+    (without,) = fit_table(table(tmp_path / "b.csv", ["tokens", "loss"], rows[2:]))
     assert result.curve.baseline_value == pytest.approx(9.1)
     assert capsys.readouterr().out.count("without pretraining: 9.1 (not a point of the law)") == 1
     assert result.fit.coefficients == without.fit.coefficients
@@ -87,26 +88,26 @@ def test_rows_at_zero_are_the_baseline(tmp_path, capsys):
 
 def test_repeated_rows_and_mixed_units_are_pointed_out(tmp_path, capsys):
     rows = list(zip(X, LOSS, strict=True))
-    fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], rows))
+    fit_table(table(tmp_path / "a.csv", ["tokens", "loss"], rows))
     assert capsys.readouterr().err == ""
-    fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], [*rows, rows[0]]), as_json=True)
+    fit_table(table(tmp_path / "a.csv", ["tokens", "loss"], [*rows, rows[0]]), as_json=True)
     captured = capsys.readouterr()
     assert f"row {len(rows) + 2} repeats row 2" in captured.err
     json.loads(captured.out)
     mixed = [(x if i % 2 else x / 1e6, y) for i, (x, y) in enumerate(rows)]
-    fit_csv(table(tmp_path / "a.csv", ["tokens", "loss"], mixed))
+    fit_table(table(tmp_path / "a.csv", ["tokens", "loss"], mixed))
     assert "are some given in millions or billions?" in capsys.readouterr().err
 
 
 def test_hold_out_and_delta_reach_the_fit(tmp_path):
     path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, LOSS, strict=True))
-    (result,) = fit_csv(path, hold_out=1, delta=0.05)
+    (result,) = fit_table(path, hold_out=1, delta=0.05)
     assert len(result.fit.held_out) == 1
     assert result.fit.delta == 0.05
 
 
 def test_a_study_table_needs_no_columns(tmp_path):
-    results = fit_csv(harvest(write_study(tmp_path)))
+    results = fit_table(harvest(write_study(tmp_path)))
     assert {(r.curve.metric, r.law.name) for r in results} == {
         ("cross_entropy", "power"),
         ("bleu", "log"),
@@ -128,7 +129,11 @@ def test_a_study_table_needs_no_columns(tmp_path):
         ("a,b\n", {}, "no rows"),
         ("", {}, "empty"),
         ("a,b,c\n1,2,3\n", {}, r"3 columns \(a, b, c\): say which is x"),
-        ("tokens,loss\n1,2\n", {"x": "token", "y": "loss"}, r"'token'; did you mean 'tokens'"),
+        (
+            "tokens,loss\n1,2\n",
+            {"columns": Columns(("token",), "loss")},
+            r"'token'; did you mean 'tokens'",
+        ),
         ("a,b\n1,2\n", {"law": "powr"}, r"'powr' is unknown; did you mean 'power'"),
         ("a,b\n1,0\n2,1\n4,2\n8,3\n", {}, r"b = 0 at a = 1: the log-law .* values > 0"),
     ],
@@ -137,7 +142,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, text, options, message):
     path = tmp_path / "a.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as raised:
-        fit_csv(path, **options)
+        fit_table(path, **options)
     assert "\n" not in str(raised.value)
     assert str(path) in str(raised.value) or "law" in options
     assert capsys.readouterr().out == ""
@@ -145,18 +150,18 @@ def test_mistakes_are_one_line(tmp_path, capsys, text, options, message):
 
 def test_missing_file_and_binary_file(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        fit_csv(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="is a folder"):
-        fit_csv(tmp_path)
+        fit_table(tmp_path / "none.csv")
+    with pytest.raises(UserError, match="neither a study"):
+        fit_table(tmp_path)
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a UTF-8"):
-        fit_csv(tmp_path / "x.csv")
+        fit_table(tmp_path / "x.csv")
 
 
 def test_starts_fast_and_imports_little(tmp_path):
     path = table(tmp_path / "a.csv", ["tokens", "loss"], zip(X, LOSS * 1.001, strict=True))
     code = (
-        "import sys; from t5scaling.analysis.fit_csv import fit_csv; fit_csv(sys.argv[1]);"
+        "import sys; from t5scaling.analysis.fit_table import fit_table; fit_table(sys.argv[1]);"
         "heavy = {'jax', 'tensorflow', 'matplotlib', 'pandas', 'scipy', 'flax'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -1,0 +1,422 @@
+"""`run.py advise`: what the measurements say about paying for pretraining data.
+
+For each curve: is pretraining worth it, do these data suffice for a law, what score at D_p = X; for
+each task and pool: which data set, and where one overtakes another; what a pretraining token is
+worth in finetuning tokens; whether scores and cross-entropy agree; and the next run to pay for.
+How each is decided: `valuation`, `diagnosis`, `next_experiment`.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from t5scaling.analysis import next_experiment, valuation
+from t5scaling.analysis.curve_fit import CurveFit, comparison_record, fit_one
+from t5scaling.analysis.diagnosis import Relation, relations
+from t5scaling.analysis.fit_table import direction_of
+from t5scaling.analysis.harvest import RunRecord, read_runs
+from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
+from t5scaling.analysis.next_experiment import Cost, Run
+from t5scaling.analysis.tables import INTERVAL, console, interval, metric_name, number, size
+from t5scaling.analysis.valuation import NO, Crossing, Decision, Exchange, Forecast, Outlook
+from t5scaling.errors import UserError
+
+TARGET = 4.0  # times the largest measured size, where no target is given
+
+
+@dataclass(frozen=True)
+class CurveAdvice:
+    """What is said of one curve. forecast: None if no law fits or the data do not suffice."""
+
+    curve_fit: CurveFit
+    outlook: Outlook
+    worth_it: Decision
+    suffices: Decision
+    forecast: Forecast | None
+    break_even: Crossing | None
+    next_runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Data sets of one task, pool and metric at the target size, the best first. chances: of being
+    the best. crossings: (overtaken, overtaking, where)."""
+
+    place: str
+    names: tuple[str, ...]
+    forecasts: tuple[Forecast, ...]
+    chances: dict[str, float]
+    crossings: tuple[tuple[str, str, Crossing], ...]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Everything that is said. target: the size asked for."""
+
+    target: float
+    cost: Cost
+    cost_source: str
+    curves: tuple[CurveAdvice, ...]
+    choices: tuple[Choice, ...]
+    exchanges: tuple[tuple[str, Exchange], ...]
+    relations: tuple[Relation, ...]
+    comparisons: list = field(default_factory=list)
+
+
+def advise(
+    path: str | Path,
+    columns: Columns = EVERYTHING,
+    *,
+    at: float | None = None,
+    cost_per_unit: float | None = None,
+    cost_per_run: float | None = None,
+    budget: float | None = None,
+    as_json: bool = False,
+    screen: Console | None = None,
+) -> Advice:
+    """Prints the advice on the curves of `path` (see `load`) and returns it.
+
+    Args:
+      at: the size asked for; None: TARGET times the largest measured.
+      cost_per_unit, cost_per_run: device-hours of pretraining per unit of x, and of one finetuning;
+        None: from the timings of a study's runs; without timings a run costs 1, and pretraining
+        as much again at the largest measured size.
+      budget: device-hours for the next runs; None: what one run at the target costs.
+
+    Raises:
+      UserError: see `load`; a target, cost or budget that is not positive.
+    """
+    for name, value in (("--at", at), ("--cost-per-unit", cost_per_unit),
+                        ("--cost-per-run", cost_per_run), ("--budget", budget)):  # fmt: skip
+        if value is not None and not value > 0:
+            raise UserError(f"{name} = {value:g}: expected a positive number")
+    curves = load_curves(path, columns)
+    if any(curve.x2_name for curve in curves):
+        raise UserError("advise takes one column of sizes; name the pool's in --group")
+    largest = max(p.x for curve in curves for p in curve.points)
+    target = at or TARGET * largest
+    cost, source = _cost(Path(path), largest, cost_per_unit, cost_per_run)
+    if budget is None:
+        budget = cost.of(target)
+    advice = advice_of(curves, target, cost, source, budget)
+    if as_json:
+        print(json.dumps(record(advice), indent=1, ensure_ascii=False))
+    else:
+        show(advice, screen or console())
+    return advice
+
+
+def advice_of(curves, target: float, cost: Cost, source: str, budget: float) -> Advice:
+    """The same from curves, without printing."""
+    fits = []
+    for curve in curves:
+        law = LAWS["power" if direction_of(curve) < 0 else "log"]
+        fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
+    found, comparisons = valuation.outlooks(fits)
+    if not any(outlook.fits for outlook in found.values()):
+        raise UserError(f"no curve can be fitted: {found[0].note}")
+    for i, this in enumerate(fits):  # judged by the law that the comparison chose
+        best = found[i].best
+        if best and best.law is not this.law:
+            fits[i] = fit_one(this.curve, best.law, lower_is_better=best.law.direction < 0)
+    advised = []
+    for i, this in enumerate(fits):
+        outlook, suffices = found[i], valuation.suffices(this)
+        usable = suffices.answer != NO and outlook.fits
+        runs: Sequence[Run] = ()
+        if outlook.fits:
+            places = next_experiment.candidates(outlook.best, target)
+            runs = next_experiment.plan(
+                outlook.best, np.array([target]), places, cost, budget=budget
+            )
+        advised.append(
+            CurveAdvice(
+                this, outlook, valuation.worth_it(this), suffices,
+                outlook.at(target) if usable else None,
+                outlook.break_even() if usable else None, tuple(runs),
+            )
+        )  # fmt: skip
+    return Advice(
+        target, cost, source, tuple(advised), tuple(_choices(advised, target)),
+        tuple(_exchanges(fits)), tuple(relations(fits)), comparisons,
+    )  # fmt: skip
+
+
+def _cost(path: Path, largest: float, per_unit, per_run) -> tuple[Cost, str]:
+    found = None
+    if (path / "runs").is_dir():
+        found = _measured_cost(read_runs(path))
+    if per_unit or per_run:
+        known = found or Cost(0.0, 0.0)
+        token = per_unit or known.per_token
+        # Where nothing is known of finetuning, it costs a hundredth of the longest pretraining.
+        return Cost(token, per_run or known.per_run or token * largest / 100, largest), "given"
+    if found:
+        return Cost(found.per_token, found.per_run, largest), "the timings of the study's runs"
+    return Cost(1 / largest, 1.0, largest), (
+        "assumed (a finetuning costs 1 unit, and so does pretraining to the largest measured size); "
+        "give yours with --cost-per-unit and --cost-per-run"
+    )
+
+
+def _measured_cost(runs: Sequence[RunRecord]) -> Cost | None:
+    """Means over the finished runs."""
+    tokens = pretraining = 0.0
+    finetuning = []
+    for run in runs:
+        if not run.done:
+            continue
+        hours = run.device_seconds / 3600
+        if run["kind"] == "pretrain":
+            pretraining += hours
+            tokens += max((r["pretrain_tokens"] for r in runs if r["kind"] == "finetune"
+                           and r["pretrain_data"] == run["pretrain_data"]), default=0)  # fmt: skip
+        else:
+            finetuning.append(hours)
+    if not tokens or not any(finetuning):
+        return None
+    return Cost(pretraining / tokens, float(np.mean(finetuning)))
+
+
+def _choices(advised: Sequence[CurveAdvice], target: float):
+    """Curves that differ in the pretraining data alone (or in the one group column)."""
+    groups: dict[tuple, list[CurveAdvice]] = {}
+    for one in advised:
+        key = one.curve_fit.curve.key
+        rest = {name: value for name, value in key.items() if name != data_column(key)}
+        groups.setdefault((one.curve_fit.curve.metric, *rest.items()), []).append(one)
+    for (metric, *rest), members in groups.items():
+        named = {
+            str(m.curve_fit.curve.key[data_column(m.curve_fit.curve.key)]): m
+            for m in members if data_column(m.curve_fit.curve.key)
+        }  # fmt: skip
+        usable = {name: m.outlook for name, m in named.items() if m.forecast}
+        if len(usable) < 2:
+            continue
+        direction = members[0].curve_fit.law.direction
+        sign = valuation.sign_of(members[0].curve_fit.curve, direction)
+        chances = valuation.chance_of_best(usable, target, direction)
+        order = sorted(usable, key=lambda n: -sign * named[n].forecast.value)
+        crossings = []
+        for one, two in itertools.permutations(order, 2):
+            crossing = valuation.overtakes(usable[one], usable[two])
+            if crossing and crossing.x:
+                crossings.append((one, two, crossing))
+        place = ", ".join([metric_name(metric), *(f"{name} {value}" for name, value in rest)])
+        yield Choice(
+            place, tuple(order), tuple(named[n].forecast for n in order), chances,
+            tuple(crossings),
+        )  # fmt: skip
+
+
+def data_column(key) -> str | None:
+    """The column that names data sets."""
+    if "pretrain_data" in key:
+        return "pretrain_data"
+    return next(iter(key)) if len(key) == 1 else None
+
+
+def _exchanges(fits: Sequence[CurveFit]):
+    """For losses of one place with 2 or more pools."""
+    groups: dict[tuple, list[CurveFit]] = {}
+    for this in fits:
+        key, facts = this.curve.key, this.curve.facts
+        if "finetune_examples" in key and facts.get("finetune_tokens") and this.law.direction < 0:
+            rest = tuple(v for name, v in key.items() if name != "finetune_examples")
+            groups.setdefault((this.curve.metric, *rest), []).append(this)
+    for (metric, *place), members in groups.items():
+        if len(members) > 1:
+            pools = [float(m.curve.facts["finetune_tokens"]) for m in members]
+            with suppress(UserError):
+                label = " · ".join([metric_name(metric), *map(str, place)])
+                yield label, valuation.exchange(members, pools)
+
+
+def show(advice: Advice, screen: Console) -> None:
+    """The advice on the terminal."""
+    for _, comparison in advice.comparisons:
+        screen.print(f"Laws, by what they had not seen: {escape(comparison.sentence)}.")
+        for warning in comparison.warnings:
+            screen.print(f"[bold]note:[/bold] {escape(warning)}")
+    screen.print()
+    for one in advice.curves:
+        screen.print(f"[bold]{escape(label_of(one.curve_fit))}[/bold]")
+        for line in lines_of(one, advice):
+            screen.print(f"  {escape(line)}", soft_wrap=True)
+        screen.print()
+    for choice in advice.choices:
+        title = f"Which data at {size(advice.target)}: {escape(choice.place)}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False,
+                      padding=(0, 2, 0, 0))  # fmt: skip
+        for name in ("data", "expected", INTERVAL, "chance to be best"):
+            table.add_column(name, justify="right" if name == "expected" else "left")
+        for name, forecast in zip(choice.names, choice.forecasts, strict=True):
+            table.add_row(
+                escape(name), number(forecast.value), interval(forecast.low, forecast.high),
+                f"{choice.chances[name]:.0%}",
+            )  # fmt: skip
+        screen.print(table)
+        for one, two, crossing in choice.crossings:
+            screen.print(escape(f"{two} overtakes {one} at {_where(crossing)}."), soft_wrap=True)
+        screen.print()
+    for place, exchange in advice.exchanges:
+        screen.print(escape(sentence_of_exchange(place, exchange)), soft_wrap=True)
+    screen.print(escape(f"Costs: {advice.cost_source}."), soft_wrap=True)
+    for relation in advice.relations:
+        head = escape(" · ".join(str(v) for v in relation.score.curve.key.values()))
+        said = escape(f"{relation.sentence} {relation.relation_sentence}")
+        screen.print(f"{head}: {said}" if head else said, soft_wrap=True)
+
+
+def label_of(this: CurveFit) -> str:
+    return " · ".join([metric_name(this.curve.metric), *map(str, this.curve.key.values())])
+
+
+def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
+    """What is said of one curve, decisions first."""
+    said = [
+        f"Is pretraining worth it? {one.worth_it.answer}: {one.worth_it.reason}.",
+        f"Do the data suffice for a law? {one.suffices.answer}: {one.suffices.reason}.",
+    ]
+    x = one.curve_fit.curve.x_name
+    if one.forecast:
+        f = one.forecast
+        names = ", ".join(law.title for law in f.families)
+        said.append(
+            f"At {x} = {size(f.x)}: {number(f.value)}, {INTERVAL} {interval(f.low, f.high)}, "
+            f"{f.decades:.2f} decades beyond the largest size ({names})."
+        )
+    elif not one.outlook.fits:
+        said.append(f"No forecast: {one.outlook.note}.")
+    else:
+        said.append("No forecast: no law should be read into this curve.")
+    if one.break_even:
+        b = one.break_even
+        said.append(
+            f"Pretraining breaks even with none at {x} = {_where(b)}." if b.x
+            else "Where pretraining breaks even with none cannot be told: no crossing in reach."
+        )  # fmt: skip
+    if one.next_runs and one.forecast:
+        said.append(sentence_of_next(one, advice))
+    return said
+
+
+def sentence_of_next(one: CurveAdvice, advice: Advice) -> str:
+    """The next runs, and what they buy."""
+    counts: dict[float, int] = {}
+    for run in one.next_runs:
+        counts[run.x] = counts.get(run.x, 0) + 1
+    measured = {p.x for p in one.curve_fit.curve.points}
+    parts = [
+        f"{n} at {size(x)}" + (" (further seeds)" if x in measured else "")
+        for x, n in sorted(counts.items(), reverse=True)
+    ]
+    hours = math.fsum(run.device_hours for run in one.next_runs)
+    before, after = one.next_runs[0].before, one.next_runs[-1].after
+    unit = "units of cost" if advice.cost_source.startswith("assumed") else "device-hours"
+    return (
+        f"Next: {', '.join(parts)}; {number(hours)} {unit} narrow the law's own interval at "
+        f"{size(advice.target)} from ±{before:.1%} to ±{after:.1%}."
+    )
+
+
+def sentence_of_exchange(place: str, exchange: Exchange) -> str:
+    doubling = (
+        f"needs {number(exchange.doubling)} times the finetuning data"
+        if math.isfinite(exchange.doubling) else "no amount of finetuning data brings"
+    )  # fmt: skip
+    words = "; what doubling D_p brings " + doubling
+    return (
+        f"{place}: at D_p = {size(exchange.pretrain)} and D_f = {size(exchange.finetune)} one more "
+        f"pretraining token replaces {number(exchange.rate)} finetuning tokens ("
+        f"{interval(exchange.low, exchange.high)}){words} ({exchange.fit.law.title})."
+    )
+
+
+def _where(crossing: Crossing) -> str:
+    return (
+        f"{number(crossing.x)} ({interval(crossing.low, crossing.high)}; in {crossing.share:.0%} "
+        "of the replicates)"
+    )
+
+
+def record(advice: Advice) -> dict[str, Any]:
+    """The advice as JSON; numbers that are not finite are null."""
+    return _plain(
+        {
+            "target": advice.target,
+            "cost": {**asdict(advice.cost), "source": advice.cost_source},
+            "comparisons": [comparison_record(found) for _, found in advice.comparisons],
+            "curves": [
+                {
+                    **one.curve_fit.curve.key,
+                    "metric": one.curve_fit.curve.metric,
+                    "verdict": one.curve_fit.verdict.word,
+                    "worth_it": asdict(one.worth_it),
+                    "suffices": asdict(one.suffices),
+                    "forecast": _forecast(one.forecast),
+                    "break_even": asdict(one.break_even) if one.break_even else None,
+                    "next_runs": [asdict(run) for run in one.next_runs],
+                }
+                for one in advice.curves
+            ],
+            "choices": [
+                {
+                    "place": choice.place,
+                    "data": [
+                        {"name": n, "chance": choice.chances[n], "forecast": _forecast(f)}
+                        for n, f in zip(choice.names, choice.forecasts, strict=True)
+                    ],
+                    "crossings": [
+                        {"overtaken": one, "overtaking": two, **asdict(crossing)}
+                        for one, two, crossing in choice.crossings
+                    ],
+                }
+                for choice in advice.choices
+            ],
+            "exchanges": [
+                {
+                    "place": place, "law": e.fit.law.name, "pretrain": e.pretrain,
+                    "finetune": e.finetune, "rate": e.rate, "low": e.low, "high": e.high,
+                    "doubling": e.doubling,
+                }
+                for place, e in advice.exchanges
+            ],
+            "relations": [
+                {
+                    **r.score.curve.key, "score": r.score.curve.metric,
+                    "loss": r.loss.curve.metric, "agree": r.agree, "tau": r.tau,
+                    "exponential": r.exponential, "sentence": r.sentence,
+                }
+                for r in advice.relations
+            ],
+        }
+    )  # fmt: skip
+
+
+def _forecast(forecast: Forecast | None) -> dict[str, Any] | None:
+    if forecast is None:
+        return None
+    names = [law.name for law in forecast.families]
+    return {**{k: v for k, v in vars(forecast).items() if k != "families"}, "families": names}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value
