@@ -8,21 +8,22 @@ Planted curves of 6 data sizes with 3 seeds each and 1 % of noise are fitted in 
 (`best_theta`: the best of all its starts, no intervals) and by each package, in one process. For
 each job: seconds of a fit, the objective that was reached (the same sum of losses of log values,
 taken here, for both), and how far the prediction one decade on is from the planted law, in logs.
-About 3 minutes on 2 cores, nearly all of it chinchilla's.
+About 2 minutes on 2 cores, nearly all of it chinchilla's; with `--points=5 --curves=2` about 3.
 
 What the packages can do:
 
-chinchilla 0.2.0 (Apache 2.0) fits one law, L(N, D) = E + A / N^alpha + B / D^beta: scipy's BFGS
-    with numerical derivatives in extended precision, from each point of a grid that the user
-    gives. It has no intervals, held-out points, bounds or other laws; besides, it allots compute
-    and plots. A curve of one size it fits too if N = 1 everywhere: A then adds to E. Its own
-    default loss counts an overestimate tenfold; here it gets its `log_huber` with the delta of
-    ours. BFGS stops once the gradient is below 1e-5, which with a loss this small is early: it is
-    run with the loss as it is, from `--points` starting values per parameter, and divided by
-    delta^2, from 2. Both take the ends of its manual's grid, which has 5 values: 3,125 starts.
-    `fit` draws a figure each time, left out here, and runs in this process (`parallel=False`).
+chinchilla 0.2.0 fits one law, L(N, D) = E + A / N^alpha + B / D^beta: scipy's BFGS with numerical
+    derivatives in extended precision, from each point of a grid that the user gives. It has no
+    intervals, held-out points, bounds or other laws; besides, it allots compute, simulates and
+    plots. A curve of one size it fits too if N = 1 everywhere: A then adds to E. Its default loss
+    counts an overestimate tenfold; here it gets its `log_huber` with the delta of ours. BFGS stops
+    once the gradient is below 1e-5, which with a loss this small is early: it is run with the loss
+    as it is, from `--points` starting values per parameter, and divided by delta^2, from 2. Both
+    are taken from the ranges of its manual's grid, which has 5 values per parameter. That makes
+    27 and 8 starts for one size, 243 and 32 for two (3,125 with 5); ours are 32 and 36. `fit` draws
+    a figure each time, which is left out, and runs in this process (`parallel=False`).
 
-scaling-audit 0.1.0 (MIT) fits no law with a floor. It has linear least squares under linear
+scaling-audit 0.1.0 fits no law with a floor. It has linear least squares under linear
     constraints, `ConstrainedLinearRegression`, thus the pure power law and its product over
     several sizes, as lines and planes in logs; the rest is held-out scores of any scikit-learn
     estimator, by group or from small to large. On those two laws it is compared under squares,
@@ -126,8 +127,8 @@ def compare(
     seconds, objectives, errors = ({name: [] for name in fitters} for _ in range(3))
     draw = np.random.default_rng(0)
     onward = 10 * x[..., -1:]  # the largest
-    for fit in fitters.values() if peers else ():
-        fit(x, truth(x) * np.exp(NOISE * draw.standard_normal(x.shape[-1])))  # warms up
+    for fit in fitters.values():
+        fit(x, truth(x))  # warms up
     for _ in range(curves):
         y = truth(x) * np.exp(NOISE * draw.standard_normal(x.shape[-1]))
         for name, fit in fitters.items():
