@@ -25,6 +25,10 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
             names = "at cost_per_unit cost_per_run budget as_json"
             advise.advise(arguments.file, load.named(arguments), **chosen(arguments, names))
+        case "figures":
+            from t5scaling.analysis import draw, load
+
+            draw.draw(arguments.file, load.named(arguments), **chosen(arguments, "output at"))
         case "report":
             from t5scaling.analysis import report
 

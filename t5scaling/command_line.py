@@ -52,6 +52,12 @@ VERBS = {
         "data suffice, what score at a larger size, which data, which run next.",
         "run.py advise runs/quick --at=1e9",
     ),
+    "figures": (
+        "Draw every figure that a table or a study has content for: metrics against size by pool, "
+        "data and model, score against loss, rollout, families of laws, the joint law, the next "
+        "run; as PNG, SVG and the numbers behind them.",
+        "run.py figures results.csv --x=tokens --y=bleu --group=data --output=figures",
+    ),
     "plan": (
         "Say whether a run or a study fits on TPUs that need not be there, or on the devices here, "
         "and what it would cost: compiles the train step ahead of time. Exits with 1 if it does "
@@ -132,6 +138,10 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--json", dest="as_json", action="store_true", help="JSON instead of tables"
             )
+        elif verb == "figures":
+            _add_table(sub)
+            sub.add_argument("--output", metavar="DIR", help="(default: figures beside the table)")
+            sub.add_argument("--at", type=float, help="size of the forecasts, as for advise")
         elif verb == "advise":
             _add_table(sub)
             sub.add_argument("--at", type=float, help="the size asked for (default: 4x largest)")

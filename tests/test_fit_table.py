@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 X = 1e6 * 2.0 ** np.arange(6)
 LOSS = 2.0 + 60.0 * X**-0.25
 SCORE = np.log(1e-3 * X**0.6) ** 1.7
+NOISE = np.exp(0.03 * np.random.default_rng(0).standard_normal(6))
 
 
 def table(path, header, rows, separator=","):
@@ -176,3 +177,56 @@ def test_starts_fast_and_imports_little(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "verdict" in done.stdout
     assert time.monotonic() - started < 10  # 1 s on an idle machine; test machines are busy
+
+
+def test_parquet_two_sizes_and_columns_of_errors_and_seeds(tmp_path, capsys):
+    import pandas
+
+    pools = (1e4, 1e5, 1e6)
+    rows = [
+        (x, pool, 1.5 + 60 / (x**0.12 * pool**0.1), 0.01, seed)
+        for x in X for pool in pools for seed in (0, 1)
+    ]  # fmt: skip
+    path = tmp_path / "a.parquet"
+    names = ["dp", "df", "loss", "se", "seed"]
+    pandas.DataFrame(rows, columns=names).to_parquet(path)
+    columns = Columns(("dp", "df"), "loss", (), "se", "seed")
+    (result,) = fit_table(path, columns, hold_out=1, interval="seeds")
+    assert result.law.name == "zhang" and result.fit.interval == "seeds"
+    assert result.fit.coefficients["a"][0] == pytest.approx(0.12, rel=1e-2)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "D_p = dp, D_f = df" in told and "intervals by seeds" in told
+    assert "weighted by their errors" in told
+    results = fit_table(path, columns, law="all", protocol="last")
+    assert [r.law.name for r in results] == ["zhang", "zhang-additive", "kaplan"]
+    assert "(protocol: last)" in capsys.readouterr().out
+    (tmp_path / "b.parquet").write_text("no parquet")
+    with pytest.raises(UserError, match="not a parquet file"):
+        fit_table(tmp_path / "b.parquet")
+
+
+def test_coefficients_that_the_points_leave_open_are_named(tmp_path, capsys):
+    rows = zip(X, 0.02 * X**0.45, strict=True)
+    fit_table(table(tmp_path / "a.csv", ["tokens", "y"], rows), interval="profile")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "intervals by profile" in told
+    fit_table(table(tmp_path / "b.csv", ["tokens", "y"], zip(X, SCORE * NOISE, strict=True)))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "do not pin down" in told and "What they do tell" in told
+    assert "the value at tokens =" in told and "the slope of its log there" in told
+
+
+def test_a_directory_of_t5x_runs(tmp_path):
+    for i, x in enumerate(X):
+        run = tmp_path / "runs_of_t5x" / f"finetune_{i}"
+        (run / "inference_eval").mkdir(parents=True)
+        steps = int(x)
+        (run / "config.gin").write_text(f"INITIAL_CHECKPOINT_PATH = '/p/base/checkpoint_{steps}'\n")
+        line = json.dumps({"step": steps + 300, "bleu": float(SCORE[i])})
+        (run / "inference_eval" / "wmt-metrics.jsonl").write_text(line + "\n")
+    (result,) = fit_table(tmp_path / "runs_of_t5x", Columns(y="bleu"))
+    assert result.curve.x_name == "pretrain_steps" and result.law.name == "log"
+    assert [p.x for p in result.curve.points] == X.tolist()
+    assert result.curve.key["pretrain_run"] == "base"
+    with pytest.raises(UserError, match="no metric 'blue'; did you mean 'bleu'"):
+        fit_table(tmp_path / "runs_of_t5x", Columns(y="blue"))

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from t5scaling.analysis import next_experiment, valuation
 from t5scaling.analysis.curve_fit import CurveFit, comparison_record, fit_one
+from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.diagnosis import Relation, relations
-from t5scaling.analysis.fit_table import direction_of
+from t5scaling.analysis.fit_table import law_for
 from t5scaling.analysis.harvest import RunRecord, read_runs
-from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
 from t5scaling.analysis.next_experiment import Cost, Run
 from t5scaling.analysis.tables import INTERVAL, console, interval, metric_name, number, size
@@ -104,12 +104,11 @@ def advise(
     curves = load_curves(path, columns)
     if any(curve.x2_name for curve in curves):
         raise UserError("advise takes one column of sizes; name the pool's in --group")
-    largest = max(p.x for curve in curves for p in curve.points)
-    target = at or TARGET * largest
-    cost, source = _cost(Path(path), largest, cost_per_unit, cost_per_run)
-    if budget is None:
-        budget = cost.of(target)
-    advice = advice_of(curves, target, cost, source, budget)
+    advice = advise_curves(
+        path, curves, at=at, cost_per_unit=cost_per_unit, cost_per_run=cost_per_run, budget=budget
+    )
+    if advice is None:
+        raise UserError(f"{path}: no curve can be fitted; `run.py fit` says why")
     if as_json:
         print(json.dumps(record(advice), indent=1, ensure_ascii=False))
     else:
@@ -117,19 +116,32 @@ def advise(
     return advice
 
 
-def advice_of(curves, target: float, cost: Cost, source: str, budget: float) -> Advice:
-    """The same from curves, without printing."""
+def advise_curves(
+    path: str | Path,
+    curves: Sequence[Curve],
+    *,
+    at: float | None = None,
+    cost_per_unit: float | None = None,
+    cost_per_run: float | None = None,
+    budget: float | None = None,
+) -> Advice | None:
+    """The same without printing; None if no curve can be fitted."""
+    largest = max(p.x for curve in curves for p in curve.points)
+    target = at or TARGET * largest
+    cost, source = _cost(Path(path), largest, cost_per_unit, cost_per_run)
+    budget = cost.of(target) if budget is None else budget
     fits = []
     for curve in curves:
-        law = LAWS["power" if direction_of(curve) < 0 else "log"]
+        law = law_for(curve)
         fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
     found, comparisons = valuation.outlooks(fits)
     if not any(outlook.fits for outlook in found.values()):
-        raise UserError(f"no curve can be fitted: {found[0].note}")
-    for i, this in enumerate(fits):  # judged by the law that the comparison chose
+        return None
+    for i, this in enumerate(fits):  # the law that the comparison chose may do better
         best = found[i].best
-        if best and best.law is not this.law:
-            fits[i] = fit_one(this.curve, best.law, lower_is_better=best.law.direction < 0)
+        if best and best.law is not this.law and this.verdict.word == "unpredicted":
+            other = fit_one(this.curve, best.law, lower_is_better=best.law.direction < 0)
+            fits[i] = other if other.verdict.word == "predictable" else this
     advised = []
     for i, this in enumerate(fits):
         outlook, suffices = found[i], valuation.suffices(this)
@@ -165,7 +177,7 @@ def _cost(path: Path, largest: float, per_unit, per_run) -> tuple[Cost, str]:
     if found:
         return Cost(found.per_token, found.per_run, largest), "the timings of the study's runs"
     return Cost(1 / largest, 1.0, largest), (
-        "assumed (a finetuning costs 1 unit, and so does pretraining to the largest measured size); "
+        "assumed (a finetuning costs 1 unit, as does pretraining to the largest measured size); "
         "give yours with --cost-per-unit and --cost-per-run"
     )
 
@@ -184,7 +196,7 @@ def _measured_cost(runs: Sequence[RunRecord]) -> Cost | None:
                            and r["pretrain_data"] == run["pretrain_data"]), default=0)  # fmt: skip
         else:
             finetuning.append(hours)
-    if not tokens or not any(finetuning):
+    if not tokens or not pretraining or not any(finetuning):
         return None
     return Cost(pretraining / tokens, float(np.mean(finetuning)))
 
@@ -329,6 +341,19 @@ def sentence_of_next(one: CurveAdvice, advice: Advice) -> str:
         f"Next: {', '.join(parts)}; {number(hours)} {unit} narrow the law's own interval at "
         f"{size(advice.target)} from ±{before:.1%} to ±{after:.1%}."
     )
+
+
+def sentence_of_choice(choice: Choice) -> str:
+    """Data sets in order, and where one overtakes another."""
+    order = "; ".join(
+        f"{name} {number(f.value)} ({interval(f.low, f.high)}), best with a chance of "
+        f"{choice.chances[name]:.0%}"
+        for name, f in zip(choice.names, choice.forecasts, strict=True)
+    )
+    crossings = "".join(
+        f" {two} overtakes {one} at {_where(where)}." for one, two, where in choice.crossings
+    )
+    return f"{choice.place}: {order}.{crossings}"
 
 
 def sentence_of_exchange(place: str, exchange: Exchange) -> str:

@@ -7,9 +7,9 @@ well. The paper judges that by eye. The rules here are OURS:
 - They disagree if the cross-entropy improves (verdict predictable, unpredicted or breakthrough)
   and the score gets worse, improves and worsens again, or does not change (inverse, nonmonotonic,
   trendless). They agree if both improve. Else nothing can be said.
-- The score is an exponential of the cross-entropy (Gordon et al., EMNLP 2021) if it falls with it
-  and the law's residuals are no larger than twice the noise of the score's points, or EXPONENTIAL
-  of the score, whichever is more.
+- The score is an exponential of the cross-entropy (Gordon et al., EMNLP 2021) if it improves with
+  pretraining, falls with the cross-entropy, and the law's residuals are no larger than twice the
+  noise of the score's points, or EXPONENTIAL of the score, whichever is more.
 """
 
 import math
@@ -101,7 +101,8 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
     if fit:
         noise = score.verdict.noise / float(np.mean(y))
         falls = fit.coefficients["k"][2] < 0 and not fit.at_bound
-        exponential = bool(falls and fit.sigma <= max(2 * noise, EXPONENTIAL))
+        clear = falls and one not in DOES_NOT
+        exponential = bool(clear and fit.sigma <= max(2 * noise, EXPONENTIAL))
     return Relation(score, loss, agree, _tau(score, loss), fit, exponential)
 
 

@@ -1,64 +1,51 @@
 """Figures: a metric against D_p with its law. PNG, SVG, and the numbers behind them as CSV.
 
-One figure per (model, pretraining data, task, metric); its curves are the finetuning pools. The
-same input gives the same bytes: no dates, no random ids, fonts drawn as paths.
+The curves of one figure differ in one thing: the finetuning pool (Isik et al., arXiv 2402.04177,
+figures 2, 3, 6 and 7), the pretraining data (figures 1 and 4) or the model (figure 9). The same
+input gives the same bytes: no dates, no random ids, fonts drawn as paths.
 """
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.harvest import write_atomically
 from t5scaling.analysis.intervals import LEVEL
-from t5scaling.analysis.tables import size
+from t5scaling.analysis.style import COLOURS, MARKERS, STYLE, save, save_rows, size_axis
 from t5scaling.analysis.verdict import resolution_of
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "t5scaling",
-    "path.simplify": False,
-}
 UNITS = {
     "cross_entropy": "test cross-entropy (nats per target token)",
     "bleu": "test BLEU",
     "chrf": "test chrF",
+    "comet": "test COMET",
+}
+
+
+WORDS = {
+    "finetune_examples": "finetuning pool",
+    "pretrain_data": "pretraining data",
+    "model": "model",
 }
 
 
 @dataclass(frozen=True)
 class StudyFigure:
-    """A drawn figure: its title in words, and its files without their ending."""
+    """A drawn figure: its title in words, and its files without their ending. by: the column in
+    which its curves differ. curve_fits: what it shows; empty for figures of another kind."""
 
     title: str
     stem: Path
-    curve_fits: tuple[CurveFit, ...]
+    curve_fits: tuple[CurveFit, ...] = ()
+    by: str = "finetune_examples"
+    caption: str = ""
 
     @property
     def svg(self) -> Path:
@@ -66,30 +53,45 @@ class StudyFigure:
 
 
 def draw_all(curve_fits: Iterable[CurveFit], folder: Path) -> list[StudyFigure]:
-    """Draws every figure of a study into `folder` as .png, .svg and .csv."""
-    groups: dict[tuple, list[CurveFit]] = {}
-    for this in curve_fits:
-        key = this.curve.key
-        place = (key["model"], key["task"], key["pretrain_data"], this.curve.metric)
-        groups.setdefault(place, []).append(this)
-    figures = []
-    for (model, task, data, metric), members in sorted(groups.items(), key=lambda g: _rank(g[0])):
-        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{metric}--{task}--{data}--{model}")
-        figure = StudyFigure(
-            f"{metric} of {task}, model {model}, pretrained on {data}",
-            folder / name,
-            tuple(members),
-        )
-        _save(_draw(figure), figure.stem)
-        write_atomically(figure.stem.with_name(name + ".csv"), _numbers(members))
-        figures.append(figure)
+    """Draws every figure of metrics against D_p into `folder` as .png, .svg and .csv."""
+    figures = list(_figures(list(curve_fits), folder))
+    for figure in figures:
+        save(_draw(figure), figure.stem)
+        save_rows(_numbers(figure), figure.stem)
     return figures
+
+
+def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigure]:
+    """Those by pool always, the others where there is something to compare."""
+    in_study = [c for c in curve_fits if "finetune_examples" in c.curve.key]
+    by = list(WORDS) if in_study else [next(iter(curve_fits[0].curve.key), "")]
+    for column in by:
+        groups: dict[tuple, list[CurveFit]] = {}
+        for this in in_study or curve_fits:
+            key = this.curve.key
+            names = ("model", "task", "pretrain_data", "finetune_examples") if in_study else key
+            place = tuple(key[name] for name in names if name != column)
+            groups.setdefault((*place, this.curve.metric), []).append(this)
+        for place, members in sorted(groups.items(), key=lambda group: _rank(group[0])):
+            if column != by[0] and len(members) < 2:
+                continue
+            *rest, metric = place
+            if column == "finetune_examples":
+                model, task, data = rest
+                parts = (metric, task, data, model)
+                title = f"{metric} of {task}, model {model}, pretrained on {data}"
+            else:
+                parts = (metric, *(["by", column] if column else []), *map(str, rest))
+                title = f"{metric} of {', '.join(map(str, rest)) or 'the table'}"
+                title += f", by {WORDS.get(column, column)}" if column else ""
+            name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", "--".join(parts))
+            yield StudyFigure(title, folder / name, tuple(members), column)
 
 
 def _rank(place: tuple) -> tuple:
     """Cross-entropy before scores: it is where laws show first."""
-    model, task, data, metric = place
-    return model, task, data, metric != "cross_entropy", metric
+    *rest, metric = place
+    return *map(str, rest), metric != "cross_entropy", metric
 
 
 def _draw(figure: StudyFigure) -> Figure:
@@ -102,13 +104,13 @@ def _draw(figure: StudyFigure) -> Figure:
             colour = COLOURS[i % len(COLOURS)]
             limits += _draw_curve(axes, this, colour, MARKERS[i % len(MARKERS)], starred)
         axes.set_xscale("log")
-        _size_axis(axes, sorted({p.x for this in members for p in this.curve.points}))
+        size_axis(axes, sorted({p.x for this in members for p in this.curve.points}))
         metric = members[0].curve.metric
         axes.set_ylim(*_value_range(min(limits), max(limits), resolution_of(metric)))
-        axes.set_xlabel("pretraining size D_p (text tokens, log scale)")
+        axes.set_xlabel(_x_label(members[0]))
         axes.set_ylabel(UNITS.get(metric, f"test {metric}"), fontsize=10)
         axes.set_title(_title(figure), fontsize=11, loc="left")
-        _legend(page, members)
+        _legend(page, figure)
     return page
 
 
@@ -127,9 +129,33 @@ def _some_at_edge(members: Sequence[CurveFit]) -> bool:
     return len(edges) == 2
 
 
+def _x_label(this: CurveFit) -> str:
+    if this.curve.x_name == "pretrain_tokens":
+        return "pretraining size D_p (text tokens, log scale)"
+    return f"{this.curve.x_name} (log scale)"
+
+
 def _title(figure: StudyFigure) -> str:
     key = figure.curve_fits[0].curve.key
-    return f"{key['task']}\npretrained on {key['pretrain_data']}, model {key['model']}"
+    if "task" not in key or "finetune_examples" not in key:
+        return (
+            ""
+            if len(key) < 2
+            else ", ".join(f"{name} {value}" for name, value in key.items() if name != figure.by)
+        )
+    parts = {
+        "pretrain_data": f"pretrained on {key['pretrain_data']}",
+        "model": f"model {key['model']}",
+        "finetune_examples": f"pool of {key['finetune_examples']:,}",
+    }
+    if figure.by == "finetune_examples":
+        del parts["finetune_examples"]
+    return f"{key['task']}\n" + ", ".join(v for name, v in parts.items() if name != figure.by)
+
+
+def _label(this: CurveFit, by: str) -> str:
+    value = this.curve.key[by]
+    return f"pool of {value:,}" if by == "finetune_examples" else str(value)
 
 
 def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -> list[float]:
@@ -166,35 +192,14 @@ def _grid(this: CurveFit) -> np.ndarray:
     return np.unique(np.append(ends, this.fit.x.max()))
 
 
-def _size_axis(axes, sizes: Sequence[float]) -> None:
-    """Labels the measured sizes themselves, or powers of ten if there are many."""
-    if 1 < len(sizes) <= 7:
-        axes.set_xticks(sizes)
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(LogLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
-    axes.set_xlim(min(sizes) / 1.15, max(sizes) * 1.15)
-
-
-def short_size(value: float) -> str:
-    """78,336 -> 78k; 1,200,000 -> 1.2M."""
-    for unit, step in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 0.9995 * step:
-            digits = f"{value / step:.2g}" if value < 10 * step else f"{value / step:.0f}"
-            return digits + unit
-    return size(value)
-
-
-def _legend(page: Figure, members: Sequence[CurveFit]) -> None:
+def _legend(page: Figure, figure: StudyFigure) -> None:
+    members = figure.curve_fits
     handles = []
     if len(members) > 1:
         for i, this in enumerate(members):
-            examples = this.curve.key["finetune_examples"]
             handles.append(
                 Line2D([], [], color=COLOURS[i % 6], marker=MARKERS[i % 6], linestyle="none",
-                       markersize=8, label=f"pool of {examples:,}")
+                       markersize=8, label=_label(this, figure.by))
             )  # fmt: skip
     grey = "#444444" if len(members) > 1 else COLOURS[0]
     fits = [this.fit for this in members if this.fit]
@@ -226,34 +231,22 @@ def _legend(page: Figure, members: Sequence[CurveFit]) -> None:
     )
 
 
-def _save(page: Figure, stem: Path) -> None:
-    with matplotlib.rc_context(STYLE):
-        for ending, options in (
-            ("png", {"dpi": 160, "metadata": {"Software": None}}),
-            ("svg", {"metadata": {"Date": None, "Creator": None}}),
-        ):
-            buffer = io.BytesIO()
-            page.savefig(buffer, format=ending, **options)
-            write_atomically(stem.with_name(f"{stem.name}.{ending}"), buffer.getvalue())
-
-
-def _numbers(members: Sequence[CurveFit]) -> bytes:
-    """Rows (finetune_examples, kind, x, value, low, high): measured points, baseline, law."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["finetune_examples", "kind", "pretrain_tokens", "value", "low", "high"])
+def _numbers(figure: StudyFigure) -> Iterator[Sequence]:
+    """Rows (what sets the curve apart, kind, x, value, low, high): points, baseline, law."""
+    members = figure.curve_fits
+    yield [figure.by or "curve", "kind", members[0].curve.x_name, "value", "low", "high"]
     for this in members:
-        pool, fitted = this.curve.key["finetune_examples"], this.fitted_sizes
+        name = this.curve.key[figure.by] if figure.by else this.curve.metric
+        fitted = this.fitted_sizes
         for p in this.curve.points:
             kind = (
                 "held out" if fitted and p.x not in fitted else "fitted" if fitted else "measured"
             )
-            table.writerow([pool, kind, p.x, repr(p.value), "", ""])
+            yield [name, kind, p.x, repr(p.value), "", ""]
         for p in this.curve.baseline:
-            table.writerow([pool, "not pretrained", 0, repr(p.value), "", ""])
+            yield [name, "not pretrained", 0, repr(p.value), "", ""]
         if this.fit:
             x = _grid(this)
             low, high = this.fit.band(x)
             for row in zip(x, this.fit.predict(x), low, high, strict=True):
-                table.writerow([pool, "law", *(f"{v:.10g}" for v in row)])
-    return text.getvalue().encode()
+                yield [name, "law", *(f"{v:.10g}" for v in row)]

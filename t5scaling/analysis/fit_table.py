@@ -119,6 +119,11 @@ def comparisons(
     return found
 
 
+def law_for(curve: Curve) -> Law:
+    """The paper's law for values that go this way."""
+    return LAWS["power" if direction_of(curve) < 0 else "log"]
+
+
 def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
     """(law, why) for a curve."""
     if name == "all":

@@ -7,6 +7,13 @@ from typing import Any
 
 import t5scaling
 from t5scaling.analysis import sentences
+from t5scaling.analysis.advise import (
+    Advice,
+    label_of,
+    lines_of,
+    sentence_of_choice,
+    sentence_of_exchange,
+)
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.fit import FITTED_SIZES
@@ -61,6 +68,7 @@ def build(
     rows: Sequence[Mapping[str, Any]],
     curve_fits: Sequence[CurveFit],
     figures: Sequence[StudyFigure],
+    advice: Advice | None,
 ) -> str:
     """The page as text."""
     study = curve_fits[0].curve.facts["study"]
@@ -76,7 +84,8 @@ def build(
         "<h2>What was run</h2>",
         _what_was_run(runs, rows),
         "<h2>Figures and what they say</h2>",
-        *(_figure(figure) for figure in figures),
+        *(_figure(figure) for figure in figures if figure.curve_fits),
+        _advice(advice, [figure for figure in figures if not figure.curve_fits]),
         "<h2>Results</h2>",
         _results(curve_fits),
         _all_rates(rows),
@@ -182,8 +191,8 @@ def _duration(seconds: float) -> str:
 
 def _figure(figure: StudyFigure) -> str:
     image = base64.b64encode(figure.svg.read_bytes()).decode()
-    says = []
-    for this in figure.curve_fits:
+    says = [f'<p class="quiet">{escape(figure.caption)}</p>'] if figure.caption else []
+    for this in figure.curve_fits if figure.by == "finetune_examples" else ():
         heading = f"<p><b>{escape(_pool_words(this))}</b></p>" if len(figure.curve_fits) > 1 else ""
         says.append(
             heading
@@ -192,11 +201,39 @@ def _figure(figure: StudyFigure) -> str:
             + "</ul>"
         )
     return (
-        f"<h3>{escape(metric_name(figure.curve_fits[0].curve.metric))}: "
-        f"{escape(figure.title.split(' of ', 1)[1])}</h3>"
-        f'<figure><img alt="{escape(figure.title)} against pretraining size" '
+        f"<h3>{escape(_heading(figure))}</h3>"
+        f'<figure><img alt="{escape(figure.title)}" '
         f'src="data:image/svg+xml;base64,{image}"></figure>' + "".join(says)
     )
+
+
+def _heading(figure: StudyFigure) -> str:
+    metric, _, rest = figure.title.partition(" of ")
+    return f"{metric_name(metric)}: {rest}" if figure.curve_fits else figure.title
+
+
+def _advice(advice: Advice | None, figures: Sequence[StudyFigure]) -> str:
+    """Decisions per curve, then what holds between curves, then the figures behind them."""
+    if advice is None:
+        return ""
+    html = ["<h2>What to pay for</h2>"]
+    html.append(
+        f"<p>Forecasts are for D_p = {size(advice.target)}. Costs: "
+        f"{escape(advice.cost_source)}.</p>"
+    )
+    for one in advice.curves:
+        items = "".join(f"<li>{escape(line)}</li>" for line in lines_of(one, advice))
+        html.append(f"<h3>{escape(label_of(one.curve_fit))}</h3><ul>{items}</ul>")
+    said = [sentence_of_exchange(place, exchange) for place, exchange in advice.exchanges]
+    said += [f"{label_of(r.score)}: {r.sentence}" for r in advice.relations]
+    said += [sentence_of_choice(choice) for choice in advice.choices]
+    if said:
+        html.append("<ul>" + "".join(f"<li>{escape(s)}</li>" for s in said) + "</ul>")
+    if figures:
+        html.append(f"<details><summary>{len(figures)} figures behind this</summary>")
+        html += [_figure(figure) for figure in figures]
+        html.append("</details>")
+    return "".join(html)
 
 
 def _results(curve_fits: Sequence[CurveFit]) -> str:

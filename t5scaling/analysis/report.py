@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from t5scaling.analysis import page
+from t5scaling.analysis.advice_figures import draw_advice
+from t5scaling.analysis.advise import advise_curves
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, curves_of, read_results
 from t5scaling.analysis.figures import draw_all
@@ -39,8 +41,11 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> Pa
     fits = json.dumps(document(curve_fits), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "fits.json", fits.encode())
     figures = draw_all(curve_fits, folder / "figures")
+    advice = advise_curves(folder, curves)
+    if advice:
+        figures += draw_advice(advice, folder / "figures")
     path = folder / "report.html"
-    write_atomically(path, page.build(runs, rows, curve_fits, figures).encode())
+    write_atomically(path, page.build(runs, rows, curve_fits, figures, advice).encode())
     print_tables(curve_fits, screen or console())
     return path
 

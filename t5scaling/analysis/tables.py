@@ -151,7 +151,8 @@ def sentences_of_coefficients(this: CurveFit) -> list[str]:
     at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)
     rest = [name for name in fit.law.identified if name not in open_ones]
     known = f"{', '.join(rest)}, and " if rest else ""
-    told = f"the value at {this.curve.x_name} = {at}, {number(value[1][0])} "
+    x = "D_p" if this.curve.x_name == "pretrain_tokens" else this.curve.x_name
+    told = f"the value at {x} = {at}, {number(value[1][0])} "
     told += f"({interval(*value[1][1:])}), and "
     told += ", ".join(
         f"the {name} of its log there, {number(v)} ({interval(low, high)})"

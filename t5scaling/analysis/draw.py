@@ -1,0 +1,48 @@
+"""`run.py figures`: every figure that a table or a study has content for."""
+
+from pathlib import Path
+
+from t5scaling.analysis.advice_figures import draw_advice
+from t5scaling.analysis.advise import advise_curves
+from t5scaling.analysis.curve_fit import fit_one
+from t5scaling.analysis.figures import StudyFigure, draw_all
+from t5scaling.analysis.fit_table import law_for
+from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
+from t5scaling.analysis.tables import console
+from t5scaling.errors import UserError
+
+
+def draw(
+    path: str | Path,
+    columns: Columns = EVERYTHING,
+    *,
+    output: str | Path | None = None,
+    at: float | None = None,
+) -> list[StudyFigure]:
+    """Draws the figures of `path` (see `load`) as PNG, SVG and CSV, and lists them.
+
+    Args:
+      output: folder; None: `figures` beside the table, or in the study's directory.
+      at: the size that advice is asked for; None: as `advise`.
+
+    Raises:
+      UserError: see `load`; or a table of two sizes without anything else.
+    """
+    path = Path(path)
+    folder = Path(output) if output else (path if path.is_dir() else path.parent) / "figures"
+    curves = [curve for curve in load_curves(path, columns) if not curve.x2_name]
+    if not curves:
+        raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
+    fits = []
+    for curve in curves:
+        law = law_for(curve)
+        fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
+    figures = draw_all(fits, folder)
+    advice = advise_curves(path, curves, at=at)
+    if advice:
+        figures += draw_advice(advice, folder)
+    screen = console()
+    for figure in figures:
+        screen.print(f"{figure.stem}.png  {figure.title}", soft_wrap=True, markup=False)
+    screen.print(f"{len(figures)} figures, each as .png, .svg and .csv, in {folder}", markup=False)
+    return figures

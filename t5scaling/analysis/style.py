@@ -1,0 +1,77 @@
+"""How figures look, and how they are written: one style for all of them."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from t5scaling.analysis.harvest import write_atomically
+from t5scaling.analysis.tables import size
+
+# Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "t5scaling",
+    "path.simplify": False,
+}
+
+
+def size_axis(axes, sizes: Sequence[float]) -> None:
+    """Labels the measured sizes themselves, or powers of ten if there are many."""
+    if 1 < len(sizes) <= 7:
+        axes.set_xticks(sizes)
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
+    axes.set_xlim(min(sizes) / 1.15, max(sizes) * 1.15)
+
+
+def short_size(value: float) -> str:
+    """78,336 -> 78k; 1,200,000 -> 1.2M."""
+    for unit, step in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * step:
+            digits = f"{value / step:.2g}" if value < 10 * step else f"{value / step:.0f}"
+            return digits + unit
+    return size(value)
+
+
+def save(page: Figure, stem: Path) -> None:
+    """Writes stem.png and stem.svg; the same page gives the same bytes."""
+    with matplotlib.rc_context(STYLE):
+        for ending, options in (
+            ("png", {"dpi": 160, "metadata": {"Software": None}}),
+            ("svg", {"metadata": {"Date": None, "Creator": None}}),
+        ):
+            buffer = io.BytesIO()
+            page.savefig(buffer, format=ending, **options)
+            write_atomically(stem.with_name(f"{stem.name}.{ending}"), buffer.getvalue())
+
+
+def save_rows(rows: Iterable[Sequence], stem: Path) -> None:
+    """Writes the numbers behind a figure as stem.csv; the first row is the header."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        table.writerow([f"{v:.10g}" if isinstance(v, float) else v for v in row])
+    write_atomically(stem.with_name(f"{stem.name}.csv"), text.getvalue().encode())

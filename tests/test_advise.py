@@ -1,0 +1,176 @@
+"""Advice: decisions with their reasons from planted studies, in text, JSON and figures."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from t5scaling.analysis import valuation
+from t5scaling.analysis.advise import advise
+from t5scaling.analysis.curve_fit import fit_one
+from t5scaling.analysis.curves import Curve, Point
+from t5scaling.analysis.diagnosis import relate
+from t5scaling.analysis.draw import draw
+from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.load import Columns
+from t5scaling.analysis.valuation import NO, OPEN, YES
+from t5scaling.errors import UserError
+
+X = 1e6 * 2.0 ** np.arange(8)
+BY_DATA = Columns(("D_p",), "bleu", ("data",), seed="seed")
+TRUTH = {
+    "both": lambda x: 40 - 30 * (x / 1e6) ** -0.35,
+    "target": lambda x: 33 - 20 * (x / 1e6) ** -0.5,
+    "source": lambda x: 25 - 22 * (x / 1e6) ** -0.25,
+    "unrelated": lambda x: 8 + 3 * np.sin(np.log(x)),
+}
+
+
+@pytest.fixture
+def table(tmp_path):
+    path, draw_ = tmp_path / "study.csv", np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["data", "D_p", "seed", "bleu"])
+        for name, truth in TRUTH.items():
+            for seed in (0, 1):
+                for x in (0, *X):
+                    value = (truth(x) if x else 8.0) * np.exp(0.02 * draw_.standard_normal())
+                    rows.writerow([name, int(x), seed, repr(float(value))])
+    return path
+
+
+def curve(metric, values, key=None, baseline=()):
+    points = tuple(Point(x, float(v), seed=0) for x, v in zip(X, values, strict=True))
+    base = tuple(Point(0.0, float(v)) for v in baseline)
+    return Curve(key=key or {}, metric=metric, x_name="D_p", points=points, baseline=base)
+
+
+def noisy(values, noise=0.003, seed=0):
+    return values * np.exp(noise * np.random.default_rng(seed).standard_normal(len(values)))
+
+
+def test_each_data_set_gets_its_decisions(table):
+    advice = advise(table, BY_DATA, at=5.12e8, screen=Console(file=io.StringIO()))
+    by_name = {one.curve_fit.curve.key["data"]: one for one in advice.curves}
+    for name in ("both", "target", "source"):
+        one = by_name[name]
+        assert (one.worth_it.answer, one.suffices.answer) == (YES, YES)
+        assert one.forecast.low < TRUTH[name](5.12e8) < one.forecast.high
+        assert one.forecast.decades == pytest.approx(math.log10(4))
+        # Where the planted law crosses 8, the score without pretraining.
+        crossing = {"both": 1e6 * (30 / 32) ** (1 / 0.35), "target": 1e6 * (20 / 25) ** 2,
+                    "source": 1e6 * (22 / 17) ** 4}[name]  # fmt: skip
+        assert one.break_even.low * 0.9 < crossing < one.break_even.high * 1.1
+        assert one.next_runs and one.next_runs[-1].after < one.next_runs[0].before
+    lost = by_name["unrelated"]
+    assert (lost.worth_it.answer, lost.suffices.answer) == (NO, NO)
+    assert lost.forecast is None and lost.curve_fit.verdict.word == "nonmonotonic"
+
+
+def test_data_sets_are_ranked_and_cross_where_they_were_planted_to(table):
+    advice = advise(table, BY_DATA, at=5.12e8, screen=Console(file=io.StringIO()))
+    (choice,) = advice.choices
+    assert choice.names == ("both", "target", "source")
+    assert choice.chances["both"] > 0.95
+    ((one, two, crossing),) = choice.crossings
+    assert (one, two) == ("target", "both")
+    grid = np.geomspace(1e6, 1e8, 100_000)
+    planted = grid[np.argmax(TRUTH["both"](grid) > TRUTH["target"](grid))]
+    assert crossing.low * 0.8 < planted < crossing.high * 1.25
+    assert 0.9 < crossing.share <= 1
+
+
+def test_saturating_scores_choose_a_ceiling_and_say_that_the_log_law_overshoots(table):
+    text = io.StringIO()
+    advice = advise(table, BY_DATA, screen=Console(file=text, width=200))
+    assert all(f.families[0].name == "ceiling" for c in advice.choices for f in c.forecasts)
+    said = text.getvalue()
+    assert "the log-law overshoots" in said
+    assert "Do the data suffice for a law? no: the curve is nonmonotonic" in said
+    assert "assumed (a finetuning costs 1 unit" in said
+
+
+def test_json_holds_the_same(table, capsys):
+    advice = advise(table, BY_DATA, as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert [c["data"] for c in record["curves"]] == list(TRUTH)
+    assert record["target"] == advice.target == 4 * X[-1]
+    assert record["curves"][3]["forecast"] is None
+    assert record["comparisons"][0]["families"][0]["law"] == "ceiling"
+
+
+def test_figures_of_a_table(table, tmp_path):
+    figures = draw(table, BY_DATA, output=tmp_path / "out")
+    names = {figure.stem.name for figure in figures}
+    assert {"bleu--by--data", "rollout--bleu", "families--bleu"} <= names
+    assert sum(name.startswith("next-run") for name in names) == 3
+    for figure in figures:
+        for ending in (".png", ".svg", ".csv"):
+            file = figure.stem.with_name(figure.stem.name + ending)
+            assert file.stat().st_size > 100
+    numbers = list(csv.DictReader((tmp_path / "out" / "bleu--by--data.csv").open()))
+    held_out = [row for row in numbers if row["kind"] == "held out" and row["data"] == "both"]
+    assert {float(row["D_p"]) for row in held_out} == set(X[4:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"at": -1.0}, "--at = -1"), ({"budget": 0.0}, "--budget = 0"),
+     ({"cost_per_run": -2.0}, "--cost-per-run = -2")],
+)  # fmt: skip
+def test_mistakes(table, options, message):
+    with pytest.raises(UserError, match=message):
+        advise(table, BY_DATA, **options)
+
+
+def test_no_gain_and_no_baseline_are_told_apart():
+    flat = fit_one(curve("bleu", noisy(np.full(8, 20.0)), baseline=[20.0, 20.1]))
+    assert valuation.worth_it(flat).answer == NO
+    alone = fit_one(curve("bleu", noisy(10 + np.log(X / 1e6))))
+    assert valuation.worth_it(alone).answer == OPEN
+    falling = fit_one(curve("cross_entropy", noisy(2 + (X / 1e6) ** -0.3), baseline=[4.0]))
+    assert valuation.worth_it(falling).answer == YES  # less is better
+
+
+def test_scores_that_break_while_the_loss_falls_are_pointed_out():
+    loss = fit_one(curve("cross_entropy", noisy(2 + (X / 1e6) ** -0.3)))
+    rising = fit_one(curve("bleu", noisy(900 * np.exp(-1.4 * (2 + (X / 1e6) ** -0.3)))))
+    broken = fit_one(curve("bleu", noisy(np.array([10, 15, 20, 24, 22, 17, 14, 11.0]))))
+    good, bad = relate(rising, loss), relate(broken, loss)
+    assert good.agree is True and good.exponential and good.tau == pytest.approx(1.0)
+    assert good.fit.coefficients["k"][1] < -1.4 < good.fit.coefficients["k"][2]
+    assert bad.agree is False and not bad.exponential
+    assert "DISAGREE" in bad.sentence and "may not match the task" in bad.sentence
+
+
+def test_the_exchange_rate_is_that_of_the_planted_joint_law():
+    law, planted = LAWS["zhang"], {"E": 1.0, "A": 60.0, "a": 0.15, "b": 0.1}
+    pools = (1e4, 1e5, 1e6)
+    fits = []
+    for i, pool in enumerate(pools):
+        values = law.published(np.array([X, np.full(8, pool)]), planted)
+        fits.append(fit_one(curve("cross_entropy", noisy(values, 0.001, i), {"pool": pool})))
+    found = valuation.exchange(fits, pools)
+    assert found.fit.law is law
+    rate = (0.15 / X[-1]) / (0.1 / 1e6)
+    assert found.rate == pytest.approx(rate, rel=0.05) and found.low < rate < found.high
+    assert found.doubling == pytest.approx(2 ** (0.15 / 0.1), rel=0.06)
+    scores = [fit_one(curve("bleu", noisy(X**0.1, seed=i), {"pool": i})) for i in range(2)]
+    with pytest.raises(UserError, match="joint laws are of losses"):
+        valuation.exchange(scores, pools[:2])
+
+
+def test_effective_data_transferred_is_read_off_the_curve_without_pretraining():
+    pools = 1e4 * 2.0 ** np.arange(8)
+    scratch = fit_curve(LAWS["power"], pools, 2 + 3 * (pools / 1e4) ** -0.4, hold_out=0)
+    as_of_eight_times = 2 + 3 * 8**-0.4
+    found = valuation.effective_data(scratch, as_of_eight_times, 1e4)
+    assert found == pytest.approx(7e4, rel=0.02)
+    assert valuation.effective_data(scratch, 1.9, 1e4) == math.inf
+    assert valuation.effective_data(scratch, 6.0, 1e4) == 0.0
