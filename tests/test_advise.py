@@ -166,6 +166,39 @@ def test_the_exchange_rate_is_that_of_the_planted_joint_law():
         valuation.exchange(scores, pools[:2])
 
 
+def test_figures_by_data_and_by_model_and_the_joint_plan(tmp_path):
+    """A study of two models and two mixtures: the curves of a figure differ in one thing alone."""
+    from t5scaling.analysis.advise import advise_curves, record
+    from t5scaling.analysis.figures import draw_all
+
+    curves, law = [], LAWS["zhang"]
+    for i, model in enumerate(("small", "large")):
+        for j, data in enumerate(("en50_de50", "en")):
+            for pool in (1_000, 100_000):
+                planted = {"E": 1.6 - 0.3 * i, "A": 40.0 + 5 * j, "a": 0.15, "b": 0.1}
+                values = law.published(np.array([X, np.full(8, 50.0 * pool)]), planted)
+                key = {"model": model, "pretrain_data": data, "task": "wmt",
+                       "finetune_examples": pool}  # fmt: skip
+                made = curve("cross_entropy", noisy(values, seed=len(curves)), key)
+                facts = {"finetune_tokens": 50 * pool}
+                curves.append(Curve(key, made.metric, "pretrain_tokens", made.points, (), facts))
+    figures = draw_all([fit_one(c) for c in curves], tmp_path)
+    shown = {figure.stem.name: figure for figure in figures}
+    by = {column: [f for f in figures if f.by == column] for column in ("pretrain_data", "model")}
+    assert len(figures) == 4 + 4 + 4 and all(len(found) == 4 for found in by.values())
+    figure = shown["cross_entropy--by--pretrain_data--small--wmt--1000"]
+    assert {c.curve.key["pretrain_data"] for c in figure.curve_fits} == {"en50_de50", "en"}
+    assert {c.curve.key["model"] for c in figure.curve_fits} == {"small"}
+
+    advice = advise_curves(tmp_path, curves)
+    assert len(advice.exchanges) == 4
+    _, exchange, runs = advice.exchanges[0]
+    assert exchange.rate == pytest.approx((0.15 / X[-1]) / (0.1 / 5e6), rel=0.3)
+    assert runs and all(run.x2 in (5e4, 5e6) for run in runs)
+    assert runs[-1].after < runs[0].before
+    assert json.dumps(record(advice))
+
+
 def test_effective_data_transferred_is_read_off_the_curve_without_pretraining():
     pools = 1e4 * 2.0 ** np.arange(8)
     scratch = fit_curve(LAWS["power"], pools, 2 + 3 * (pools / 1e4) ** -0.4, hold_out=0)

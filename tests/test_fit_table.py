@@ -135,6 +135,7 @@ def test_a_study_table_needs_no_columns(tmp_path):
             {"columns": Columns(("token",), "loss")},
             r"'token'; did you mean 'tokens'",
         ),
+        ("a,b\n1,2\n", {"law": "all", "protocol": "role"}, r"did you mean 'rollout'"),
         ("a,b\n1,2\n", {"law": "powr"}, r"'powr' is unknown; did you mean 'power'"),
         ("a,b\n1,0\n2,1\n4,2\n8,3\n", {}, r"b = 0 at a = 1: the log-law .* values > 0"),
     ],
@@ -228,5 +229,7 @@ def test_a_directory_of_t5x_runs(tmp_path):
     assert result.curve.x_name == "pretrain_steps" and result.law.name == "log"
     assert [p.x for p in result.curve.points] == X.tolist()
     assert result.curve.key["pretrain_run"] == "base"
+    with pytest.raises(UserError, match="is a directory: --x"):
+        fit_table(tmp_path / "runs_of_t5x", Columns(("step",), "bleu"))
     with pytest.raises(UserError, match="no metric 'blue'; did you mean 'bleu'"):
         fit_table(tmp_path / "runs_of_t5x", Columns(y="blue"))

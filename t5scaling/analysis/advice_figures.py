@@ -50,7 +50,7 @@ def _all(advice: Advice) -> Iterator[Drawn]:
     for members, comparison in advice.comparisons:
         yield families(members, comparison)
         yield rollout(members, comparison)
-    for place, exchange in advice.exchanges:
+    for place, exchange, _ in advice.exchanges:
         yield joint(place, exchange)
     for one in advice.curves:
         if one.next_runs and one.forecast:

@@ -24,6 +24,7 @@ from t5scaling.analysis import next_experiment, valuation
 from t5scaling.analysis.curve_fit import CurveFit, comparison_record, fit_one
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.diagnosis import Relation, relations
+from t5scaling.analysis.fit import Fit
 from t5scaling.analysis.fit_table import law_for
 from t5scaling.analysis.harvest import RunRecord, read_runs
 from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
@@ -69,7 +70,7 @@ class Advice:
     cost_source: str
     curves: tuple[CurveAdvice, ...]
     choices: tuple[Choice, ...]
-    exchanges: tuple[tuple[str, Exchange], ...]
+    exchanges: tuple[tuple[str, Exchange, tuple[Run, ...]], ...]
     relations: tuple[Relation, ...]
     comparisons: list = field(default_factory=list)
 
@@ -161,7 +162,7 @@ def advise_curves(
         )  # fmt: skip
     return Advice(
         target, cost, source, tuple(advised), tuple(_choices(advised, target)),
-        tuple(_exchanges(fits)), tuple(relations(fits)), comparisons,
+        tuple(_exchanges(fits, target, cost, budget)), tuple(relations(fits)), comparisons,
     )  # fmt: skip
 
 
@@ -239,8 +240,8 @@ def data_column(key) -> str | None:
     return next(iter(key)) if len(key) == 1 else None
 
 
-def _exchanges(fits: Sequence[CurveFit]):
-    """For losses of one place with 2 or more pools."""
+def _exchanges(fits: Sequence[CurveFit], target: float, cost: Cost, budget: float):
+    """For losses of one place with 2 or more pools: (place, joint law, the next runs for it)."""
     groups: dict[tuple, list[CurveFit]] = {}
     for this in fits:
         key, facts = this.curve.key, this.curve.facts
@@ -252,7 +253,11 @@ def _exchanges(fits: Sequence[CurveFit]):
             pools = [float(m.curve.facts["finetune_tokens"]) for m in members]
             with suppress(UserError):
                 label = " · ".join([metric_name(metric), *map(str, place)])
-                yield label, valuation.exchange(members, pools)
+                found = valuation.exchange(members, pools)
+                places = next_experiment.candidates(found.fit, target)
+                at = np.array([[target], [max(pools)]])
+                runs = next_experiment.plan(found.fit, at, places, cost, budget=budget)
+                yield label, found, tuple(runs)
 
 
 def show(advice: Advice, screen: Console) -> None:
@@ -282,8 +287,11 @@ def show(advice: Advice, screen: Console) -> None:
         for one, two, crossing in choice.crossings:
             screen.print(escape(f"{two} overtakes {one} at {_where(crossing)}."), soft_wrap=True)
         screen.print()
-    for place, exchange in advice.exchanges:
-        screen.print(escape(sentence_of_exchange(place, exchange)), soft_wrap=True)
+    for place, exchange, runs in advice.exchanges:
+        said = sentence_of_exchange(place, exchange)
+        if runs:
+            said += f" {sentence_of_next(runs, exchange.fit, advice)}"
+        screen.print(escape(said), soft_wrap=True)
     screen.print(escape(f"Costs: {advice.cost_source}."), soft_wrap=True)
     for relation in advice.relations:
         head = escape(" · ".join(str(v) for v in relation.score.curve.key.values()))
@@ -320,22 +328,23 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
             else "Where pretraining breaks even with none cannot be told: no crossing in reach."
         )  # fmt: skip
     if one.next_runs and one.forecast:
-        said.append(sentence_of_next(one, advice))
+        said.append(sentence_of_next(one.next_runs, one.outlook.best, advice))
     return said
 
 
-def sentence_of_next(one: CurveAdvice, advice: Advice) -> str:
+def sentence_of_next(runs: Sequence[Run], fit: Fit, advice: Advice) -> str:
     """The next runs, and what they buy."""
-    counts: dict[float, int] = {}
-    for run in one.next_runs:
-        counts[run.x] = counts.get(run.x, 0) + 1
-    measured = {p.x for p in one.curve_fit.curve.points}
-    parts = [
-        f"{n} at {size(x)}" + (" (further seeds)" if x in measured else "")
-        for x, n in sorted(counts.items(), reverse=True)
-    ]
-    hours = math.fsum(run.device_hours for run in one.next_runs)
-    before, after = one.next_runs[0].before, one.next_runs[-1].after
+    counts: dict[tuple, int] = {}
+    for run in runs:
+        counts[run.x, run.x2 or 0.0] = counts.get((run.x, run.x2 or 0.0), 0) + 1
+    measured = set(zip(*np.atleast_2d(fit.x).tolist(), strict=True))
+    parts = []
+    for (x, x2), count in sorted(counts.items(), reverse=True):
+        place = size(x) + (f" with a pool of {size(x2)}" if x2 else "")
+        again = " (further seeds)" if ((x, x2) if x2 else (x,)) in measured else ""
+        parts.append(f"{count} at {place}{again}")
+    hours = math.fsum(run.device_hours for run in runs)
+    before, after = runs[0].before, runs[-1].after
     unit = "units of cost" if advice.cost_source.startswith("assumed") else "device-hours"
     return (
         f"Next: {', '.join(parts)}; {number(hours)} {unit} narrow the law's own interval at "
@@ -414,9 +423,9 @@ def record(advice: Advice) -> dict[str, Any]:
                 {
                     "place": place, "law": e.fit.law.name, "pretrain": e.pretrain,
                     "finetune": e.finetune, "rate": e.rate, "low": e.low, "high": e.high,
-                    "doubling": e.doubling,
+                    "doubling": e.doubling, "next_runs": [asdict(run) for run in runs],
                 }
-                for place, e in advice.exchanges
+                for place, e, runs in advice.exchanges
             ],
             "relations": [
                 {

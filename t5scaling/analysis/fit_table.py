@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5scaling.analysis.compare import Comparison, compare
+from t5scaling.analysis.compare import PROTOCOLS, Comparison, compare
 from t5scaling.analysis.curve_fit import CurveFit, comparison_record, document, fit_one
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.law import Law
@@ -48,6 +48,8 @@ def fit_table(
     """
     if law is not None and law not in (*LAWS, "all"):
         raise UserError(f"law {law!r} is unknown{nearest(law, [*LAWS, 'all'])}")
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
     curves = load_curves(path, columns)
     results, reasons = [], []
     for curve in curves:

@@ -65,6 +65,11 @@ def load_curves(path: str | Path, columns: Columns = EVERYTHING) -> list[Curve]:
 def _of_directory(path: Path, columns: Columns) -> list[Curve]:
     from t5scaling.analysis import t5x_runs
 
+    if columns.x or columns.group or columns.error or columns.seed:
+        raise UserError(
+            f"{path} is a directory: --x, --group, --error and --seed name columns of a table; of "
+            "runs only --y is chosen, a metric"
+        )
     if (path / "runs").is_dir():
         curves = _of_study(harvest(path))
     elif (path / "results.csv").exists():

@@ -13,6 +13,7 @@ from t5scaling.analysis.advise import (
     lines_of,
     sentence_of_choice,
     sentence_of_exchange,
+    sentence_of_next,
 )
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.figures import StudyFigure
@@ -224,7 +225,11 @@ def _advice(advice: Advice | None, figures: Sequence[StudyFigure]) -> str:
     for one in advice.curves:
         items = "".join(f"<li>{escape(line)}</li>" for line in lines_of(one, advice))
         html.append(f"<h3>{escape(label_of(one.curve_fit))}</h3><ul>{items}</ul>")
-    said = [sentence_of_exchange(place, exchange) for place, exchange in advice.exchanges]
+    said = [
+        sentence_of_exchange(place, exchange)
+        + (f" {sentence_of_next(runs, exchange.fit, advice)}" if runs else "")
+        for place, exchange, runs in advice.exchanges
+    ]
     said += [f"{label_of(r.score)}: {r.sentence}" for r in advice.relations]
     said += [sentence_of_choice(choice) for choice in advice.choices]
     if said:
