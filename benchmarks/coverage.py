@@ -84,7 +84,7 @@ def main() -> None:
         hits = dict.fromkeys((*determined, *(f"at {t:g} times" for t in TIMES)), 0)
         converged = 0
         for study in range(arguments.studies):
-            draw = np.random.default_rng(study)
+            draw = np.random.default_rng((study, list(PLANTED).index(name)))
             noisy = y * np.exp(noise * draw.standard_normal(len(y)))
             fit = fit_curve(
                 law, x, noisy, hold_out=0, delta=np.inf, interval=arguments.interval,

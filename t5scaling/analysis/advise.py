@@ -29,7 +29,15 @@ from t5scaling.analysis.fit_table import law_for
 from t5scaling.analysis.harvest import RunRecord, read_runs
 from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
 from t5scaling.analysis.next_experiment import Cost, Run
-from t5scaling.analysis.tables import INTERVAL, console, interval, metric_name, number, size
+from t5scaling.analysis.tables import (
+    INTERVAL,
+    console,
+    interval,
+    metric_name,
+    number,
+    size,
+    size_name,
+)
 from t5scaling.analysis.valuation import NO, Crossing, Decision, Exchange, Forecast, Outlook
 from t5scaling.errors import UserError
 
@@ -309,7 +317,7 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
         f"Is pretraining worth it? {one.worth_it.answer}: {one.worth_it.reason}.",
         f"Do the data suffice for a law? {one.suffices.answer}: {one.suffices.reason}.",
     ]
-    x = one.curve_fit.curve.x_name
+    x = size_name(one.curve_fit.curve)
     if one.forecast:
         f = one.forecast
         names = ", ".join(law.title for law in f.families)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from t5scaling.analysis.compare import Comparison
 from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.fit import Fit
 from t5scaling.analysis.intervals import LEVEL
 
@@ -26,6 +27,11 @@ def console() -> Console:
     """A terminal's own width; 110 columns into a file or a pipe."""
     screen = Console(highlight=False)
     return screen if screen.is_terminal else Console(highlight=False, width=110)
+
+
+def size_name(curve: Curve) -> str:
+    """What the sizes are called in sentences: D_p in a study, else their column."""
+    return "D_p" if curve.x_name == "pretrain_tokens" else curve.x_name
 
 
 def number(value: float | None) -> str:
@@ -151,8 +157,7 @@ def sentences_of_coefficients(this: CurveFit) -> list[str]:
     at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)
     rest = [name for name in fit.law.identified if name not in open_ones]
     known = f"{', '.join(rest)}, and " if rest else ""
-    x = "D_p" if this.curve.x_name == "pretrain_tokens" else this.curve.x_name
-    told = f"the value at {x} = {at}, {number(value[1][0])} "
+    told = f"the value at {size_name(this.curve)} = {at}, {number(value[1][0])} "
     told += f"({interval(*value[1][1:])}), and "
     told += ", ".join(
         f"the {name} of its log there, {number(v)} ({interval(low, high)})"
