@@ -66,7 +66,8 @@ def test_m3_and_m4_no_worse_than_published(curves, law):
 
 def test_the_family_chosen_without_the_held_out_point_beats_the_published_best(curves):
     seen = [(x[:-1], y[:-1]) for x, y in curves.values()]
-    falling = [law for law in LAWS.values() if law.direction < 0 and not law.of_loss]
+    of_size = [law for law in LAWS.values() if law.sizes == ("D",) and not law.of_loss]
+    falling = [law for law in of_size if law.direction < 0]
     chosen = compare(seen, falling).families[0].law
     errors = [error(curves[name], chosen.name) for name in ROWS]
     published = np.mean([PUBLISHED[name]["m4"] for name in ROWS])
