@@ -6,8 +6,8 @@ Each simulated study plants a law with known coefficients at 6 doubling sizes wi
 (joint laws: 6 x 3 sizes) and normal noise on log values, and fits it to all points. Counted: how
 often the interval of each coefficient that the design determines holds the planted one, and how
 often the band of predictions holds a new measurement at half, at 2 and at 4 times the largest size.
-87 to 93 % are wanted. On one core of the CPU about 10 minutes for all families but m4
-and bnsl, which take hours.
+87 to 93 % are wanted. On one core of the CPU about 10 minutes for all families but m4, which
+takes 15, and bnsl, which takes 8.
 """
 
 import argparse
