@@ -46,48 +46,37 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
             return 0 if doctor.doctor(arguments.examples_root) else 1
         case _:
-            from t5scaling import compilation
-
-            compilation.prepare()
             return call_with_gin(arguments, overrides)
     return 0
 
 
 def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Does a verb whose settings are gin files."""
-    from t5scaling import config
+    from t5scaling import compilation, config
+
+    compilation.prepare()
     from t5scaling.training import distributed
 
     if arguments.verb == "plan":
         from t5scaling.study import plan
 
-        fits = plan.plan(
-            arguments.gin_file,
-            overrides,
-            topology=arguments.topology,
-            utilization=arguments.utilization,
-            output=arguments.output,
-        )
-        return 0 if fits else 1
-    text = config.load(arguments.gin_file, overrides)
+        settings = chosen(arguments, "topology utilization output")
+        return 0 if plan.plan(arguments.gin_file, overrides, **settings) else 1
+    text = "" if arguments.verb == "work" else config.load(arguments.gin_file, overrides)
     if arguments.verb == "materialize":
         from t5scaling.study import runner
 
         runner.materialize(arguments.beam)
         return 0
     if arguments.verb == "study":
-        from t5scaling.analysis import report
-        from t5scaling.study import runner
-
-        study_dir = config.macro("STUDY_DIR")  # before the runs load configurations of their own
-        failed = config.call(runner.run_study)
-        report.report(study_dir)
-        return 1 if failed else 0
+        return study(arguments)
     with distributed.job(arguments.coordinator, arguments.num_processes, arguments.process_id):
-        if arguments.verb == "train":
-            from t5scaling.study.executors import local
+        from t5scaling.study.executors import local
 
+        if arguments.verb == "train":
             local.train(text)
+        elif arguments.verb == "work":
+            return 1 if local.work(arguments.study_dir, arguments.runs) else 0
         elif arguments.verb == "eval":
             from t5scaling.evaluation import evaluate
 
@@ -97,6 +86,25 @@ def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> i
 
             config.call(infer.infer)
     return 0
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """The runs and then the report on them; or what they would cost; or an end to their jobs."""
+    from t5scaling import config
+    from t5scaling.analysis import report
+    from t5scaling.study import dry_run, runner
+
+    if arguments.dry_run:
+        dry_run.dry_run(**chosen(arguments, "topology utilization output"))
+        return 0
+    study_dir = config.macro("STUDY_DIR")  # before the runs load configurations of their own
+    if arguments.cancel:
+        runner.cancel(**config.bindings_of(runner.run_study))
+        return 0
+    failed = config.call(runner.run_study, detach=arguments.detach)
+    if not arguments.detach and not report.is_current(study_dir):
+        report.report(study_dir)
+    return 1 if failed else 0
 
 
 def main(argv: list[str]) -> int:

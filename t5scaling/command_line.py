@@ -35,8 +35,13 @@ VERBS = {
         "--gin.OUTPUT_FILE=translations.txt --gin.PROMPT='translate English to German: '",
     ),
     "study": (
-        "Run what is left of a study, fit its laws and write its report.",
+        "Run what is left of a study, fit its laws and write its report; or, with --dry_run, say "
+        "what it would cost.",
         "run.py study --gin_file=gin/studies/quick.gin --gin.STUDY_DIR=runs/quick",
+    ),
+    "work": (
+        "Do some runs of a study whose directories are prepared: what the jobs of a cluster call.",
+        "run.py work runs/quick pretrain/en50_de50",
     ),
     "status": (
         "Show how far a study is: runs done, running, failed and waiting.",
@@ -159,8 +164,10 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--json", dest="as_json", action="store_true", help="JSON instead of text"
             )
-        elif verb in ("report", "status"):
+        elif verb in ("report", "status", "work"):
             sub.add_argument("study_dir", help="directory of a study, as `study` left it")
+            if verb == "work":
+                sub.add_argument("runs", nargs="+", metavar="RUN", help="ids of its runs")
         elif verb == "comet-setup":
             sub.add_argument("--folder", help="of the environment (default: in the user's cache)")
         elif verb == "doctor":
@@ -168,12 +175,24 @@ def parser() -> argparse.ArgumentParser:
         else:
             sub.add_argument("--gin_file", action="append", default=[], help="may be repeated")
             sub.add_argument("--gin.NAME", metavar="VALUE", help="sets one gin parameter")
-        if verb == "plan":
+        if verb == "study":
+            sub.add_argument(
+                "--dry_run",
+                action="store_true",
+                help="print runs, steps, tokens, device-hours and storage per part, and what "
+                "waits for what; compiles and runs nothing",
+            )
+            sub.add_argument(
+                "--detach", action="store_true", help="do not wait for the jobs of a cluster"
+            )
+            sub.add_argument("--cancel", action="store_true", help="end the jobs of a cluster")
+        if verb in ("plan", "study"):
             sub.add_argument(
                 "--topology",
-                default="local",
-                help="a TPU slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:8x8; or local "
-                "(the default): the devices here",
+                default="local" if verb == "plan" else None,
+                help="a TPU slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:8x8; or local: "
+                "the devices here (default: "
+                + ("local)" if verb == "plan" else "the study's, else local)"),
             )
             sub.add_argument(
                 "--utilization",
@@ -181,7 +200,7 @@ def parser() -> argparse.ArgumentParser:
                 default=0.4,
                 help="share of the devices' peak that is assumed to be reached (default: 0.4)",
             )
-            sub.add_argument("--output", metavar="DIR", help="write plan.txt and plan.json there")
+            sub.add_argument("--output", metavar="DIR", help=f"write {verb}.txt and .json there")
         if verb == "materialize":
             sub.add_argument(
                 "--beam",
@@ -189,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
                 help="do it on Apache Beam, with these pipeline options, such as "
                 "'--runner=DirectRunner --direct_num_workers=8'",
             )
-        if verb in ("train", "eval", "infer"):
+        if verb in ("train", "eval", "infer", "work"):
             job = sub.add_argument_group(
                 "several processes", "Found from Slurm and Cloud TPU by themselves; else give all:"
             )

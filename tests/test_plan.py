@@ -14,7 +14,7 @@ import pytest
 from t5scaling import config
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.study import ahead_of_time, plan, runner, study, suggest, topologies
+from t5scaling.study import ahead_of_time, expand, plan, runner, study, suggest, topologies
 from t5scaling.training import sharding, step
 from tests import mini
 from tests.conftest import REPOSITORY
@@ -266,7 +266,7 @@ def test_a_study_is_grouped_as_it_would_run(mini_root, tmp_path):
     }
     pretrain, finetune = plan.groups_of(["tests/mini/study.gin"], places)
     config.load(["tests/mini/study.gin"], places)
-    runs = study.expand(**config.bindings_of(runner.run_study))
+    runs = expand.expand(**config.bindings_of(runner.run_study))
     for group in (pretrain, finetune):
         like = [run for run in runs if run.record["kind"] == group.kind]
         assert group.runs == len(like) > 0
@@ -298,7 +298,7 @@ def test_a_study_without_examples_is_estimated_from_its_tokens(tmp_path):
             "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 114},
         },
     )
-    pretrain, finetune = plan._merged(plan._of_study(grid, str(tmp_path)))
+    pretrain, finetune = plan._merged(plan.of_study(grid, str(tmp_path)))
     # 567 text tokens a row: 0.9 of them, and the end, are 512 positions.
     steps = math.ceil(10**9 / (256 * 567))
     assert (pretrain.runs, pretrain.steps, pretrain.checkpoints) == (2, 2 * steps, 4)

@@ -1,6 +1,5 @@
 """How far a study is, read from its run directories."""
 
-import fcntl
 import io
 import json
 
@@ -9,6 +8,7 @@ from rich.console import Console
 
 from t5scaling.errors import UserError
 from t5scaling.study import status
+from t5scaling.training import claim, run_directory
 
 
 def write_run(study, run_id, steps, *, losses=(), speed=100.0, done=False, failure=None):
@@ -48,11 +48,21 @@ def test_states_losses_and_time_left(study):
     assert (d.step, d.loss) == (0, None)
 
 
-def test_the_run_at_work_is_known_by_the_lock(study):
-    with open(study / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def test_the_run_at_work_is_known_by_its_claim(study):
+    with claim.hold(str(study / "runs/finetune/c")):
         assert [run.state for run in status.statuses(str(study))][2] == "running"
     assert [run.state for run in status.statuses(str(study))][2] == "stopped"
+
+
+def test_runs_with_an_engine_and_runs_left_alone(study):
+    write_run(study, "finetune/d", 100)
+    assert status.statuses(str(study))[3].state == "waiting"
+    (study / "runs/finetune/d/JOB").write_text('{"job": "17_0"}')
+    assert status.statuses(str(study))[3].state == "queued"
+    for _ in range(2):
+        run_directory.fail(str(study / "runs/finetune/b"), UserError("again"))
+    b = status.statuses(str(study))[1]
+    assert (b.state, b.reason) == ("parked", "again")
 
 
 def test_the_table_and_its_sum(study):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 
 from t5scaling import config
 from t5scaling.errors import UserError
-from t5scaling.study import runner, study
+from t5scaling.study import expand, runner, status, study
+from t5scaling.study.executors import local
 from tests.conftest import REPOSITORY
 
 MINI = "tests/mini/study.gin"
@@ -62,7 +64,7 @@ def finished(mini_root, tmp_path_factory):
 
 
 def test_the_grid(mini_root, tmp_path):
-    runs = study.expand(**load(tmp_path, mini_root, LEARNING_RATES=(0.01, 0.02)))
+    runs = expand.expand(**load(tmp_path, mini_root, LEARNING_RATES=(0.01, 0.02)))
     ids = [run.id for run in runs]
     assert ids[0] == "pretrain/mini_span_en50_de50"
     assert len(ids) == len(set(ids)) == 1 + (3 + 1) * 2
@@ -86,7 +88,7 @@ def test_shares_of_the_examples_are_nested_pools(mini_root, tmp_path):
     shares = dataclasses.replace(arguments["study"], finetune_pools=("2%", "10%", "100%", None))
     runs = [
         run
-        for run in study.expand(**{**arguments, "study": shares})
+        for run in expand.expand(**{**arguments, "study": shares})
         if run.record["kind"] == "finetune" and not run.record["pretrain_tokens"]
     ]
     assert [run.record["finetune_pool"] for run in runs] == ["2pct", "10pct", "100pct", "all"]
@@ -98,7 +100,7 @@ def test_shares_of_the_examples_are_nested_pools(mini_root, tmp_path):
     for wrong in ("0%", "101%", "many", 0, 0.5):
         nonsense = dataclasses.replace(arguments["study"], finetune_pools=(wrong,))
         with pytest.raises(UserError, match="expected a number of text tokens, a share"):
-            study.expand(**{**arguments, "study": nonsense})
+            expand.expand(**{**arguments, "study": nonsense})
 
 
 def test_budgets_beyond_the_data_stop_before_anything_runs(mini_root, tmp_path):
@@ -209,13 +211,94 @@ def test_changed_settings_are_refused(finished, mini_root):
         runner.run_study(**{**arguments, "study": longer})
 
 
-def test_two_processes_on_one_study(mini_root, tmp_path):
+def test_two_processes_share_one_study(finished, mini_root, tmp_path):
+    folder = tmp_path / "shared"
+    both = [
+        subprocess.Popen(
+            command(folder, mini_root, "--gin.runner.run_study.poll_seconds=0.5"),
+            cwd=REPOSITORY,
+            env=ONE_DEVICE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    # Each run was done by one of them, and found done by the other.
+    done_here = [re.findall(r"\] (\S+): \d+ s", text) for text in said]
+    done = [run for runs in done_here for run in runs]
+    assert len(done) == len(set(done)) == 5
+    assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+def test_a_run_that_fails_three_times_is_parked(mini_root, tmp_path, monkeypatch):
+    """An error that may mend itself is tried again in one launch, a user's mistake at the next."""
     arguments = load(tmp_path, mini_root)
-    with (
-        runner._lock(str(tmp_path)),
-        pytest.raises(UserError, match="another process is at work"),
-    ):
-        runner.run_study(**arguments)
+    calls = []
+
+    def break_down(**_):
+        calls.append(1)
+        raise RuntimeError("the disk is away")
+
+    monkeypatch.setattr(local.config, "call", lambda function, **given: break_down())
+    failed = runner.run_study(**arguments)
+    assert len(failed) == 5
+    pretrain = tmp_path / "runs/pretrain/mini_span_en50_de50"
+    assert json.loads((pretrain / "FAILED").read_text())["failures"] == 3
+    assert [run.state for run in status.statuses(str(tmp_path))].count("parked") == 2
+    assert len(calls) == 2 * 3  # the pretraining and the baseline; the others wait
+    runner.run_study(**arguments)
+    assert len(calls) == 2 * 3
+    (pretrain / "FAILED").unlink()
+    runner.run_study(**arguments)
+    assert len(calls) == 3 * 3
+
+
+def test_parts_share_runs_and_refuse_to_disagree(mini_root, tmp_path):
+    arguments = load(tmp_path, mini_root)
+    whole = dataclasses.replace(arguments["study"], part="whole")
+    part = dataclasses.replace(whole, part="part", pretrain_tokens=(0, 6_000, 9_000))
+    ids = [point.id for point in study.points((whole, part))]
+    assert len(ids) == len(set(ids)) == 1 + 5
+    pretrain = study.points((whole, part))[0]
+    assert pretrain.sizes == (3_000, 6_000, 9_000, 12_000)
+    runs = expand.expand(**{**arguments, "study": (whole, part)})
+    assert [run.id for run in runs] == ids
+    assert len(runs[0].bindings["CHECKPOINT_STEPS"]) == 4
+    other = dataclasses.replace(part, finetune_settings={**part.finetune_settings, "SEED": 3})
+    with pytest.raises(UserError, match=r"'whole' and 'part' both have the run finetune/.* prefix"):
+        study.points((whole, other))
+    assert len(study.points((whole, dataclasses.replace(other, prefix="other")))) == 5 + 4
+    with pytest.raises(UserError, match="share its name"):
+        study.points((whole, dataclasses.replace(part, name="another")))
+
+
+def test_sizes_by_steps(mini_root, tmp_path):
+    arguments = load(tmp_path, mini_root)
+    by_steps = dataclasses.replace(arguments["study"], pretrain_tokens=(), pretrain_steps=(0, 2, 4))
+    runs = expand.expand(**{**arguments, "study": by_steps})
+    assert runs[0].record["steps"] == 4
+    assert runs[-1].id.startswith("finetune/mini_span_en50_de50/dp=4steps/")
+    assert runs[-1].record["pretrain_tokens"] == runs[0].record["checkpoints"]["4"] > 0
+    with pytest.raises(UserError, match=r"D_p=100,000 steps needs 100000 whole batches"):
+        too_many = dataclasses.replace(by_steps, pretrain_steps=(100_000,))
+        expand.expand(**{**arguments, "study": too_many})
+    with pytest.raises(UserError, match="either pretrain_tokens or pretrain_steps"):
+        dataclasses.replace(by_steps, pretrain_tokens=(1,))
+
+
+def test_a_run_whose_checkpoint_nobody_wants(mini_root, tmp_path):
+    arguments = load(tmp_path, mini_root)
+    settings = {**arguments["study"].finetune_settings, "KEEP_CHECKPOINT": False}
+    one = dataclasses.replace(
+        arguments["study"], finetune_settings=settings, pretrain_tokens=(3_000,)
+    )
+    assert runner.run_study(**{**arguments, "study": one}) == []
+    (finetuned,) = tmp_path.glob("runs/finetune/**/DONE")
+    assert list((finetuned.parent / "checkpoints").glob("checkpoint_*")) == []
+    assert list(tmp_path.glob("runs/pretrain/*/checkpoints/checkpoint_*"))
+    assert runner.run_study(**{**arguments, "study": one}) == []  # still done
 
 
 def progress_made(folder: Path) -> int:

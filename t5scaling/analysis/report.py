@@ -50,6 +50,18 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> Pa
     return path
 
 
+def is_current(study_dir: str | os.PathLike) -> bool:
+    """Whether report.html is newer than everything that it reports on."""
+    folder = Path(study_dir)
+    page_file = folder / "report.html"
+    if not page_file.exists():
+        return False
+    written = page_file.stat().st_mtime
+    records = [file for file in (folder / "runs").rglob("run.json")]
+    files = [file.with_name(name) for file in records for name in ("run.json", "DONE", "FAILED")]
+    return all(file.stat().st_mtime <= written for file in files if file.exists())
+
+
 def print_tables(curve_fits: list[CurveFit], screen: Console) -> None:
     """The results and the laws on the terminal."""
     print_results(curve_fits, screen)

@@ -9,6 +9,7 @@ Times are never taken from the compiler: XLA's cost analysis counts the body of 
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -175,7 +176,7 @@ def compile_program(program: Program, tpu: topologies.Slice | None) -> Compiled:
     """
     if tpu is None:
         with _clock(f"compiling for {topologies.LOCAL} devices ({program.summary()})"):
-            return compile_on(program, jax.devices(), _local_memory(), _local_peak())
+            return compile_on(program, jax.devices(), _local_memory(), local_peak())
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"planning for {tpu.name} needs libtpu, which is not installed; "
@@ -183,6 +184,14 @@ def compile_program(program: Program, tpu: topologies.Slice | None) -> Compiled:
         )
     with _clock(f"compiling for {tpu.name} ({program.summary()})"):
         return _compile_in_child(program, tpu)
+
+
+@functools.lru_cache
+def checkpoint_bytes(config: network.T5Config) -> int:
+    """Of parameters, optimizer and counters."""
+    layout = sharding.make_layout(None, None, jax.devices()[:1])
+    state = step.abstract_state(config, layout)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def compile_on(
@@ -246,7 +255,8 @@ def _local_memory() -> int:
     return machine // jax.local_device_count()
 
 
-def _local_peak() -> float:
+def local_peak() -> float:
+    """FLOP/s of a device here."""
     return throughput.peak_flops_per_s() / jax.device_count()
 
 

@@ -30,8 +30,8 @@ from t5scaling.data import budget
 from t5scaling.data.examples import DataSpec, Examples
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.study import ahead_of_time, runner, suggest, topologies
-from t5scaling.study import study as studies
+from t5scaling.study import ahead_of_time, expand, runner, suggest, topologies
+from t5scaling.study.study import Point, Study, points
 from t5scaling.training import loop, run_directory
 
 UTILIZATION = 0.4
@@ -50,6 +50,9 @@ class Group:
         steps: of all of them together.
         checkpoints: kept for good, of all of them together.
         steps_estimated: how `steps` was estimated; None if it is exact.
+        part: of the study, the first that asks for these runs.
+        model: its name.
+        dataset, spec: what they train on.
     """
 
     kind: str
@@ -58,6 +61,10 @@ class Group:
     steps: int
     checkpoints: int
     steps_estimated: str | None = None
+    part: str = ""
+    model: str = ""
+    dataset: str = ""
+    spec: DataSpec | None = None
 
 
 def plan(
@@ -119,7 +126,7 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
     arguments = config.bindings_of(runner.run_study)
     if arguments:
         config.require(runner.run_study)
-        groups = _of_study(arguments["study"], arguments["examples_root"])
+        groups = of_study(arguments["study"], arguments["examples_root"])
     else:
         config.require(loop.train)
         arguments = config.bindings_of(loop.train)
@@ -129,56 +136,57 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
     return _merged(groups)
 
 
-def _of_study(study: studies.Study, examples_root: str) -> list[Group]:
-    """A group per pretraining mixture and per task."""
-    groups, starts = [], 0
-    for data in study.pretrain_data:
-        arguments = _arguments(study, "pretrain", data, examples_root)
-        steps, estimated = _checkpoint_steps(study, arguments)
-        starts += len(steps)
-        if steps:
-            program = _program(arguments)
-            groups.append(Group("pretrain", program, 1, max(steps), len(steps), estimated))
-    starts += 0 in study.pretrain_tokens  # one baseline, whatever the mixtures
-    points = starts * len(study.finetune_pools) * len(study.learning_rates) * len(study.seeds)
-    for task in study.tasks:
-        arguments = _arguments(study, "finetune", task, examples_root)
-        steps = points * arguments["train_steps"]
-        groups.append(Group("finetune", _program(arguments), points, steps, points))
+def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
+    """A group per pretraining, and per part and task."""
+    families: dict[tuple, list[Point]] = {}
+    for point in points(study):
+        of = point.id if point.kind == "pretrain" else (id(point.study), point.task)
+        families.setdefault((point.kind, of), []).append(point)
+    groups = []
+    for found in families.values():
+        first = found[0]
+        _, arguments, _ = expand.train_arguments(
+            first.study, first.kind, first.dataset, examples_root
+        )
+        runs, estimated = len(found), None
+        if first.kind == "pretrain":
+            steps, estimated = _checkpoint_steps(first, arguments)
+            total, checkpoints = max(steps), len(steps)
+        else:
+            total = runs * arguments["train_steps"]
+            checkpoints = runs * arguments.get("keep_checkpoint", True)
+        data = first.study.part, first.study.model, first.dataset, arguments["dataset"]
+        groups.append(
+            Group(first.kind, _program(arguments), runs, total, checkpoints, estimated, *data)
+        )
     return groups
 
 
-def _arguments(study: studies.Study, kind: str, dataset: str, examples_root: str) -> dict[str, Any]:
-    """Of `loop.train` in runs of this kind, but for what differs from run to run."""
-    pretrain = kind == "pretrain"
-    files = (study.model_gin, study.pretrain_gin if pretrain else study.finetune_gin)
-    settings = study.pretrain_settings if pretrain else study.finetune_settings
-    places = {"MIXTURE_OR_TASK_NAME": dataset, "EXAMPLES_ROOT": examples_root}
-    config.load(files, {**settings, **places})
-    return config.bindings_of(loop.train)
-
-
-def _checkpoint_steps(
-    study: studies.Study, arguments: Mapping[str, Any]
-) -> tuple[list[int], str | None]:
+def _checkpoint_steps(point: Point, arguments: Mapping[str, Any]) -> tuple[list[int], str | None]:
     """The step of each D_p > 0, and how they were estimated.
 
-    They are exact where the examples are materialised. Otherwise rows are taken to be span
-    corruption at T5's settings (15 % of the tokens in spans of 3): a row of L input positions then
-    covers (L - 1) / 0.9 text tokens, 512 positions 567 tokens.
+    They are exact where the examples are materialised, or D_p is given by steps. Otherwise a row
+    is taken to hold `tokens_per_row`.
     """
     dataset, batch_size = arguments["dataset"], arguments["batch_size"]
-    wanted = [tokens for tokens in study.pretrain_tokens if tokens]
-    examples = _materialized(dataset, arguments["examples_root"])
+    if point.study.pretrain_steps:
+        return list(point.sizes), None
+    examples = materialized(dataset, arguments["examples_root"])
     if examples is not None:
-        rows = [budget.examples_for_tokens(examples, tokens) for tokens in wanted]
+        rows = [budget.examples_for_tokens(examples, tokens) for tokens in point.sizes]
         return [-(-n // batch_size) for n in rows], None
-    text = int((dataset.feature_lengths["inputs"] - 1) / 0.9)
+    text = tokens_per_row(dataset.feature_lengths["inputs"])
     note = f"from D_p, at {text} text tokens a row as in T5's span corruption"
-    return [math.ceil(tokens / (batch_size * text)) for tokens in wanted], note
+    return [math.ceil(tokens / (batch_size * text)) for tokens in point.sizes], note
 
 
-def _materialized(spec: DataSpec, root: str) -> Examples | None:
+def tokens_per_row(input_length: int) -> int:
+    """Text tokens in a row of span corruption at T5's settings (15 % of the tokens in spans of 3):
+    L input positions cover (L - 1) / 0.9 of them, 512 positions 567."""
+    return int((input_length - 1) / 0.9)
+
+
+def materialized(spec: DataSpec, root: str) -> Examples | None:
     """The examples of `spec`, if they are there already."""
     for path in sorted(Path(root).glob(f"{spec.stem}*")):
         if path.suffix != ".work" and (path / "dataset.json").is_file():
@@ -274,7 +282,7 @@ def render(result: Mapping[str, Any]) -> str:
     lines = [
         f"plan for {result['topology']}: {devices} x {first['device_kind']}, "
         f"{first['hosts']} host{'s' if first['hosts'] > 1 else ''}; a device has "
-        f"{_size(first['memory_bytes'])} of memory for programs and a peak of "
+        f"{size(first['memory_bytes'])} of memory for programs and a peak of "
         f"{first['peak_flops_per_s'] / 1e12:,.4g} TFLOP/s"
         + (" (a float32 matrix product, just now)" if first["device_kind"] == "cpu" else ""),
         f"ASSUMED, not measured: {result['utilization']:.0%} of that peak is reached "
@@ -286,7 +294,7 @@ def render(result: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"everything together: {result['device_hours']:,.4g} device-hours (assumed "
-            f"utilisation), {_size(result['checkpoint_bytes'])} of checkpoints, "
+            f"utilisation), {size(result['checkpoint_bytes'])} of checkpoints, "
             + ("all of it fits" if result["fits"] else "NOT all of it fits"),
         ]
     lines += ["", "Not counted: evaluation and decoding, input, saving, starts after preemption."]
@@ -324,19 +332,19 @@ def _render_group(group: Mapping[str, Any], utilization: float) -> list[str]:
         ),
         (
             "step time",
-            f"{_duration(group['step_seconds'])} at the assumed {utilization:.0%} of the peak",
+            f"{duration(group['step_seconds'])} at the assumed {utilization:.0%} of the peak",
         ),
         (
             "cost",
-            f"{group['device_hours']:,.4g} device-hours, {_duration(3600 * hours)} on all devices, "
+            f"{group['device_hours']:,.4g} device-hours, {duration(3600 * hours)} on all devices, "
             "at the same assumption",
         ),
         (
             "checkpoint",
-            f"{_size(compiled['checkpoint_bytes'])} (parameters, optimizer, counters) x {kept:,} "
-            f"kept = {_size(kept * compiled['checkpoint_bytes'])}; a run at work may hold 2 more",
+            f"{size(compiled['checkpoint_bytes'])} (parameters, optimizer, counters) x {kept:,} "
+            f"kept = {size(kept * compiled['checkpoint_bytes'])}; a run at work may hold 2 more",
         ),
-        ("compiled in", _duration(compiled["seconds"])),
+        ("compiled in", duration(compiled["seconds"])),
     ]
     return [f"{name:15}{value}" for name, value in rows]
 
@@ -346,9 +354,9 @@ def _memory_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = [compiled[f"{name}_bytes"] for name in ("parameter", "optimizer", "batch")]
     rows = [
         ("memory", "of one device"),
-        ("  parameters", _size(parts[0])),
-        ("  optimizer", _size(parts[1])),
-        ("  batch", _size(parts[2])),
+        ("  parameters", size(parts[0])),
+        ("  optimizer", size(parts[1])),
+        ("  batch", size(parts[2])),
     ]
     memory = compiled["memory_bytes"]
     if compiled["refused"]:
@@ -357,19 +365,19 @@ def _memory_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
         total = group["total_bytes"]
         free = memory - total
         verdict = (
-            f"fits, {_size(free)} ({free / memory:.0%}) to spare"
+            f"fits, {size(free)} ({free / memory:.0%}) to spare"
             if free >= 0
-            else f"DOES NOT FIT, {_size(-free)} too much"
+            else f"DOES NOT FIT, {size(-free)} too much"
         )
         rows += [
-            ("  padding", f"{_size(compiled['argument_bytes'] - sum(parts))} and counters"),
-            ("  temporaries", _size(compiled["temporary_bytes"])),
-            ("  outputs", f"{_size(compiled['output_bytes'])} not in the place of arguments"),
-            ("  program", _size(compiled["code_bytes"])),
-            ("  total", f"{_size(total)} of {_size(memory)}: {verdict}"),
+            ("  padding", f"{size(compiled['argument_bytes'] - sum(parts))} and counters"),
+            ("  temporaries", size(compiled["temporary_bytes"])),
+            ("  outputs", f"{size(compiled['output_bytes'])} not in the place of arguments"),
+            ("  program", size(compiled["code_bytes"])),
+            ("  total", f"{size(total)} of {size(memory)}: {verdict}"),
         ]
         if compiled["device_kind"] != "cpu":  # whose compiler leaves temporaries out of it
-            alive = f"{_size(compiled['peak_bytes'])} alive at a time, on-chip buffers included"
+            alive = f"{size(compiled['peak_bytes'])} alive at a time, on-chip buffers included"
             rows.append(("  at the peak", alive))
     return rows + _suggestion_rows(group)
 
@@ -387,23 +395,23 @@ def _suggestion_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = suggestion["compiled"]
     if found:
         says = (
-            f"fits when compiled: {_size(suggestion['total_bytes'])} of "
-            f"{_size(found['memory_bytes'])}, compiled in {_duration(found['seconds'])}"
+            f"fits when compiled: {size(suggestion['total_bytes'])} of "
+            f"{size(found['memory_bytes'])}, compiled in {duration(found['seconds'])}"
         )
     else:
-        says = f"ONLY AN ESTIMATE: about {_size(suggestion['estimated_bytes'])}; not compiled"
+        says = f"ONLY AN ESTIMATE: about {size(suggestion['estimated_bytes'])}; not compiled"
     where = "" if group["kind"] == "train" else f" in the study's {group['kind']}_settings:"
     return [("suggestion", " ".join([where.strip(), *changes]).strip()), ("", says)]
 
 
-def _size(n: float) -> str:
+def size(n: float) -> str:
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if n >= size:
             return f"{n / size:.2f} {unit}"
     return f"{n:.0f} B"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for unit, size in (("days", 86_400 * 2), ("h", 7200), ("min", 120), ("s", 1)):
         if seconds >= size:
             return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60, 's': 1}[unit]:.3g} {unit}"

@@ -1,76 +1,94 @@
-"""Runs what is left of a study. Its only memory is the run directories, so kill it and start again.
+"""Does what is left of a study. Its only memory is the run directories, so kill it and start again.
 
-A run is skipped when it is DONE with unchanged settings. A run that fails leaves FAILED with the
-reason and does not stop the others; those that need it wait. Failed runs are tried again at the
-next start.
+A run is over when it is DONE with unchanged settings. One that fails leaves FAILED with the reason
+and does not stop the others; those that need it wait. It is tried again, at the next launch if the
+reason is a mistake in its settings, and parked when it has failed three times.
 """
 
-import contextlib
-import fcntl
+import dataclasses
 import os
-import sys
 import time
-from collections.abc import Iterator
-
-from rich import progress as rich_progress
-from rich.console import Console
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from t5scaling import config
 from t5scaling.data.examples import find_all_examples
-from t5scaling.errors import Stopped, UserError
-from t5scaling.study import status
-from t5scaling.study import study as studies
-from t5scaling.study.executors import local
-from t5scaling.training import loop, run_directory
+from t5scaling.errors import UserError
+from t5scaling.study import expand, status
+from t5scaling.study.display import Display
+from t5scaling.study.executors import Executor, local
+from t5scaling.study.study import Study, parts_of
+from t5scaling.training import claim, loop, run_directory
 
 
-def run_study(*, study: studies.Study, study_dir: str, examples_root: str) -> list[str]:
+def run_study(
+    *,
+    study: Study | Sequence[Study],
+    study_dir: str,
+    examples_root: str,
+    executor: Executor | None = None,
+    detach: bool = False,
+    poll_seconds: float = 10.0,
+) -> list[str]:
     """Does all runs of `study` that are not done yet, in `<study_dir>/runs`.
 
+    Any number of processes may do so at once: each run is claimed by the one that does it.
+
     Args:
-        study: the grid.
+        study: the grid, or grids of one name.
         study_dir: where runs, results and report go.
         examples_root: where materialised examples live; may be shared by studies.
+        executor: who does them; None: this process, one after the other.
+        detach: do not wait for an engine's jobs.
+        poll_seconds: between two looks at runs that are done elsewhere.
 
     Returns:
         The ids of the runs that failed or had to wait for a failed one.
 
     Raises:
-        UserError: a grid that the data cannot serve, settings that changed since a run was made,
-            or another process at work on the same study.
-        Stopped: SIGTERM or SIGINT; the run in progress is saved.
+        UserError: a grid that the data cannot serve, or settings that changed since a run was made.
+        Stopped: SIGTERM or SIGINT; the run in progress is saved, and an engine's jobs go on.
     """
+    name = parts_of(study)[0].name
+    executor = executor or local.Local()
     os.makedirs(study_dir, exist_ok=True)
-    with _lock(study_dir):
-        runs = studies.expand(study, study_dir, examples_root)
-        _refuse_changed(runs)
-        run_directory.write_json(
-            os.path.join(study_dir, "study.json"),
-            {"study": study.name, "runs": [run.id for run in runs]},
-        )
-        failed: dict[str, str] = {}
-        with _Display(study.name, runs) as display:
-            for run in runs:
-                if run_directory.is_done(run.bindings["MODEL_DIR"]):
-                    display.skip(run)
-                    continue
-                waits_for = [needed for needed in run.needs if needed in failed]
-                if waits_for:
-                    failed[run.id] = f"waits for {waits_for[0]}"
-                    continue
-                display.start(run)
-                try:
-                    text = config.load(run.gin_files, run.bindings)
-                    local.train(text, run.record, display.progress)
-                except Stopped:
-                    raise
-                except Exception as error:  # one run's failure must not stop the others
-                    failed[run.id] = str(error) or type(error).__name__
-                    display.fail(run, failed[run.id])
-                else:
-                    display.finish(run)
-        display.summary(failed)
-    return list(failed)
+    runs = expand.expand(study, study_dir, examples_root)
+    _refuse_changed(runs)
+    _write_list(study_dir, name, runs)
+    with Display(name, runs) as display:
+        if isinstance(executor, local.Local):
+            executor = dataclasses.replace(executor, watch=display)
+        launch = _Launch(study_dir, runs, executor, display)
+        try:
+            while (left := launch.go_on()) and not detach:
+                if left == "elsewhere":
+                    time.sleep(poll_seconds)
+        except KeyboardInterrupt:
+            jobs = launch.jobs()
+            if jobs:
+                display.say(f"{len(jobs)} jobs go on; the same command watches them, with --cancel "
+                            "it ends them")  # fmt: skip
+            raise
+        if detach:
+            display.say(f"{len(launch.jobs())} jobs are with the engine; run.py status {study_dir}")
+        else:
+            display.summary(launch.given_up)
+    return list(launch.given_up)
+
+
+def cancel(
+    *, study: Study | Sequence[Study], study_dir: str, executor: Executor | None = None, **_: object
+) -> None:
+    """Ends the engine's jobs for the runs of a study."""
+    if executor is None:
+        raise UserError("--cancel is for an engine's jobs, and no executor is given")
+    listed = run_directory.read_json(os.path.join(study_dir, status.STUDY)) or {"runs": []}
+    folders = [expand.run_directory_of(study_dir, run_id) for run_id in listed["runs"]]
+    jobs = [job for job in map(_job, folders) if job]
+    alive = [job for job, state in executor.states(jobs).items() if state != "gone"]
+    executor.cancel(alive)
+    print(f"{len(alive)} jobs cancelled")
 
 
 def materialize(beam: str | None = None) -> None:
@@ -80,123 +98,165 @@ def materialize(beam: str | None = None) -> None:
     """
     arguments = config.bindings_of(run_study)
     if arguments:
-        runs = studies.expand(**arguments, beam=beam)
+        places = arguments["study_dir"], arguments["examples_root"]
+        runs = expand.expand(arguments["study"], *places, beam=beam)
         print(f"the examples of {len(runs)} runs are in {arguments['examples_root']}")
         return
     arguments = config.bindings_of(loop.train)
     if config.macro("MIXTURE_OR_TASK_NAME") is config.REQUIRED:
         raise UserError("which examples? set --gin.MIXTURE_OR_TASK_NAME=")
-    specs = studies.data_specs(arguments)
+    specs = expand.data_specs(arguments)
     for examples in find_all_examples(specs, arguments["examples_root"], beam):
         print(f"{examples.path}: {len(examples):,} examples")
 
 
-def _refuse_changed(runs: list[studies.Run]) -> None:
+class _Launch:
+    """One call of `run_study`. What it keeps in memory is only what it has said already."""
+
+    def __init__(
+        self, study_dir: str, runs: Sequence[expand.Run], executor: Executor, display: Display
+    ):
+        self.given_up: dict[str, str] = {}  # run -> why this launch leaves it alone
+        self._study_dir, self._executor, self._display = study_dir, executor, display
+        self._runs = {run.id: run for run in runs}
+        self._done: set[str] = set()
+        self._tries: Counter[str] = Counter()  # hand-overs that could have done it
+        self._failures = {run.id: _failures(run) for run in runs}  # when the launch began
+        self._elsewhere: dict[str, str] = {}  # run -> "queued", "running" as last said
+        for run in runs:
+            if run_directory.is_done(run.directory):
+                self._done.add(run.id)
+                display.skip(run)
+
+    def jobs(self) -> dict[str, str]:
+        """Runs that are not done -> the engine's job for them, while that is queued or running."""
+        found = {r.id: job for r in self._open() if (job := _job(r.directory))}
+        states = self._executor.states(set(found.values())) if found else {}
+        return {i: job for i, job in found.items() if states.get(job, "gone") != "gone"}
+
+    def go_on(self) -> Literal["", "here", "elsewhere"]:
+        """Hands over what is ready; returns where something may have changed since, "" if all is
+        over."""
+        jobs = self.jobs()
+        ready: dict[str, expand.Run] = {}
+        pending = False
+        for run in self._open():
+            failed = run_directory.failure(run.directory)
+            lacking = [n for n in run.needs if n not in self._done]
+            holder = claim.holder(run.directory)
+            if holder:
+                pending = True
+                self._note(run, f"at work: {holder}")
+            elif run_directory.is_parked(failed):
+                self._give_up(run, f"parked after {failed['failures']} failures, until its FAILED "
+                              f"is deleted: {failed['reason']}")  # fmt: skip
+            elif failed and failed["failures"] > self._failures[run.id] and self._final(failed):
+                self._give_up(run, failed["reason"])
+            elif run.id in jobs:
+                pending = True
+                self._note(run, f"queued: {jobs[run.id]}")
+            elif self._tries[run.id] >= run_directory.MOST_FAILURES:
+                self._give_up(run, self._silent(run))
+            elif any(needed in self.given_up for needed in lacking):
+                self._give_up(run, f"waits for {lacking[0]}")
+            elif lacking and not (
+                self._executor.orders_jobs and all(n in ready or n in jobs for n in lacking)
+            ):
+                pending = True
+            else:
+                ready[run.id] = run
+        for group in _groups(ready.values()):
+            # Jobs of needed runs in this round are known by now: those come first.
+            lacking = [n for n in group[0].needs if n not in self._done]
+            self._hand_over(group, sorted({jobs[n] for n in lacking if n in jobs}), jobs)
+        if ready and isinstance(self._executor, local.Local):
+            return "here"
+        return "elsewhere" if ready or pending else ""
+
+    def _hand_over(
+        self, group: Sequence[expand.Run], after: Sequence[str], jobs: dict[str, str]
+    ) -> None:
+        remote = not isinstance(self._executor, local.Local)
+        for run in group:
+            self._tries[run.id] += all(needed in self._done for needed in run.needs)
+        if remote:
+            for run in group:
+                text = config.load(run.gin_files, run.bindings)
+                run_directory.begin(run.directory, text, run.record)
+        for run, job in zip(
+            group, self._executor.submit(self._study_dir, group, after), strict=True
+        ):
+            if job:
+                run_directory.write_json(
+                    os.path.join(run.directory, run_directory.JOB), {"job": job}
+                )
+                jobs[run.id] = job
+            if not remote and run_directory.is_done(run.directory):
+                self._done.add(run.id)
+
+    def _open(self) -> list[expand.Run]:
+        """The runs that are neither done nor given up."""
+        for run in self._runs.values():
+            if run.id not in self._done and run_directory.is_done(run.directory):
+                self._done.add(run.id)
+                self._display.skip(run, "done")
+        closed = self._done | self.given_up.keys()
+        return [run for run in self._runs.values() if run.id not in closed]
+
+    def _final(self, failed: Mapping[str, object]) -> bool:
+        """A mistake of the user's will not mend itself: one try a launch."""
+        return "traceback" not in failed
+
+    def _silent(self, run: expand.Run) -> str:
+        unknown = f"its jobs left neither DONE nor FAILED; their logs are in {self._study_dir}/jobs"
+        reason = self._display.failures.get(run.id, unknown)
+        return f"tried {self._tries[run.id]} times in this launch: {reason}"
+
+    def _give_up(self, run: expand.Run, reason: str) -> None:
+        self.given_up[run.id] = reason
+
+    def _note(self, run: expand.Run, text: str) -> None:
+        if self._elsewhere.get(run.id) != text:
+            self._elsewhere[run.id] = text
+            self._display.say(f"{run.id}: {text}")
+
+
+def _groups(runs: Sequence[expand.Run]) -> list[list[expand.Run]]:
+    """Runs of one kind, gin files and needs together, in their order."""
+    groups: dict[tuple, list[expand.Run]] = {}
     for run in runs:
-        if os.path.isdir(run.bindings["MODEL_DIR"]):
+        groups.setdefault((run.record["kind"], run.gin_files, run.needs), []).append(run)
+    return list(groups.values())
+
+
+def _refuse_changed(runs: Sequence[expand.Run]) -> None:
+    for run in runs:
+        record = run_directory.read_json(os.path.join(run.directory, run_directory.RECORD))
+        if record is None or record.get("settings") != run.record["settings"]:
             text = config.load(run.gin_files, run.bindings)
-            run_directory.refuse_changed(run.bindings["MODEL_DIR"], text)
+            run_directory.refuse_changed(run.directory, text)
 
 
-@contextlib.contextmanager
-def _lock(study_dir: str) -> Iterator[None]:
-    """Two processes on one study would write the same runs. The kernel frees it at any death."""
-    with open(os.path.join(study_dir, status.LOCK), "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is at work on the study in {study_dir}") from None
-        yield
+def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
+    """The list of runs for `status`. Runs of other subsets of the study stay in it."""
+    path = os.path.join(study_dir, status.STUDY)
+    before = run_directory.read_json(path) or {"runs": []}
+    mine = [run.id for run in runs]
+    others = [
+        run_id
+        for run_id in before["runs"]
+        if run_id not in set(mine) and os.path.isdir(expand.run_directory_of(study_dir, run_id))
+    ]
+    listed = {"study": name, "runs": mine + others}
+    if listed != before:
+        run_directory.write_json(path, listed)
 
 
-class _Display:
-    """One bar for the study and one for the run in progress; plain lines where there is no
-    terminal to draw on."""
+def _failures(run: expand.Run) -> int:
+    failed = run_directory.failure(run.directory)
+    return failed["failures"] if failed else 0
 
-    def __init__(self, name: str, runs: list[studies.Run]):
-        self._console = Console(file=sys.stdout, soft_wrap=True)
-        self._runs = runs
-        self._total = sum(run.positions for run in runs)
-        self._worked = self._skipped = 0  # positions: done now, found done
-        self._seconds = 0.0
-        self._done = 0
-        self._bar = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
-            rich_progress.BarColumn(bar_width=24),
-            rich_progress.TaskProgressColumn(),
-            rich_progress.TimeElapsedColumn(),
-            rich_progress.TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._study = self._bar.add_task(f"study {name}", total=self._total, note="")
-        self._current = self._bar.add_task("", total=None, note="", visible=False)
-        self._run: studies.Run | None = None
-        self._started = 0.0
 
-    def __enter__(self) -> "_Display":
-        self._console.print(f"{len(self._runs)} runs, {self._total:,} token positions to train on")
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def start(self, run: studies.Run) -> None:
-        self._run, self._started = run, time.monotonic()
-        self._bar.reset(self._current, description=run.id, visible=True, note="")
-
-    def progress(self, done: int, total: int, note: str) -> None:
-        assert self._run is not None
-        share = done / total if total else 0.0
-        self._bar.update(self._current, completed=done, total=total)
-        if note:
-            self._bar.update(self._current, note=note)
-        self._bar.update(
-            self._study,
-            completed=self._skipped + self._worked + share * self._run.positions,
-            note=self._left(share),
-        )
-
-    def skip(self, run: studies.Run) -> None:
-        self._skipped += run.positions
-        self._done += 1
-        self._line(run, "done already")
-
-    def finish(self, run: studies.Run) -> None:
-        seconds = self._end(run)
-        self._done += 1
-        self._line(run, f"{seconds:.0f} s, {self._left(0.0)}")
-
-    def fail(self, run: studies.Run, reason: str) -> None:
-        self._end(run)
-        self._line(run, f"FAILED: {reason.splitlines()[0]}")
-
-    def summary(self, failed: dict[str, str]) -> None:
-        if not failed:
-            self._console.print(f"all {len(self._runs)} runs are done")
-            return
-        self._console.print(f"{len(failed)} of {len(self._runs)} runs are not done:")
-        for run_id, reason in failed.items():
-            self._console.print(f"  {run_id}: {reason.splitlines()[0]}", markup=False)
-
-    def _end(self, run: studies.Run) -> float:
-        seconds = time.monotonic() - self._started
-        self._seconds += seconds
-        self._worked += run.positions
-        self._bar.update(self._study, completed=self._skipped + self._worked)
-        return seconds
-
-    def _left(self, share: float) -> str:
-        """Time left, at the pace of the runs of this launch."""
-        now = share * self._run.positions if self._run and share else 0.0
-        worked = self._worked + now
-        if not worked:
-            return ""
-        seconds = self._seconds + (time.monotonic() - self._started if now else 0.0)
-        left = (self._total - self._skipped - worked) * seconds / worked
-        return f"about {left / 60:.1f} min left" if left > 0 else ""
-
-    def _line(self, run: studies.Run, text: str) -> None:
-        count = f"[{self._done}/{len(self._runs)}]"
-        self._console.print(f"{count} {run.id}: {text}", markup=False, highlight=False)
+def _job(folder: str) -> str | None:
+    found = run_directory.read_json(os.path.join(folder, run_directory.JOB))
+    return found and found["job"]

@@ -1,6 +1,5 @@
 """How far a study is, from its run directories alone: no process has to be asked."""
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -13,16 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from t5scaling.errors import UserError
-from t5scaling.training.run_directory import DONE, FAILED, RECORD
+from t5scaling.training import claim, run_directory
 
-LOCK = ".lock"  # in the study's directory, held by the process that works on it
+STUDY = "study.json"  # in the study's directory: {"study": its name, "runs": ids}
 
 
 @dataclass(frozen=True)
 class RunStatus:
     """One run.
 
-    state: "done", "failed", "running", "stopped" (begun, and nobody is at it) or "waiting".
+    state: "done", "running", "stopped" (begun, and nobody is at it), "failed", "parked" (failed so
+    often that nobody will try again), "queued" (an engine has a job for it) or "waiting".
     step, steps: done and in all; steps is 0 while it waits. loss: nats per target token over the
     last logged steps. tokens_per_s: target tokens a second there. wall_s: what it has taken so
     far. left_s: at that speed. reason: of a failure.
@@ -41,20 +41,11 @@ class RunStatus:
 
 def statuses(study_dir: str) -> list[RunStatus]:
     """All runs of the study in their order. Raises UserError if there is no study."""
-    path = os.path.join(study_dir, "study.json")
-    if not os.path.exists(path):
+    path = os.path.join(study_dir, STUDY)
+    listed = run_directory.read_json(path)
+    if listed is None:
         raise UserError(f"{study_dir}: no study here (no file {path})")
-    with open(path, encoding="utf-8") as file:
-        ids = json.load(file)["runs"]
-    at_work = _is_locked(study_dir)
-    found = [_status(study_dir, run_id) for run_id in ids]
-    # Runs go one after the other: the one at work is the last that was begun.
-    begun = [run for run in found if run.state == "stopped"]
-    newest = max(begun, key=lambda run: _touched(study_dir, run.id)).id if begun else None
-    return [
-        RunStatus(**{**vars(run), "state": "running"}) if at_work and run.id == newest else run
-        for run in found
-    ]
+    return [_status(study_dir, run_id) for run_id in listed["runs"]]
 
 
 def show(study_dir: str, console: Console | None = None) -> None:
@@ -80,7 +71,7 @@ def show(study_dir: str, console: Console | None = None) -> None:
         if run.reason:
             console.print(f"{run.id}: {run.reason}", markup=False, highlight=False, soft_wrap=True)
     counts = Counter(run.state for run in runs)
-    order = ("done", "running", "stopped", "failed", "waiting")
+    order = ("done", "running", "stopped", "failed", "parked", "queued", "waiting")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
     spent = _duration(sum(run.wall_s for run in runs))
     console.print(f"{len(runs)} runs: {', '.join(parts)}; {spent} so far", highlight=False)
@@ -88,18 +79,30 @@ def show(study_dir: str, console: Console | None = None) -> None:
 
 def _status(study_dir: str, run_id: str) -> RunStatus:
     folder = os.path.join(study_dir, "runs", *run_id.split("/"))
-    record = _json(os.path.join(folder, RECORD))
+    record = run_directory.read_json(os.path.join(folder, run_directory.RECORD))
     if record is None:
         return RunStatus(run_id, "waiting")
     timing = _last_lines(os.path.join(folder, "timing.jsonl"))
+    failure = run_directory.failure(folder)
+    done = run_directory.is_done(folder)
+    last = claim.latest(folder)
+    queued = os.path.exists(os.path.join(folder, run_directory.JOB))
+    if done:
+        state = "done"
+    elif last and last.alive:
+        state = "running"
+    elif failure:
+        state = "parked" if run_directory.is_parked(failure) else "failed"
+    elif last or timing:
+        state = "stopped"
+    else:
+        state = "queued" if queued else "waiting"
     speed = next((line for line in reversed(timing) if "target_tokens_per_s" in line), {})
     train = [
         line
         for line in _last_lines(os.path.join(folder, "metrics.jsonl"))
         if line["split"] == "train"
     ]
-    failure = _json(os.path.join(folder, FAILED))
-    done = os.path.exists(os.path.join(folder, DONE))
     step, steps = (train[-1]["step"] if train else 0), record["steps"]
     left = None
     if not done and speed and len(timing) > 1 and timing[-1]["step"] > timing[0]["step"]:
@@ -107,7 +110,7 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
         left = (steps - step) * seconds / (timing[-1]["step"] - timing[0]["step"])
     return RunStatus(
         id=run_id,
-        state="done" if done else "failed" if failure else "stopped",
+        state=state,
         step=steps if done else step,
         steps=steps,
         loss=train[-1]["loss"] if train else None,
@@ -116,31 +119,6 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
         left_s=left,
         reason=failure["reason"].splitlines()[0] if failure and not done else "",
     )
-
-
-def _is_locked(study_dir: str) -> bool:
-    try:
-        with open(os.path.join(study_dir, LOCK), encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def _touched(study_dir: str, run_id: str) -> float:
-    folder = os.path.join(study_dir, "runs", *run_id.split("/"))
-    files = (os.path.join(folder, name) for name in (RECORD, "timing.jsonl"))
-    return max(os.path.getmtime(file) for file in files if os.path.exists(file))
-
-
-def _json(path: str) -> dict[str, Any] | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
 
 
 def _last_lines(path: str) -> Sequence[dict[str, Any]]:

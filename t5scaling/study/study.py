@@ -1,44 +1,43 @@
-"""A study: the grid of pretraining data, D_p, tasks, D_f, learning rates and seeds -> runs.
+"""A study: the grid of pretraining data, D_p, tasks, D_f, learning rates and seeds.
 
 Each mixture is pretrained once, with a checkpoint at every D_p; every point of the grid is one
-finetuning from such a checkpoint. D_p = 0 is the baseline that was never pretrained.
-
-A run is gin files plus values of their macros, so `run.py train` with the same files and values
-is the same run on any machine.
+finetuning from such a checkpoint. D_p = 0 is the baseline that was never pretrained. What the grid
+becomes on given data: `expand`.
 """
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from t5scaling import __version__, config
-from t5scaling.data import budget
-from t5scaling.data.examples import DataSpec, Examples, find_all_examples
-from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
-from t5scaling.model import network
-from t5scaling.training import checkpoint, loop
+
+Kind = Literal["pretrain", "finetune"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The grid.
+    """A grid; or one part of a study that is several grids.
 
     Attributes:
-        name: of the study, as in the results table.
+        name: of the study, as in the results table; its parts share it.
         model_gin: gin file of the architecture; its file name is the model's name.
         pretrain_gin, finetune_gin: gin files of the two kinds of run.
         tasks_gin: gin files that define tasks, such as gin/tasks/own.gin; for all runs.
         pretrain_data: task or mixture -> its languages' shares, {"en": 0.5, "de": 0.5}.
         pretrain_tokens: D_p, text tokens of pretraining; 0 for the baseline without any.
-        tasks: translation task -> (source, target) language.
+        pretrain_steps: D_p by the steps of pretraining, in the place of `pretrain_tokens`; the
+            results tell of them in text tokens all the same.
+        tasks: task -> (source, target) language of a translation, or one language.
         finetune_pools: D_f, sizes of the pools in text tokens (source and target together), or
             shares of the task's examples such as "1%"; None: all of them. A pool is a prefix of
             the examples, so the pools are nested.
         learning_rates: of finetuning; the analysis selects by validation cross-entropy.
         seeds: of finetuning: initialisation (at D_p = 0), dropout and the order of examples.
         pretrain_settings, finetune_settings: values of further macros of the two gin files.
+        part: name of this part, if there are several.
+        prefix: what the ids of its runs begin with; parts of different models need different ones.
+        topology: devices that a dry run counts with, as for `plan`.
     """
 
     name: str
@@ -46,28 +45,36 @@ class Study:
     pretrain_gin: str
     finetune_gin: str
     pretrain_data: Mapping[str, Mapping[str, float]]
-    pretrain_tokens: Sequence[int]
     tasks: Mapping[str, Sequence[str]]
     finetune_pools: Sequence[int | str | None]
     learning_rates: Sequence[float]
+    pretrain_tokens: Sequence[int] = ()
+    pretrain_steps: Sequence[int] = ()
     seeds: Sequence[int] = (0,)
     tasks_gin: Sequence[str] = ()
     pretrain_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    part: str = ""
+    prefix: str = ""
+    topology: str = "local"
 
     def __post_init__(self) -> None:
-        for field in ("pretrain_data", "pretrain_tokens", "tasks", "finetune_pools"):
+        name = f"study {self.name}{self.part and ' (' + self.part + ')'}"
+        for field in ("pretrain_data", "tasks", "finetune_pools"):
             if not getattr(self, field):
-                raise UserError(f"study {self.name}: {field} is empty")
+                raise UserError(f"{name}: {field} is empty")
+        if bool(self.pretrain_tokens) == bool(self.pretrain_steps):
+            raise UserError(f"{name}: expected either pretrain_tokens or pretrain_steps")
+        if any(size < 0 for size in self.sizes):
+            raise UserError(f"{name}: a negative D_p in {list(self.sizes)}")
         for field in ("learning_rates", "seeds"):
             values = list(getattr(self, field))
             if not values or len(set(values)) != len(values):
-                raise UserError(f"study {self.name}: {field}={values} is empty or repeats a value")
+                raise UserError(f"{name}: {field}={values} is empty or repeats a value")
         for data, shares in self.pretrain_data.items():
             if abs(sum(shares.values()) - 1) > 1e-6:
                 raise UserError(
-                    f"study {self.name}: the languages of {data} sum to {sum(shares.values())}, "
-                    "expected 1"
+                    f"{name}: the languages of {data} sum to {sum(shares.values())}, expected 1"
                 )
 
     @property
@@ -76,234 +83,132 @@ class Study:
         name = os.path.splitext(self.model_gin)[0].replace(os.sep, "/")
         return name.rpartition("models/")[2] if "models/" in name else os.path.basename(name)
 
+    @property
+    def sizes(self) -> Sequence[int]:
+        """D_p as asked for, in text tokens or in steps."""
+        return self.pretrain_tokens or self.pretrain_steps
+
+    def gin_files(self, kind: Kind) -> tuple[str, ...]:
+        own = self.pretrain_gin if kind == "pretrain" else self.finetune_gin
+        return (self.model_gin, own, *self.tasks_gin)
+
+    def settings(self, kind: Kind) -> Mapping[str, Any]:
+        return self.pretrain_settings if kind == "pretrain" else self.finetune_settings
+
+    def size_label(self, size: int) -> str:
+        return short(size) if self.pretrain_tokens or not size else f"{short(size)}steps"
+
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of a study.
+class Point:
+    """One run as the grid names it, before anything is known of the data.
 
     Attributes:
         id: readable and unique; also its path under `<study_dir>/runs`.
-        gin_files, bindings: what `run.py train` needs to do it.
+        study: the part that asks for it, the first one if several do.
+        data: of the pretraining; None for the baseline.
+        sizes: D_p as asked for: of a pretraining all above 0, of a finetuning the one it starts at.
         needs: ids of the runs whose checkpoints it starts from.
-        record: what run.json holds: the run's place in the grid.
-        positions: token positions that it computes, the measure of its share of the work.
+        task, pool, learning_rate, seed: of a finetuning.
     """
 
     id: str
-    gin_files: tuple[str, ...]
-    bindings: Mapping[str, Any]
-    needs: tuple[str, ...]
-    record: Mapping[str, Any]
-    positions: int
+    kind: Kind
+    study: Study
+    data: str | None
+    sizes: tuple[int, ...]
+    needs: tuple[str, ...] = ()
+    task: str = ""
+    pool: int | str | None = None
+    learning_rate: float = 0.0
+    seed: int = 0
+
+    @property
+    def dataset(self) -> str:
+        """The task or mixture that it trains on."""
+        return self.task or self.data or ""
 
 
-def expand(study: Study, study_dir: str, examples_root: str, beam: str | None = None) -> list[Run]:
-    """All runs of the study, each after the runs that it needs; materialises missing examples.
+def parts_of(study: Study | Sequence[Study]) -> tuple[Study, ...]:
+    """The parts of a study, which may be one grid. Raises UserError if their names differ."""
+    parts = (study,) if isinstance(study, Study) else tuple(study)
+    if not parts:
+        raise UserError("a study without parts")
+    names = sorted({part.name for part in parts})
+    if len(names) > 1:
+        raise UserError(f"the parts of a study share its name, but these are {', '.join(names)}")
+    return parts
 
-    `beam`: pipeline options, to materialise on Apache Beam.
-    Raises UserError for a D_p or D_f larger than the data and for two D_p that are one step.
+
+def points(study: Study | Sequence[Study]) -> list[Point]:
+    """Every run of the study once, each after the runs that it needs.
+
+    Raises UserError if two parts describe a run of one id differently.
     """
-    plans = [(_Kind(study, "pretrain", data, examples_root), data) for data in study.pretrain_data]
-    finetunes = [(_Kind(study, "finetune", task, examples_root), task) for task in study.tasks]
-    # All examples at once and first: one child process, and every mistake before the first step.
-    specs = {_key(spec): spec for kind, _ in plans + finetunes for spec in kind.specs}
-    opened = find_all_examples(list(specs.values()), examples_root, beam)
-    examples = dict(zip(specs, opened, strict=True))
+    pretrains: dict[str, Point] = {}
+    finetunes: dict[str, Point] = {}
+    for part in parts_of(study):
+        for data in part.pretrain_data:
+            pretrain = _id(part, "pretrain", short_data(data))
+            sizes = tuple(sorted({size for size in part.sizes if size}))
+            if sizes:
+                point = Point(pretrain, "pretrain", part, data, sizes)
+                if pretrain in pretrains:
+                    _refuse_other(pretrains[pretrain], point)
+                    both = {*pretrains[pretrain].sizes, *sizes}
+                    point = dataclasses.replace(pretrains[pretrain], sizes=tuple(sorted(both)))
+                pretrains[pretrain] = point
+            for point in _finetunes(part, data, pretrain):
+                _refuse_other(finetunes.setdefault(point.id, point), point)
+    return [*pretrains.values(), *finetunes.values()]
 
-    pretrains, points = [], []
-    for kind, data in plans:
-        found = examples[_key(kind.arguments["dataset"])]
-        steps = _checkpoint_steps(study, kind, found)
-        run = _pretrain(study, kind, data, steps, found, study_dir)
-        if run:
-            pretrains.append(run)
-        points += [(data, tokens, step, run) for tokens, step in steps.items()]
-    runs = []
-    for kind, task in finetunes:
-        found = examples[_key(kind.arguments["dataset"])]
-        baseline_made = False
-        for data, tokens, step, pretrain in points:
-            if not tokens and baseline_made:
-                continue  # without pretraining every mixture is the same baseline
-            baseline_made |= not tokens
-            for size in study.finetune_pools:
-                pool = _Pool(found, size)
-                for learning_rate in study.learning_rates:
-                    for seed in study.seeds:
-                        start = (data, tokens, step, pretrain) if tokens else None
-                        runs.append(
-                            _finetune(
-                                study, kind, task, start, pool, learning_rate, seed, study_dir
-                            )
+
+def _finetunes(part: Study, data: str, pretrain: str) -> list[Point]:
+    found = []
+    for task in part.tasks:
+        for size in part.sizes:
+            # Without pretraining every mixture is the same baseline.
+            start = (data, short_data(data), (pretrain,)) if size else (None, "none", ())
+            for pool in part.finetune_pools:
+                for learning_rate in part.learning_rates:
+                    for seed in part.seeds:
+                        name = _id(
+                            part,
+                            "finetune",
+                            start[1],
+                            f"dp={part.size_label(size)}",
+                            task,
+                            f"df={pool_label(pool)}",
+                            f"lr={learning_rate:g}",
+                            f"seed={seed}",
                         )
-    return pretrains + runs
+                        found.append(
+                            Point(
+                                name, "finetune", part, start[0], (size,), start[2],
+                                task, pool, learning_rate, seed,
+                            )
+                        )  # fmt: skip
+    return found
 
 
-def data_specs(arguments: Mapping[str, Any]) -> list[DataSpec]:
-    """What a call of `loop.train` with these arguments reads: its dataset and its test sets."""
-    return [
-        arguments["dataset"],
-        *(evaluator.dataset for evaluator in arguments.get("evaluators", ())),
-    ]
+def _id(part: Study, *names: str) -> str:
+    return "/".join([part.prefix, *names] if part.prefix else names)
 
 
-class _Kind:
-    """The gin files and macros of one kind of run on one dataset, and what they amount to."""
-
-    def __init__(self, study: Study, kind: str, dataset: str, examples_root: str):
-        gin_file = study.pretrain_gin if kind == "pretrain" else study.finetune_gin
-        chosen = study.pretrain_settings if kind == "pretrain" else study.finetune_settings
-        self.gin_files = (study.model_gin, gin_file, *study.tasks_gin)
-        self.bindings = {
-            **chosen,
-            "MIXTURE_OR_TASK_NAME": dataset,
-            "EXAMPLES_ROOT": examples_root,
-        }
-        config.load(self.gin_files, self.bindings)
-        self.arguments = config.bindings_of(loop.train)
-        self.specs = data_specs(self.arguments)
-        self.batch_size: int = self.arguments["batch_size"]
-        self.parameters = network.count_parameters(self.arguments["model"])
-        self.step_positions = self.batch_size * sum(self.specs[0].feature_lengths.values())
-
-
-class _Pool:
-    """The first examples of a finetuning set: one D_f."""
-
-    def __init__(self, examples: Examples, size: int | str | None):
-        self.asked = size
-        self.label = "all" if size is None else short(size)
-        self.rows = pool_rows(examples, size)
-        self.tokens = examples.tokens(self.rows)
-        self.examples = examples.tokens(self.rows, "segments")
-
-
-def _checkpoint_steps(study: Study, kind: _Kind, examples: Examples) -> dict[int, int]:
-    """D_p asked for -> the first step after which at least so many text tokens were seen."""
-    steps: dict[int, int] = {}
-    for tokens in study.pretrain_tokens:
-        needed = budget.examples_for_tokens(examples, tokens)
-        step = -(-needed // kind.batch_size)
-        if step * kind.batch_size > len(examples):
+def _refuse_other(one: Point, other: Point) -> None:
+    """Raises UserError if two parts mean different runs by one id."""
+    kind = one.kind
+    for what, a, b in (
+        ("gin files", one.study.gin_files(kind), other.study.gin_files(kind)),
+        ("settings", dict(one.study.settings(kind)), dict(other.study.settings(kind))),
+        ("data", one.data, other.data),
+        ("units of D_p", bool(one.study.pretrain_steps), bool(other.study.pretrain_steps)),
+    ):
+        if a != b:
             raise UserError(
-                f"study {study.name}: D_p={tokens:,} needs {step} whole batches of "
-                f"{kind.batch_size}, more than the {len(examples):,} examples of "
-                f"{examples.spec.task}; it holds {examples.tokens(len(examples)):,} text tokens"
+                f"study {one.study.name}: parts {one.study.part!r} and {other.study.part!r} both "
+                f"have the run {one.id}, with different {what} ({a} and {b}); give one a prefix"
             )
-        for other, other_step in steps.items():
-            if other_step == step:
-                raise UserError(
-                    f"study {study.name}: D_p={other:,} and D_p={tokens:,} are both step {step} "
-                    f"at batch size {kind.batch_size}; choose values further apart"
-                )
-        steps[tokens] = step
-    return steps
-
-
-def _pretrain(
-    study: Study,
-    kind: _Kind,
-    data: str,
-    steps: Mapping[int, int],
-    examples: Examples,
-    study_dir: str,
-) -> Run | None:
-    last = max(steps.values())
-    if not last:
-        return None
-    run_id = f"pretrain/{short_data(data)}"
-    record = {
-        "study": study.name,
-        "id": run_id,
-        "kind": "pretrain",
-        "version": __version__,
-        "model": study.model,
-        "parameters": kind.parameters,
-        "pretrain_data": data,
-        "pretrain_languages": dict(study.pretrain_data[data]),
-        "checkpoints": {
-            str(step): examples.tokens(step * kind.batch_size) for step in steps.values() if step
-        },
-        "seed": kind.arguments.get("seed", 0),
-        "steps": last,
-    }
-    bindings = {
-        **kind.bindings,
-        "MODEL_DIR": run_directory_of(study_dir, run_id),
-        "TRAIN_STEPS": last,
-        "CHECKPOINT_STEPS": [step for step in steps.values() if step],
-    }
-    return Run(run_id, kind.gin_files, bindings, (), record, last * kind.step_positions)
-
-
-def _finetune(
-    study: Study,
-    kind: _Kind,
-    task: str,
-    start: tuple[str, int, int, Run] | None,
-    pool: _Pool,
-    learning_rate: float,
-    seed: int,
-    study_dir: str,
-) -> Run:
-    data, asked, step, pretrain = start or (None, 0, 0, None)
-    initial, needs, tokens = None, (), 0
-    if pretrain is not None:
-        needs = (pretrain.id,)
-        tokens = pretrain.record["checkpoints"][str(step)]
-        initial = os.path.join(
-            pretrain.bindings["MODEL_DIR"], "checkpoints", f"{checkpoint.PREFIX}_{step}"
-        )
-    run_id = "/".join(
-        [
-            "finetune",
-            short_data(data) if data else "none",
-            f"dp={short(asked)}",
-            task,
-            f"df={pool.label}",
-            f"lr={learning_rate:g}",
-            f"seed={seed}",
-        ]
-    )
-    steps = kind.arguments["train_steps"]
-    lengths = kind.specs[0].feature_lengths
-    record = {
-        "study": study.name,
-        "id": run_id,
-        "kind": "finetune",
-        "version": __version__,
-        "model": study.model,
-        "parameters": kind.parameters,
-        "pretrain_data": data,
-        "pretrain_languages": dict(study.pretrain_data[data]) if data else {},
-        "pretrain_tokens": tokens,
-        "pretrain_steps": step,
-        "task": task,
-        "languages": list(study.tasks[task]),
-        "finetune_pool": pool.label,
-        "finetune_tokens": pool.tokens,
-        "finetune_examples": pool.examples,
-        "finetune_rows": pool.rows,
-        "finetune_positions": pool.rows * sum(lengths.values()),
-        "learning_rate": learning_rate,
-        "learning_rates": list(study.learning_rates),
-        "seed": seed,
-        "batch_size": kind.batch_size,
-        "steps": steps,
-    }
-    bindings = {
-        **kind.bindings,
-        "MODEL_DIR": run_directory_of(study_dir, run_id),
-        "INITIAL_CHECKPOINT_PATH": initial,
-        "POOL": pool.asked,
-        "LEARNING_RATE": learning_rate,
-        "SEED": seed,
-    }
-    return Run(run_id, kind.gin_files, bindings, needs, record, steps * kind.step_positions)
-
-
-def run_directory_of(study_dir: str, run_id: str) -> str:
-    return os.path.join(study_dir, "runs", *run_id.split("/"))
 
 
 def short(tokens: int | str) -> str:
@@ -311,15 +216,16 @@ def short(tokens: int | str) -> str:
     if isinstance(tokens, str):
         return tokens.replace("%", "pct").replace(" ", "")
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if tokens >= size:
-            return f"{tokens / size:.4g}{unit}"
+        text = f"{tokens / size:.4g}"
+        if tokens >= size and round(float(text) * size) == tokens:  # ids tell sizes apart
+            return text + unit
     return str(tokens)
+
+
+def pool_label(pool: int | str | None) -> str:
+    return "all" if pool is None else short(pool)
 
 
 def short_data(task: str) -> str:
     """techdoc_span_en50_de50 -> en50_de50; other names stay whole."""
-    return task.removeprefix("techdoc_span_")
-
-
-def _key(spec: DataSpec) -> str:
-    return repr(spec.to_json())
+    return task.removeprefix("techdoc_span_").removeprefix("mc4_span_")

@@ -42,6 +42,14 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
     return [(step, os.path.join(folder, f"{PREFIX}_{step}")) for step in wanted]
 
 
+def newest_step(model_dir: str) -> int:
+    """The step of the newest checkpoint of a run, 0 without one."""
+    try:
+        return choose(model_dir, "last")[0][0]
+    except UserError:
+        return 0
+
+
 class Checkpoints:
     """The checkpoints `<model_dir>/checkpoints/checkpoint_<step>` of one run.
 
@@ -80,6 +88,12 @@ class Checkpoints:
             raise _disk_full(self.directory)
         with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def delete_all_but(self, steps: Sequence[int]) -> None:
+        """Removes what nobody wants any more; for the first process of a job."""
+        for step in self.steps():
+            if step not in steps:
+                self._folder(step).rmtree()
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""

@@ -63,6 +63,7 @@ def train(
     shuffle: bool = False,
     checkpoint_steps: Sequence[int] = (),
     checkpoint_minutes: float = 10.0,
+    keep_checkpoint: bool = True,
     log_every: int = 20,
     evaluators: Sequence[Evaluator] = (),
     eval_every: int | None = None,
@@ -95,6 +96,7 @@ def train(
             the first n * batch_size examples.
         checkpoint_steps: steps whose checkpoints are kept for ever; the last step's always is.
         checkpoint_minutes: time between the other checkpoints, of which two are kept.
+        keep_checkpoint: whether any stays when the run is done, `checkpoint_steps` apart.
         log_every: steps between lines of metrics.
         evaluators: run at the end, and each `eval_every` steps if that is given.
         progress: called with (steps done, steps in all, note); a progress bar if None.
@@ -251,6 +253,8 @@ def train(
         progress(train_steps, train_steps, "")
         if distributed.is_main():
             run_directory.finish(model_dir, train_steps)
+            if not keep_checkpoint:
+                checkpoints.delete_all_but(checkpoint_steps)
         if stop.signal_number:  # it came during the last evaluation; what follows must not start
             raise Stopped(stop.signal_number, f"stopped; {model_dir} is done")
 

@@ -4,7 +4,10 @@ config.gin        every gin binding of the run; `run.py train --gin_file=.../con
 run.json          its place in a study, if it has one
 vocabulary.model  the SentencePiece model that its tokens come from
 DONE              {"step": n}, written last of all
-FAILED            {"reason": "..."}; gone when the run is started again
+FAILED            {"reason", "failures": how many so far, "traceback" unless it is the user's
+                  mistake}; gone when the run is done
+JOB               {"job": "..."}: the job of an engine that was asked to do the run
+claims/           who is at work on it (`claim`)
 """
 
 import json
@@ -20,7 +23,8 @@ from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 
 VOCABULARY = "vocabulary.model"
-CONFIG, RECORD, DONE, FAILED = "config.gin", "run.json", "DONE", "FAILED"
+CONFIG, RECORD, DONE, FAILED, JOB = "config.gin", "run.json", "DONE", "FAILED", "JOB"
+MOST_FAILURES = 3  # then a study leaves the run alone
 # Where a run lives, how often it saves and on what it runs, not what it computes: these may change.
 FREE_MACROS = (
     "MODEL_DIR",
@@ -39,7 +43,6 @@ def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = N
     """
     refuse_changed(model_dir, config_text)
     os.makedirs(model_dir, exist_ok=True)
-    _remove(os.path.join(model_dir, FAILED))
     write_atomically(os.path.join(model_dir, CONFIG), config_text)
     if record is not None:
         write_json(os.path.join(model_dir, RECORD), record)
@@ -51,7 +54,7 @@ def refuse_changed(model_dir: str, config_text: str) -> None:
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:
-        before, after = (_settings(text) for text in (file.read(), config_text))
+        before, after = (settings_of(text) for text in (file.read(), config_text))
     if before != after:
         was = next((line for line in before if line not in after), "nothing")
         now = next((line for line in after if line not in before), "nothing")
@@ -61,7 +64,7 @@ def refuse_changed(model_dir: str, config_text: str) -> None:
         )
 
 
-def _settings(config_text: str) -> list[str]:
+def settings_of(config_text: str) -> list[str]:
     """The lines of gin text that decide what a run computes."""
     joined = re.sub(r"\\\n\s*", "", config_text)  # gin wraps long values after a backslash
     free = tuple(f"{name} =" for name in FREE_MACROS)
@@ -102,14 +105,39 @@ def is_done(model_dir: str) -> bool:
 
 def finish(model_dir: str, step: int) -> None:
     write_json(os.path.join(model_dir, DONE), {"step": step})
+    _remove(os.path.join(model_dir, FAILED))
 
 
 def fail(model_dir: str, error: Exception) -> None:
     """Writes FAILED: the reason, and the traceback too unless it is the user's mistake."""
-    record = {"reason": str(error) or type(error).__name__}
+    before = failure(model_dir)
+    record = {
+        "reason": str(error) or type(error).__name__,
+        "failures": 1 + (before["failures"] if before else 0),
+    }
     if not isinstance(error, UserError):
         record["traceback"] = "".join(traceback.format_exception(error))
     write_json(os.path.join(model_dir, FAILED), record)
+
+
+def failure(model_dir: str) -> dict[str, Any] | None:
+    """What FAILED holds; None if the run has not failed."""
+    found = read_json(os.path.join(model_dir, FAILED))
+    return found and {"failures": 1, **found}
+
+
+def is_parked(failed: Mapping[str, Any] | None) -> bool:
+    """Whether a study leaves a run with this `failure` alone."""
+    return failed is not None and failed["failures"] >= MOST_FAILURES
+
+
+def read_json(path: str) -> Any:
+    """None if there is no such file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
 
 
 def write_json(path: str, value: Any) -> None:

@@ -1,0 +1,30 @@
+"""Who does the runs of a study. The runner decides what is left; an executor hands it over."""
+
+from collections.abc import Collection, Sequence
+from typing import Literal, Protocol
+
+from t5scaling.study.expand import Run
+
+State = Literal["queued", "running", "gone"]
+
+
+class Executor(Protocol):
+    """Hands runs to an engine that does them by `run.py work STUDY_DIR RUN_ID...`.
+
+    orders_jobs: whether the engine itself starts a job after others; else the runner holds it back.
+    """
+
+    orders_jobs: bool
+
+    def submit(self, study_dir: str, runs: Sequence[Run], after: Sequence[str]) -> list[str]:
+        """Hands over runs of one kind and with the same needs, to start when the jobs `after` have
+        succeeded. Returns the job of each, in their order; "" if it is over already."""
+        ...
+
+    def states(self, jobs: Collection[str]) -> dict[str, State]:
+        """Where each job is. One that failed, ended or was never known is gone."""
+        ...
+
+    def cancel(self, jobs: Collection[str]) -> None:
+        """Ends jobs; a run in progress saves a checkpoint if the engine leaves it the time."""
+        ...

@@ -1,15 +1,86 @@
 """The local executor: one run after the other in this process.
 
-Runs of one shape share their compilation, and nothing is imported twice.
+Runs of one shape share their compilation, and nothing is imported twice. The jobs of the other
+executors do their runs by it too (`work`).
 """
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import jax
 
 from t5scaling import config
-from t5scaling.errors import Stopped
-from t5scaling.study.study import data_specs
-from t5scaling.training import distributed, loop, run_directory, tracker
+from t5scaling.errors import Stopped, UserError, nearest
+from t5scaling.study.display import Display
+from t5scaling.study.executors import State
+from t5scaling.study.expand import Run, data_specs, run_directory_of
+from t5scaling.training import checkpoint, claim, distributed, loop, run_directory, tracker
+
+
+class Watcher(Protocol):
+    """Is told of each run."""
+
+    def start(self, run: Run) -> None: ...
+    def progress(self, done: int, total: int, note: str) -> None: ...
+    def finish(self, run: Run) -> None: ...
+    def fail(self, run: Run, reason: str) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Does runs at once, in this process."""
+
+    watch: Watcher | None = None
+    orders_jobs: ClassVar[bool] = True
+
+    def submit(self, study_dir: str, runs: Sequence[Run], after: Sequence[str]) -> list[str]:
+        """Returns when each run is done, has failed, or was found not ready or taken.
+
+        Raises Stopped; the run in progress is saved.
+        """
+        for run in runs:
+            if _all_agree(distributed.is_main() and _is_ready(run, study_dir)):
+                self._do(run)
+        return [""] * len(runs)
+
+    def states(self, jobs: Collection[str]) -> dict[str, State]:
+        return dict.fromkeys(jobs, "gone")
+
+    def cancel(self, jobs: Collection[str]) -> None:
+        """Nothing is under way while the caller is."""
+
+    def _do(self, run: Run) -> None:
+        if self.watch:
+            self.watch.start(run)
+        try:
+            text = config.load(run.gin_files, run.bindings)
+            train(text, run.record, self.watch and self.watch.progress)
+        except Stopped:
+            raise
+        except claim.Taken as taken:
+            if self.watch:
+                self.watch.fail(run, str(taken))
+        except Exception as error:  # one run's failure must not stop the others
+            if jax.process_count() > 1:
+                raise  # the processes of a job must stay together
+            if self.watch:
+                self.watch.fail(run, str(error) or type(error).__name__)
+        else:
+            if self.watch:
+                self.watch.finish(run)
+
+
+def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
+    """Does these runs of a study from what their directories say: what a job of an engine calls.
+
+    Returns the ids of those that are not done. Raises UserError for an unknown run.
+    """
+    runs = [_from_directory(study_dir, run_id) for run_id in run_ids]
+    with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
+        Local(display).submit(study_dir, runs, ())
+    return [run.id for run in runs if not run_directory.is_done(run.directory)]
 
 
 def train(
@@ -27,6 +98,7 @@ def train(
         progress: as for `loop.train`.
 
     Raises:
+        claim.Taken: another process is at work on it.
         Whatever stops it: UserError, Stopped, or an unexpected error.
     """
     config.require(loop.train)
@@ -34,13 +106,54 @@ def train(
     model_dir = arguments["model_dir"]
     # All the run's examples in one child process, and every mistake in them before the first step.
     distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
-    if distributed.is_main():
-        run_directory.begin(model_dir, config_text, record)
-    try:
+    if not distributed.is_main():  # the first process alone writes
         config.call(loop.train, progress=progress)
-    except Stopped:
-        raise
-    except Exception as error:
-        if distributed.is_main():
+        return
+    run_directory.refuse_changed(model_dir, config_text)
+    with claim.hold(model_dir, step=checkpoint.newest_step(model_dir)):
+        run_directory.begin(model_dir, config_text, record)
+        try:
+            config.call(loop.train, progress=progress)
+        except Stopped:
+            raise
+        except Exception as error:
             run_directory.fail(model_dir, error)
-        raise
+            raise
+
+
+def _is_ready(run: Run, study_dir: str) -> bool:
+    """Whether there is something to do, it can be done, and nobody is at it."""
+    needed = [run_directory_of(study_dir, needed) for needed in run.needs]
+    if run_directory.is_done(run.directory) or not all(map(run_directory.is_done, needed)):
+        return False
+    last = claim.latest(run.directory)
+    if last and last.alive:
+        return False
+    if last and last.beat and last.job and last.step == checkpoint.newest_step(run.directory):
+        # Killed by hand a run may be any number of times; an engine's job that dies before it has
+        # saved anything new may well do so for ever.
+        died = UserError(f"{last} died without a word, and had saved nothing new")
+        run_directory.fail(run.directory, died)
+    return not run_directory.is_parked(run_directory.failure(run.directory))
+
+
+def _all_agree(first_says: bool) -> bool:
+    """What the first process of the job says, in all of them; the others say False."""
+    return bool(distributed.largest(int(first_says))[0])
+
+
+def _from_directory(study_dir: str, run_id: str) -> Run:
+    folder = run_directory_of(study_dir, run_id)
+    record = run_directory.read_json(os.path.join(folder, run_directory.RECORD))
+    if record is None:
+        study = run_directory.read_json(os.path.join(study_dir, "study.json"))
+        known = study["runs"] if study else []
+        raise UserError(f"{study_dir}: no run {run_id!r} here{nearest(run_id, known)}")
+    return Run(
+        id=run_id,
+        gin_files=(os.path.join(folder, run_directory.CONFIG),),
+        bindings={"MODEL_DIR": folder},
+        needs=tuple(record.get("needs", ())),
+        record=record,
+        positions=record["steps"],
+    )
