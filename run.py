@@ -30,9 +30,13 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
             draw.draw(arguments.file, load.named(arguments), **chosen(arguments, "output at"))
         case "report":
-            from t5scaling.analysis import report
+            from t5scaling.analysis import archive, report
 
-            report.report(arguments.study_dir)
+            report.report(archive.opened(arguments.study_dir))
+        case "export":
+            from t5scaling.analysis import archive
+
+            archive.export(arguments.study_dir, **chosen(arguments, "output predictions"))
         case "status":
             from t5scaling.study import status
 

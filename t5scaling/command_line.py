@@ -82,8 +82,14 @@ VERBS = {
         "run.py comet-setup",
     ),
     "report": (
-        "Make results.csv, fits.json, the figures and report.html of a study again.",
+        "Make results.csv, fits.json, the figures and report.html of a study again; of an archive "
+        "of `export` too, which is unpacked beside it.",
         "run.py report runs/quick",
+    ),
+    "export": (
+        "Pack a study into one file that `report` opens elsewhere: results, gin, metrics, fits and "
+        "figures, without checkpoints.",
+        "run.py export runs/quick --output=quick.tar.gz",
     ),
 }
 
@@ -164,8 +170,13 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--json", dest="as_json", action="store_true", help="JSON instead of text"
             )
-        elif verb in ("report", "status", "work"):
+        elif verb in ("report", "status", "work", "export"):
             sub.add_argument("study_dir", help="directory of a study, as `study` left it")
+            if verb == "export":
+                sub.add_argument("--output", metavar="FILE", help="(default: STUDY_DIR.tar.gz)")
+                sub.add_argument(
+                    "--predictions", action="store_true", help="with the models' answers"
+                )
             if verb == "work":
                 sub.add_argument("runs", nargs="+", metavar="RUN", help="ids of its runs")
         elif verb == "comet-setup":

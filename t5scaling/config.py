@@ -54,9 +54,9 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
     for name, value in bindings.items():
         if "." not in name and name not in known:
             raise UserError(f"--gin.{name}: no such parameter{nearest(name, known)}")
-        text = gin_literal(value) if isinstance(value, str) else repr(value)
-        with _one_line_errors(f"--gin.{name}={text}"):
-            gin.parse_config([f"{name} = {text}"])
+        literal = gin_literal(value) if isinstance(value, str) else repr(value)
+        with _one_line_errors(f"--gin.{name}={literal}"):
+            gin.parse_config([f"{name} = {literal}"])
     used = _referenced_macros()
     for name in sorted(used - _macros()):
         hint = (
@@ -66,6 +66,11 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
     for name in sorted(_macros()):
         if name not in used:
             raise UserError(f"gin: {name} is set but nothing reads it{nearest(name, used)}")
+    return text()
+
+
+def text() -> str:
+    """The whole parsed configuration, as `load` returned it."""
     return gin.config_str(max_line_length=100)
 
 

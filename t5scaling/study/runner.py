@@ -52,10 +52,12 @@ def run_study(
     """
     name = parts_of(study)[0].name
     executor = executor or local.Local()
+    configured = config.text()  # before the runs load configurations of their own
     os.makedirs(study_dir, exist_ok=True)
     runs = expand.expand(study, study_dir, examples_root)
     _refuse_changed(runs)
     _write_list(study_dir, name, runs)
+    run_directory.write_atomically(os.path.join(study_dir, "study.gin"), configured)
     with Display(name, runs) as display:
         if isinstance(executor, local.Local):
             executor = dataclasses.replace(executor, watch=display)

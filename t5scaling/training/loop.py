@@ -1,6 +1,7 @@
 """The training loop: data, step, checkpoints and metrics put together, to be read top to bottom."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from t5scaling.training import (
     throughput,
     tracker,
 )
+from t5scaling.training.mirrors import Mirror
 
 
 class Evaluator(Protocol):
@@ -67,6 +69,7 @@ def train(
     log_every: int = 20,
     evaluators: Sequence[Evaluator] = (),
     eval_every: int | None = None,
+    mirrors: Sequence[Mirror] = (),
     progress: tracker.Progress | None = None,
 ) -> None:
     """Trains a T5 to `train_steps` and leaves its run directory in `model_dir`.
@@ -99,6 +102,7 @@ def train(
         keep_checkpoint: whether any stays when the run is done, `checkpoint_steps` apart.
         log_every: steps between lines of metrics.
         evaluators: run at the end, and each `eval_every` steps if that is given.
+        mirrors: trackers elsewhere that are told the metrics too.
         progress: called with (steps done, steps in all, note); a progress bar if None.
 
     Raises:
@@ -135,7 +139,17 @@ def train(
         start = int(train_state.step)
         if start > train_steps:
             raise UserError(f"{model_dir} is at step {start}, past TRAIN_STEPS={train_steps}")
-        log = tracker.Tracker(model_dir, start, writes=distributed.is_main())
+        log = tracker.Tracker(
+            model_dir,
+            start,
+            writes=distributed.is_main(),
+            mirrors=mirrors,
+            config={
+                "model": dataclasses.asdict(model), "task": dataset.task, "seed": seed,
+                "batch_size": batch_size, "train_steps": train_steps, "pool": pool,
+                "initial_checkpoint_path": initial_checkpoint_path,
+            },
+        )  # fmt: skip
         stack.callback(log.close)
         clock = throughput.Clock(
             log,

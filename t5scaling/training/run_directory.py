@@ -31,6 +31,9 @@ FREE_MACROS = (
     "INITIAL_CHECKPOINT_PATH",
     "EXAMPLES_ROOT",
     "CHECKPOINT_MINUTES",
+    "KEEP_CHECKPOINT",
+    "MIRRORS",
+    "mirrors.Mirror",
     "MESH_SHAPE",
     "REMAT_POLICY",
 )

@@ -13,13 +13,14 @@ timing.jsonl holds the clock: {"step", "wall_s", "device_s", "tokens_per_s", "po
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import tensorboardX
 
 from t5scaling.errors import UserError
+from t5scaling.training.mirrors import Mirror, Writer
 
 # (steps done, steps in all, what is going on, or "" for no news) -> None
 Progress = Callable[[int, int, str], None]
@@ -31,8 +32,17 @@ class Tracker:
     Without `writes` nothing is written: another process of the job does it.
     """
 
-    def __init__(self, model_dir: str, step: int, writes: bool = True):
+    def __init__(
+        self,
+        model_dir: str,
+        step: int,
+        writes: bool = True,
+        mirrors: Sequence[Mirror] = (),
+        config: Mapping[str, Any] | None = None,
+    ):
+        """`mirrors` are told the same scalars, and `config` once."""
         self._writes = writes
+        self._mirrors: list[Writer] = []
         self._wall_before, self._start = 0.0, time.monotonic()
         if not writes:
             return
@@ -49,6 +59,7 @@ class Tracker:
         self._tensorboard = tensorboardX.SummaryWriter(
             os.path.join(model_dir, "tensorboard"), purge_step=step + 1 if step else None
         )
+        self._mirrors = [mirror.open(model_dir, config or {}) for mirror in mirrors]
 
     def wall_s(self) -> float:
         """Seconds that this run has taken so far, earlier launches included."""
@@ -68,13 +79,21 @@ class Tracker:
         self._scalars("timing", line)
 
     def _scalars(self, prefix: str, line: Mapping[str, Any]) -> None:
-        for key, value in line.items():
-            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                self._tensorboard.add_scalar(f"{prefix}/{key}", value, line["step"])
+        scalars = {
+            f"{prefix}/{key}": value
+            for key, value in line.items()
+            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, line["step"])
+        for mirror in self._mirrors:
+            mirror.log(line["step"], scalars)
 
     def close(self) -> None:
         if self._writes:
             self._tensorboard.close()
+        for mirror in self._mirrors:
+            mirror.close()
 
 
 @contextmanager
