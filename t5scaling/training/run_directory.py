@@ -33,7 +33,6 @@ FREE_MACROS = (
     "CHECKPOINT_MINUTES",
     "KEEP_CHECKPOINT",
     "MIRRORS",
-    "mirrors.Mirror",
     "MESH_SHAPE",
     "REMAT_POLICY",
 )
@@ -70,7 +69,7 @@ def refuse_changed(model_dir: str, config_text: str) -> None:
 def settings_of(config_text: str) -> list[str]:
     """The lines of gin text that decide what a run computes."""
     joined = re.sub(r"\\\n\s*", "", config_text)  # gin wraps long values after a backslash
-    free = tuple(f"{name} =" for name in FREE_MACROS)
+    free = (*(f"{name} =" for name in FREE_MACROS), "from ", "import ")
     return [line for line in joined.splitlines() if line and not line.startswith((*free, "#"))]
 
 
