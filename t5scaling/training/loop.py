@@ -27,7 +27,6 @@ from t5scaling.training import (
     throughput,
     tracker,
 )
-from t5scaling.training.mirrors import Mirror
 
 
 class Evaluator(Protocol):
@@ -69,7 +68,7 @@ def train(
     log_every: int = 20,
     evaluators: Sequence[Evaluator] = (),
     eval_every: int | None = None,
-    mirrors: Sequence[Mirror] = (),
+    mirrors: Sequence[str] = (),
     progress: tracker.Progress | None = None,
 ) -> None:
     """Trains a T5 to `train_steps` and leaves its run directory in `model_dir`.
@@ -102,7 +101,7 @@ def train(
         keep_checkpoint: whether any stays when the run is done, `checkpoint_steps` apart.
         log_every: steps between lines of metrics.
         evaluators: run at the end, and each `eval_every` steps if that is given.
-        mirrors: trackers elsewhere that are told the metrics too.
+        mirrors: "wandb" or "trackio", which are told the metrics too.
         progress: called with (steps done, steps in all, note); a progress bar if None.
 
     Raises:

@@ -3,53 +3,45 @@
 metrics.jsonl stays the record; what goes wrong with a mirror is said once and stops nothing.
 """
 
-import dataclasses
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, nearest
+
+PACKAGES = ("trackio", "wandb")
+PROJECT = "t5scaling"  # unless $TRACKIO_PROJECT or $WANDB_PROJECT says otherwise
 
 
-@dataclasses.dataclass(frozen=True)
-class Mirror:
-    """A run of a project there. Both packages are spoken to alike: init, log, finish.
+def open_mirror(package: str, model_dir: str, config: Mapping[str, Any]) -> "Mirror":
+    """Goes on with the run of this directory's name there, or begins it. `config` is told once.
 
-    Attributes:
-        package: which one; it has to be installed.
-        project: its name there.
-        options: further arguments of the package's `init`, such as {"entity": "team"}.
+    Everything else is said by the package's own environment variables. Raises UserError if the
+    package is missing or unknown.
     """
-
-    package: Literal["wandb", "trackio"]
-    project: str = "t5scaling"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def open(self, model_dir: str, config: Mapping[str, Any]) -> "Writer":
-        """Goes on with the run of this directory's name, or begins it.
-
-        Raises UserError if the package is missing or unknown.
-        """
-        if self.package not in ("wandb", "trackio"):
-            raise UserError(f"Mirror.package={self.package!r}: expected 'wandb' or 'trackio'")
-        try:
-            module = importlib.import_module(self.package)
-        except ImportError:
-            raise UserError(
-                f"{self.package} is not installed; pip install {self.package}, or take it out of "
-                "MIRRORS"
-            ) from None
-        name = _name(model_dir)
-        arguments = {"project": self.project, "name": name, "config": dict(config),
-                     "resume": "allow", **self.options}  # fmt: skip
-        if self.package == "wandb":
-            arguments.setdefault("id", name.replace("/", "-").replace("=", "-"))
-        return Writer(self.package, lambda: module.init(**arguments))
+    if package not in PACKAGES:
+        raise UserError(f"MIRRORS: no tracker {package!r}{nearest(package, PACKAGES)}")
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"{package} is not installed; pip install {package}, or take it out of MIRRORS"
+        ) from None
+    name = _name(model_dir)
+    arguments = {
+        "project": os.environ.get(f"{package.upper()}_PROJECT", PROJECT),
+        "name": name,
+        "config": dict(config),
+        "resume": "allow",
+    }
+    if package == "wandb":  # knows a run by its id, which may not hold any character
+        arguments["id"] = name.replace("/", "-").replace("=", "-")
+    return Mirror(package, lambda: module.init(**arguments))
 
 
-class Writer:
+class Mirror:
     """One run's scalars. Nothing that fails here is allowed to fail the training."""
 
     def __init__(self, package: str, start: Callable[[], Any]):
@@ -76,10 +68,9 @@ class Writer:
 
 
 def _name(model_dir: str) -> str:
-    """A study's run by its id, another one by its directory."""
-    path = os.path.normpath(os.path.abspath(model_dir)).replace(os.sep, "/")
-    head, found, run_id = path.rpartition("/runs/")
-    kinds = ("pretrain/", "finetune/")
-    if found and any(f"/{run_id}".find(f"/{kind}") >= 0 for kind in kinds):
-        return f"{os.path.basename(head)}/{run_id}"
+    """A study's run by the study and its id, another one by its directory."""
+    path = os.path.abspath(model_dir).replace(os.sep, "/")
+    study, found, run_id = path.rpartition("/runs/")
+    if found and {"pretrain", "finetune"} & set(run_id.split("/")[:-1]):
+        return f"{os.path.basename(study)}/{run_id}"
     return os.path.basename(path)

@@ -20,7 +20,7 @@ from typing import Any
 import tensorboardX
 
 from t5scaling.errors import UserError
-from t5scaling.training.mirrors import Mirror, Writer
+from t5scaling.training.mirrors import Mirror, open_mirror
 
 # (steps done, steps in all, what is going on, or "" for no news) -> None
 Progress = Callable[[int, int, str], None]
@@ -37,12 +37,12 @@ class Tracker:
         model_dir: str,
         step: int,
         writes: bool = True,
-        mirrors: Sequence[Mirror] = (),
+        mirrors: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ):
-        """`mirrors` are told the same scalars, and `config` once."""
+        """`mirrors`, packages of `open_mirror`, are told the same scalars, and `config` once."""
         self._writes = writes
-        self._mirrors: list[Writer] = []
+        self._mirrors: list[Mirror] = []
         self._wall_before, self._start = 0.0, time.monotonic()
         if not writes:
             return
@@ -59,7 +59,7 @@ class Tracker:
         self._tensorboard = tensorboardX.SummaryWriter(
             os.path.join(model_dir, "tensorboard"), purge_step=step + 1 if step else None
         )
-        self._mirrors = [mirror.open(model_dir, config or {}) for mirror in mirrors]
+        self._mirrors = [open_mirror(name, model_dir, config or {}) for name in mirrors]
 
     def wall_s(self) -> float:
         """Seconds that this run has taken so far, earlier launches included."""
