@@ -90,6 +90,8 @@ def hold(model_dir: str, step: int = 0) -> Iterator[None]:
     epath.Path(model_dir, FOLDER).mkdir(parents=True, exist_ok=True)
     if not storage.create(path, _text(mine).encode()):
         raise _taken(model_dir, _read(path))
+    if _read(path).owner != mine.owner:  # of two at once, a mounted bucket may keep the later one
+        raise _taken(model_dir, _read(path))
     if _last_number(model_dir) != number + 1:  # ours came after it was cleared as an old one
         path.unlink(missing_ok=True)
         raise Taken(f"{model_dir}: another process is at work on this run")

@@ -1,0 +1,170 @@
+"""The Cloud TPU executor: jobs that SkyPilot's own parser accepts, and what it is asked and told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t5scaling import config
+from t5scaling.errors import UserError
+from t5scaling.study import runner
+from t5scaling.study.executors import cloud_tpu
+from t5scaling.study.expand import Run
+from tests.conftest import REPOSITORY
+
+SKYPILOT = "0.14.1"
+PARSE = """
+import json, sys, sky
+for description in json.load(sys.stdin):
+    task = sky.Task.from_yaml_config(description)
+    (resources,) = task.resources
+    print("PARSED", json.dumps({
+        "accelerators": resources.accelerators, "spot": resources.use_spot, "run": task.run,
+        "setup": task.setup, "name": task.name, "envs": task.envs, "nodes": task.num_nodes,
+        "mounts": {path: mount.source for path, mount in task.storage_mounts.items()},
+    }))
+"""
+FAKE = """#!/bin/sh
+echo "$@" >> "$SKY_LOG"
+case "$2" in
+launch) for last; do :; done; cat "$last" >> "$SKY_LOG.yaml"; echo >> "$SKY_LOG.yaml" ;;
+queue) cat "$SKY_LOG.queue" ;;
+esac
+exit ${SKY_STATUS:-0}
+"""
+
+
+def a_run(number, kind="finetune"):
+    return Run(f"{kind}/{number}", (), {"MODEL_DIR": "x"}, (), {"kind": kind}, 1)
+
+
+def executor(**changes):
+    settings = {
+        "bucket": "gs://my-bucket/studies",
+        "mount": "/mnt/studies",
+        "pretrain": "tpu-v4-128",
+        "finetune": "tpu-v5litepod-16",
+    }
+    return cloud_tpu.CloudTPU(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def skypilot_python():
+    """Of an environment with SkyPilot, made once: its dependencies are not the project's."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(cache) / "t5scaling" / f"skypilot-{SKYPILOT}"
+    python = folder / "bin" / "python"
+    if not (folder / ".installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", f"skypilot=={SKYPILOT}"]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"SkyPilot cannot be installed here: {done.stderr.strip()[-200:]}")
+        (folder / ".installed").touch()
+    return str(python)
+
+
+def test_skypilots_parser_reads_what_was_meant(skypilot_python, tmp_path):
+    one = executor(infra="gcp/us-central2/us-central2-b", runtime_version="tpu-ubuntu2204-base")
+    descriptions = [
+        one.description("a-job", "/mnt/studies/paper", [a_run(1, "pretrain")]),
+        executor(spot=False).description("b-job", "/mnt/studies/paper", [a_run(1), a_run("lr=2")]),
+    ]
+    done = subprocess.run(
+        [skypilot_python, "-c", PARSE],
+        input=json.dumps(descriptions),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("PARSED")]
+    first, second = (json.loads(line.removeprefix("PARSED")) for line in lines)
+    assert first["accelerators"] == {"tpu-v4-128": 1} and first["spot"] is True
+    assert first["mounts"] == {"/mnt/studies": "gs://my-bucket/studies"}
+    assert first["run"].split() == [
+        "exec", "~/t5scaling/bin/python", "run.py", "work", "/mnt/studies/paper", "pretrain/1",
+    ]  # fmt: skip
+    assert first["envs"] == {"T5SCALING_JOB": "job a-job"} and first["nodes"] == 1
+    assert "pip install" in first["setup"]
+    assert second["accelerators"] == {"tpu-v5litepod-16": 1} and second["spot"] is False
+    assert second["run"].split()[-2:] == ["finetune/1", "finetune/lr=2"]
+
+
+def test_skypilots_parser_would_refuse_another_word(skypilot_python, tmp_path):
+    """So that the test before means something."""
+    wrong = {**executor().description("a", "/mnt/studies/x", [a_run(1)]), "runn": "x"}
+    done = subprocess.run(
+        [skypilot_python, "-c", PARSE],
+        input=json.dumps([wrong]),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
+    )
+    assert done.returncode != 0 and "did you mean 'run'" in done.stderr
+
+
+@pytest.fixture
+def fake_sky(tmp_path, monkeypatch):
+    """Answers as SkyPilot 0.14's command does: `jobs queue --output json` is a list of records with
+    job_name and status."""
+    (tmp_path / "sky").write_text(FAKE)
+    (tmp_path / "sky").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SKY_LOG", str(tmp_path / "log"))
+    return tmp_path
+
+
+def test_a_job_for_each_group_of_runs(fake_sky):
+    jobs = executor(runs_per_job=2).submit(
+        "/mnt/studies/My Study", [a_run(i) for i in range(3)], ()
+    )
+    assert jobs[0] == jobs[1] != jobs[2]
+    assert all(job.startswith("t5s-my-study-finetune-") for job in jobs)
+    described = [json.loads(line) for line in (fake_sky / "log.yaml").read_text().splitlines()]
+    assert [one["name"] for one in described] == [jobs[0], jobs[2]]
+    assert "work '/mnt/studies/My Study' finetune/0 finetune/1\n" in described[0]["run"]
+    assert described[0]["workdir"] == REPOSITORY
+
+
+def test_states_and_cancel(fake_sky):
+    records = [
+        {"job_name": "a", "status": "RUNNING"},
+        {"job_name": "b", "status": "RECOVERING"},
+        {"job_name": "c", "status": "FAILED_SETUP"},
+        {"job_name": "somebody's", "status": "RUNNING"},
+    ]
+    (fake_sky / "log.queue").write_text("a line before\n" + json.dumps(records))
+    states = executor().states(["a", "b", "c", "d"])
+    assert states == {"a": "running", "b": "queued", "c": "gone", "d": "gone"}
+    executor().cancel(["b", "a", "a"])
+    cancelled = [line for line in (fake_sky / "log").read_text().splitlines() if "cancel" in line]
+    assert cancelled == [f"jobs cancel --yes --name {name}" for name in "ab"]
+    (fake_sky / "log.queue").write_text("no controller")
+    with pytest.raises(UserError, match="expected JSON"):
+        executor().states(["a"])
+
+
+def test_refusals(fake_sky, monkeypatch):
+    with pytest.raises(UserError, match="is not below /mnt/studies"):
+        executor().submit("runs/here", [a_run(1)], ())
+    for wrong in ({"bucket": "s3://x"}, {"mount": "x"}, {"pretrain": "v4-8"}, {"runs_per_job": 0}):
+        with pytest.raises(UserError, match=f"CloudTPU.{next(iter(wrong))}="):
+            executor(**wrong)
+    monkeypatch.setenv("SKY_STATUS", "1")
+    with pytest.raises(UserError, match="^sky jobs launch: "):
+        executor().submit("/mnt/studies/x", [a_run(1)], ())
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="sky is not installed"):
+        executor().states(["a"])
+
+
+def test_the_gin_file_binds_it(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    files = ["gin/studies/quick.gin", "gin/executors/cloud_tpu.gin"]
+    config.load(files, {"BUCKET": "gs://b", "TPU_FINETUNE": "tpu-v4-8"})
+    bound = config.bindings_of(runner.run_study)["executor"]
+    assert (bound.bucket, bound.finetune, bound.orders_jobs) == ("gs://b", "tpu-v4-8", False)
