@@ -1,4 +1,4 @@
-"""The Cloud TPU executor: jobs that SkyPilot's own parser accepts, and what it is asked and told."""
+"""The Cloud TPU executor: jobs that SkyPilot's own parser accepts, what it is asked and told."""
 
 import json
 import os
@@ -119,9 +119,8 @@ def fake_sky(tmp_path, monkeypatch):
 
 
 def test_a_job_for_each_group_of_runs(fake_sky):
-    jobs = executor(runs_per_job=2).submit(
-        "/mnt/studies/My Study", [a_run(i) for i in range(3)], ()
-    )
+    runs = [a_run(number) for number in range(3)]
+    jobs = executor(runs_per_job=2).submit("/mnt/studies/My Study", runs, ())
     assert jobs[0] == jobs[1] != jobs[2]
     assert all(job.startswith("t5s-my-study-finetune-") for job in jobs)
     described = [json.loads(line) for line in (fake_sky / "log.yaml").read_text().splitlines()]
@@ -155,7 +154,7 @@ def test_refusals(fake_sky, monkeypatch):
         with pytest.raises(UserError, match=f"CloudTPU.{next(iter(wrong))}="):
             executor(**wrong)
     monkeypatch.setenv("SKY_STATUS", "1")
-    with pytest.raises(UserError, match="^sky jobs launch: "):
+    with pytest.raises(UserError, match=r"^sky jobs launch: "):
         executor().submit("/mnt/studies/x", [a_run(1)], ())
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="sky is not installed"):

@@ -35,8 +35,10 @@ _ALIVE: dict[str, State] = {
     "CANCELLING": "running",
 }
 _SETUP = """\
-python3.11 -m venv ~/t5scaling
-~/t5scaling/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu]'
+python3 -m pip install --quiet --user uv
+~/.local/bin/uv venv --quiet --allow-existing --python 3.11 ~/t5scaling
+~/.local/bin/uv pip install --quiet --python ~/t5scaling/bin/python \\
+  --constraint constraints.txt --editable '.[tpu]'
 """
 
 
