@@ -20,6 +20,7 @@ setup(
         "absl-py>=2.1",
         "array_record>=0.8.1",
         "etils[epath]>=1.9",
+        "fsspec>=2024.10",
         "flax>=0.10.2",
         "gin-config>=0.5.0",
         "grain>=0.2.10",

@@ -91,9 +91,13 @@ def test_twelve_runs_give_what_they_give_here(cluster, mini_root, tmp_path):
     first = job_of(killed)
     slurm_says(cluster, "scancel", first)
     slurm_says(cluster, "scontrol", "requeue", job_of(requeued))
-    # (Slurm would let it wait two minutes first)
-    slurm_says(cluster, "scontrol", "update", f"JobId={job_of(requeued)}", "StartTime=now")
     until(lambda: job_of(killed) != first, controller)  # the controller saw it
+    # Back in the queue, Slurm would let the other wait for two minutes.
+    again = job_of(requeued)
+    until(
+        lambda: "PENDING" in slurm_says(cluster, "squeue", "--format=%T", "-j", again), controller
+    )
+    slurm_says(cluster, "scontrol", "update", f"JobId={again}", "StartTime=now")
     controller.send_signal(signal.SIGKILL)
     controller.communicate()
     jobs = {path: path.read_text() for path in there.glob("runs/**/JOB")}
