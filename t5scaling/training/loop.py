@@ -260,8 +260,8 @@ def train(
                 )
             if evaluation_due(step_now):
                 evaluate(step_now)
+        evaluate(train_steps)  # while the last checkpoint is written
         checkpoints.wait()
-        evaluate(train_steps)
         clock.write(train_steps)
         progress(train_steps, train_steps, "")
         if distributed.is_main():
