@@ -9,10 +9,10 @@ How each is decided: `valuation`, `diagnosis`, `next_experiment`.
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from t5scaling import storage
 from t5scaling.analysis import next_experiment, valuation
 from t5scaling.analysis.curve_fit import CurveFit, comparison_record, fit_one
 from t5scaling.analysis.curves import Curve
@@ -84,7 +85,7 @@ class Advice:
 
 
 def advise(
-    path: str | Path,
+    path: str | os.PathLike,
     columns: Columns = EVERYTHING,
     *,
     at: float | None = None,
@@ -126,7 +127,7 @@ def advise(
 
 
 def advise_curves(
-    path: str | Path,
+    path: str | os.PathLike,
     curves: Sequence[Curve],
     *,
     at: float | None = None,
@@ -137,7 +138,7 @@ def advise_curves(
     """The same without printing; None if no curve can be fitted."""
     largest = max(p.x for curve in curves for p in curve.points)
     target = at or TARGET * largest
-    cost, source = _cost(Path(path), largest, cost_per_unit, cost_per_run)
+    cost, source = _cost(storage.path(path), largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
     fits = []
     for curve in curves:
@@ -174,7 +175,7 @@ def advise_curves(
     )  # fmt: skip
 
 
-def _cost(path: Path, largest: float, per_unit, per_run) -> tuple[Cost, str]:
+def _cost(path: storage.AnyPath, largest: float, per_unit, per_run) -> tuple[Cost, str]:
     found = None
     if (path / "runs").is_dir():
         found = _measured_cost(read_runs(path))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from t5scaling import config
+from t5scaling import config, storage
 from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import UserError
 from t5scaling.study import expand, status
@@ -53,11 +53,11 @@ def run_study(
     name = parts_of(study)[0].name
     executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own
-    os.makedirs(study_dir, exist_ok=True)
+    storage.path(study_dir).mkdir(parents=True, exist_ok=True)
     runs = expand.expand(study, study_dir, examples_root)
     _refuse_changed(runs)
     _write_list(study_dir, name, runs)
-    run_directory.write_atomically(os.path.join(study_dir, "study.gin"), configured)
+    storage.write(os.path.join(study_dir, "study.gin"), configured)
     with Display(name, runs) as display:
         if isinstance(executor, local.Local):
             executor = dataclasses.replace(executor, watch=display)
@@ -247,7 +247,8 @@ def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
     others = [
         run_id
         for run_id in before["runs"]
-        if run_id not in set(mine) and os.path.isdir(expand.run_directory_of(study_dir, run_id))
+        if run_id not in set(mine)
+        and storage.path(expand.run_directory_of(study_dir, run_id)).is_dir()
     ]
     listed = {"study": name, "runs": mine + others}
     if listed != before:
