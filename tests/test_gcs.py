@@ -118,7 +118,7 @@ def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
         before, deadline = progress_made(place), time.monotonic() + 300
         while progress_made(place) < before + 3 and time.monotonic() < deadline:
             assert process.poll() is None, "the study ended before it could be killed"
-            time.sleep(0.05)
+            time.sleep(0.2)
         time.sleep(random.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -196,10 +196,9 @@ def _measured_cost(runs: Sequence[RunRecord]) -> Cost | None:
     """Means over the finished runs."""
     tokens = pretraining = 0.0
     finetuning = []
-    for run in runs:
-        if not run.done:
-            continue
-        hours = run.device_seconds / 3600
+    done = [run for run in runs if run.done]
+    seconds = storage.at_once(lambda run: run.device_seconds, done)
+    for run, hours in zip(done, (s / 3600 for s in seconds), strict=True):
         if run["kind"] == "pretrain":
             pretraining += hours
             tokens += max((r["pretrain_tokens"] for r in runs if r["kind"] == "finetune"

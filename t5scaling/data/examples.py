@@ -14,7 +14,8 @@ and `reference`, JSON of what a metric needs of the target where text is not eno
 
 Under a root in a bucket the directories are made on this machine and then copied, dataset.json
 last; from there they are read part by part, each fetched into the cache when its first record is
-asked for, so that who reads a prefix fetches a prefix.
+asked for, so that who reads a prefix fetches a prefix. (ArrayRecord could open gs:// itself, but
+makes a request for every record, one after the other: seconds a batch.)
 
 This module needs neither SeqIO nor TensorFlow.
 """

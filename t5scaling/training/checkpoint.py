@@ -178,8 +178,8 @@ def restore_params(path: str, abstract_params: Any) -> Any:
     """
     directory = epath.Path(storage.absolute(path))
     item = directory / "default"
-    if not item.exists():
-        there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*"))
+    if not (item.exists() and _is_whole(directory)):
+        there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*") if _is_whole(p))
         raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
     restore_args = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(
