@@ -149,11 +149,12 @@ def test_status_report_and_export(shared, tmp_path):
     assert (storage.path(place) / "report.html").read_bytes() == html
     figures = [name for name in storage.sizes(f"{place}/figures") if name.endswith(".svg")]
     assert figures and html.count(b"data:image/svg") == len(figures)
-    packed = archive.export(place, str(tmp_path / "a.tar.gz"))
+    packed = archive.export(place, str(tmp_path / "shared.tar.gz"))
     assert archive.export(place) == storage.path(f"{place}.tar.gz")
     assert storage.path(f"{place}.tar.gz").read_bytes() == packed.read_bytes()
     with tarfile.open(packed) as tar:
-        assert {f"a/{FINETUNED}/metrics.jsonl", "a/study.json"} <= set(tar.getnames())
+        names = set(tar.getnames())
+    assert {f"shared/{FINETUNED}/metrics.jsonl", "shared/study.json"} <= names
 
 
 def test_work_eval_and_finetuning_from_there(shared, root, tmp_path):
