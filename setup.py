@@ -46,10 +46,17 @@ setup(
         "importlib_resources>=6.0",  # `tfds build` needs it and does not ask for it
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
+        "gcs": ["gcsfs>=2026.8"],
+        "tpu": ["jax[tpu]", "gcsfs>=2026.8"],
         "gpu": ["jax[cuda12]"],
         "beam": ["apache-beam>=2.60"],
         "bench": ["torch>=2.4", "transformers>=4.44"],
-        "test": ["apache-beam>=2.60", "hypothesis>=6.100", "pytest>=8.0", "ruff>=0.9"],
+        "test": [
+            "apache-beam>=2.60",
+            "gcsfs>=2026.8",
+            "hypothesis>=6.100",
+            "pytest>=8.0",
+            "ruff>=0.9",
+        ],
     },
 )

@@ -15,10 +15,15 @@ from typing import Any
 
 import gin
 from gin import config as gin_config
+from t5scaling import storage
 from t5scaling.errors import UserError, nearest
 
 REQUIRED = gin.REQUIRED
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+gin_config.register_file_reader(
+    lambda address: storage.path(address).open(),
+    lambda address: storage.in_bucket(address) and storage.path(address).is_file(),
+)
 
 
 def gin_literal(value: str) -> str:
@@ -46,7 +51,7 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
     if REPOSITORY not in sys.path:
         sys.path.insert(0, REPOSITORY)
     for path in gin_files:
-        if not os.path.isfile(path) and not os.path.isfile(os.path.join(REPOSITORY, path)):
+        if not storage.path(path).is_file() and not os.path.isfile(os.path.join(REPOSITORY, path)):
             raise UserError(f"gin file not found: {path}{nearest(path, _known_gin_files())}")
         with _one_line_errors(path):
             gin.parse_config_file(path)

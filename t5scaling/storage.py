@@ -1,29 +1,269 @@
-"""Files of run directories, local or gs://: what `etils.epath` does not give."""
+"""Files of runs, studies and examples, on this machine or in a bucket: one way for both.
 
+`path` makes of an address what one reads and writes by: a `pathlib.Path`, or for `gs://` an
+`epath.Path` over gcsfs, which has the same methods. The functions here do what those lack. In a
+bucket there are objects only: folders are there when something is in them, an object appears whole,
+and it is never appended to or renamed, only written anew.
+"""
+
+import contextlib
+import functools
+import logging
 import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
 
 from etils import epath
 
+from t5scaling.errors import UserError
 
-def create(path: str | epath.Path, data: bytes) -> bool:
+BUCKETS = "gs://"
+REWRITE_S = 30.0  # between two versions of a growing object
+_AT_ONCE = 32  # requests: each takes some 50 ms, wherever the bucket is
+
+AnyPath = Path | epath.Path
+
+
+def path(address: str | os.PathLike) -> AnyPath:
+    """The file or folder of that address.
+
+    Raises UserError for a bucket that is not there or may not be read, or if gcsfs is missing.
+    """
+    if not in_bucket(address):
+        return Path(address)
+    _open_bucket(os.fspath(address).removeprefix(BUCKETS).split("/")[0])
+    return epath.Path(address)
+
+
+def in_bucket(address: str | os.PathLike) -> bool:
+    return os.fspath(address).startswith(BUCKETS)
+
+
+def absolute(address: str | os.PathLike) -> str:
+    """The address from wherever one is."""
+    return os.fspath(path(address)) if in_bucket(address) else os.path.abspath(address)
+
+
+def create(address: str | os.PathLike, data: bytes) -> bool:
     """Makes a file that must not exist yet; returns False if it does. One process can win."""
-    import fsspec
-
-    system, name = fsspec.core.url_to_fs(os.fspath(path))
     try:
-        system.pipe_file(name, data, mode="create")
+        if in_bucket(address):
+            _system().pipe_file(os.fspath(address), data, mode="create")
+        else:
+            with open(address, "xb") as file:
+                file.write(data)
     except FileExistsError:
         return False
     return True
 
 
-def write(path: str | epath.Path, text: str) -> None:
-    """The file is there whole or not at all."""
-    path = epath.Path(path)
-    if os.fspath(path).startswith("gs://"):  # an object is
-        path.write_text(text)
+@contextlib.contextmanager
+def replacing(address: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file that is there, whole, when the block is over, or as it was before.
+
+    Raises UserError if it cannot be written.
+    """
+    name = os.fspath(address)
+    with contextlib.ExitStack() as stack:
+        if in_bucket(name):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            temporary = os.path.join(folder, "object")
+        else:
+            temporary = f"{name}.{os.getpid()}.tmp"
+            stack.callback(Path(temporary).unlink, missing_ok=True)
+        with _cannot("write", name):
+            with open(temporary, "wb") as file:
+                yield file
+            if in_bucket(name):
+                _system().put_file(temporary, name)
+            else:
+                os.replace(temporary, name)
+
+
+def write(address: str | os.PathLike, content: str | bytes) -> None:
+    """The file is there whole or not at all. Raises UserError if it cannot be written."""
+    with replacing(address) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+class GrowingFile:
+    """A text file that is added to. What was appended is there after `flush`, come what may.
+
+    A file is appended to at once. An object is written anew: at each `flush`, and else not more
+    often than every REWRITE_S.
+    """
+
+    def __init__(self, address: str | os.PathLike, text: str = ""):
+        """`text`: what it holds."""
+        self._name = os.fspath(address)
+        self._texts, self._waiting, self._written = [text], False, -REWRITE_S
+
+    def append(self, text: str) -> None:
+        """Raises UserError if it cannot be written."""
+        if in_bucket(self._name):
+            self._texts.append(text)
+            self._waiting = True
+            if time.monotonic() - self._written >= REWRITE_S:
+                self.flush()
+        else:
+            with _cannot("write", self._name), open(self._name, "a", encoding="utf-8") as file:
+                file.write(text)
+
+    def flush(self) -> None:
+        if self._waiting:
+            write(self._name, "".join(self._texts))
+            self._waiting, self._written = False, time.monotonic()
+
+
+class Folder:
+    """A folder for packages that write to this machine only.
+
+    Attributes:
+        local: where they write: the folder itself, or a temporary one that `upload` copies.
+    """
+
+    def __init__(self, address: str | os.PathLike):
+        self._target = path(address)
+        self._sizes: dict[str, int] = {}  # as uploaded; the files of such packages grow
+        self._temporary = tempfile.TemporaryDirectory() if in_bucket(address) else None
+        self.local = Path(self._temporary.name if self._temporary else self._target)
+
+    def upload(self) -> None:
+        """Copies what is new or longer than when it was copied last."""
+        if self._temporary:
+            there = sizes(self.local)
+            new = [name for name, size in there.items() if self._sizes.get(name) != size]
+            with _cannot("write", str(self._target)):
+                at_once(lambda n: _system().put_file(self.local / n, f"{self._target}/{n}"), new)
+            self._sizes = there
+
+    def close(self) -> None:
+        self.upload()
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+def sizes(folder: str | os.PathLike) -> dict[str, int]:
+    """Path within the folder -> bytes, of all files at any depth."""
+    found = {}
+    if in_bucket(folder):
+        root = os.fspath(path(folder)).removeprefix(BUCKETS) + "/"
+        for name, entry in _system().find(root, detail=True).items():
+            if not name.endswith("/"):  # what some programs put there for a folder
+                found[name.removeprefix(root)] = entry["size"]
+        return found
+    for place, _, names in os.walk(folder):
+        for name in names:
+            file = os.path.join(place, name)
+            with contextlib.suppress(FileNotFoundError):  # gone since
+                found[os.path.relpath(file, folder)] = os.stat(file).st_size
+    return found
+
+
+def modified_ns(address: str | os.PathLike) -> int:
+    """When a file, or the entries of a folder, were changed last, in nanoseconds since the epoch.
+
+    Raises FileNotFoundError.
+    """
+    if not in_bucket(address):
+        return os.stat(address).st_mtime_ns
+    name = os.fspath(path(address)).removeprefix(BUCKETS)
+    found = _system().find(name, detail=True).values()
+    if not found:
+        raise FileNotFoundError(address)
+    return max(int(entry["mtime"].timestamp() * 1e6) * 1000 for entry in found)
+
+
+def cached(address: str | os.PathLike, kind: str) -> Path:
+    """The file or folder itself, or the place on this machine for a copy of what is in a bucket.
+
+    `kind`: "fetched" from there, or "made" to be copied there.
+    """
+    if not in_bucket(address):
+        return Path(address)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "t5scaling", kind, os.fspath(path(address)).removeprefix(BUCKETS))
+
+
+def fetch(file: AnyPath) -> Path:
+    """The file itself, or its copy on this machine, made unless there is one of its size.
+
+    For files that never change. Raises FileNotFoundError.
+    """
+    here = cached(file, "fetched")
+    if here != file and not (here.is_file() and here.stat().st_size == file.stat().length):
+        with _cannot("write", str(here)):
+            here.parent.mkdir(parents=True, exist_ok=True)
+            temporary = f"{here}.{os.getpid()}-{threading.get_ident()}.tmp"
+            _system().get_file(os.fspath(file), temporary)
+            os.replace(temporary, here)
+    return here
+
+
+def publish(local: Path, target: AnyPath, last: str) -> None:
+    """Copies a finished folder to its place, its file `last` at the end: who sees that sees all."""
+    if local == target:
         return
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    with _cannot("write", str(target)):
+        names = [name for name in sizes(local) if name != last]
+        at_once(lambda name: _system().put_file(local / name, f"{target}/{name}"), names)
+        _system().put_file(local / last, f"{target}/{last}")
+
+
+def at_once(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """[function(item) for item in items], many at a time: they wait for requests."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(function, items))
+
+
+@functools.cache
+def _open_bucket(bucket: str) -> None:
+    """Sees to it that the bucket can be used, at its first use, or says what is missing."""
+    import fsspec
+
+    # What a process has listed once it would go on believing, and others write there as well.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it logs
+    where = f"{BUCKETS}{bucket}"
+    try:
+        _system().call("GET", "b/{}/o", bucket, maxResults=1)
+    except ImportError:
+        raise UserError(
+            f'{where} needs the package gcsfs, which is not installed: pip install -e ".[gcs]"'
+        ) from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{where}: there is no such bucket; gcloud storage buckets create {where}, or "
+            "correct its name"
+        ) from None
+    except Exception as error:  # of gcsfs, google-auth and aiohttp, which share no base
+        if "Forbidden" in str(error) or getattr(error, "code", None) in (401, 403):
+            raise UserError(
+                f"{where}: no permission to list it ({_reason(error)}); gcloud auth "
+                "application-default login, or ask its owner for the role Storage Object User"
+            ) from None
+        raise UserError(f"{where} cannot be reached ({_reason(error)})") from error
+
+
+def _system() -> Any:
+    import fsspec
+
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils asks for it: one for both
+
+
+@contextlib.contextmanager
+def _cannot(verb: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {verb} {name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return getattr(error, "strerror", None) or (lines[-1] if lines else type(error).__name__)[:200]

@@ -1,5 +1,6 @@
 """The Cloud TPU executor: jobs that SkyPilot's own parser accepts, what it is asked and told."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from t5scaling.study.expand import Run
 from tests.conftest import REPOSITORY
 
 SKYPILOT = "0.14.1"
+STUDY = "gs://my-bucket/paper"
 PARSE = """
 import json, sys, sky
 for description in json.load(sys.stdin):
@@ -24,7 +26,7 @@ for description in json.load(sys.stdin):
     print("PARSED", json.dumps({
         "accelerators": resources.accelerators, "spot": resources.use_spot, "run": task.run,
         "setup": task.setup, "name": task.name, "envs": task.envs, "nodes": task.num_nodes,
-        "mounts": {path: mount.source for path, mount in task.storage_mounts.items()},
+        "mounts": list(task.storage_mounts),
     }))
 """
 FAKE = """#!/bin/sh
@@ -38,13 +40,12 @@ exit ${SKY_STATUS:-0}
 
 
 def a_run(number, kind="finetune"):
-    return Run(f"{kind}/{number}", (), {"MODEL_DIR": "x"}, (), {"kind": kind}, 1)
+    bindings = {"MODEL_DIR": "x", "EXAMPLES_ROOT": "gs://my-bucket/examples"}
+    return Run(f"{kind}/{number}", (), bindings, (), {"kind": kind}, 1)
 
 
 def executor(**changes):
     settings = {
-        "bucket": "gs://my-bucket/studies",
-        "mount": "/mnt/studies",
         "pretrain": "tpu-v4-128",
         "finetune": "tpu-v5litepod-16",
     }
@@ -70,8 +71,8 @@ def skypilot_python():
 def test_skypilots_parser_reads_what_was_meant(skypilot_python, tmp_path):
     one = executor(infra="gcp/us-central2/us-central2-b", runtime_version="tpu-ubuntu2204-base")
     descriptions = [
-        one.description("a-job", "/mnt/studies/paper", [a_run(1, "pretrain")]),
-        executor(spot=False).description("b-job", "/mnt/studies/paper", [a_run(1), a_run("lr=2")]),
+        one.description("a-job", STUDY, [a_run(1, "pretrain")]),
+        executor(spot=False).description("b-job", STUDY, [a_run(1), a_run("lr=2")]),
     ]
     done = subprocess.run(
         [skypilot_python, "-c", PARSE],
@@ -84,9 +85,9 @@ def test_skypilots_parser_reads_what_was_meant(skypilot_python, tmp_path):
     lines = [line for line in done.stdout.splitlines() if line.startswith("PARSED")]
     first, second = (json.loads(line.removeprefix("PARSED")) for line in lines)
     assert first["accelerators"] == {"tpu-v4-128": 1} and first["spot"] is True
-    assert first["mounts"] == {"/mnt/studies": "gs://my-bucket/studies"}
+    assert first["mounts"] == []
     assert first["run"].split() == [
-        "exec", "~/t5scaling/bin/python", "run.py", "work", "/mnt/studies/paper", "pretrain/1",
+        "exec", "~/t5scaling/bin/python", "run.py", "work", STUDY, "pretrain/1",
     ]  # fmt: skip
     assert first["envs"] == {"T5SCALING_JOB": "job a-job"} and first["nodes"] == 1
     assert "pip install" in first["setup"]
@@ -96,7 +97,7 @@ def test_skypilots_parser_reads_what_was_meant(skypilot_python, tmp_path):
 
 def test_skypilots_parser_would_refuse_another_word(skypilot_python, tmp_path):
     """So that the test before means something."""
-    wrong = {**executor().description("a", "/mnt/studies/x", [a_run(1)]), "runn": "x"}
+    wrong = {**executor().description("a", STUDY, [a_run(1)]), "runn": "x"}
     done = subprocess.run(
         [skypilot_python, "-c", PARSE],
         input=json.dumps([wrong]),
@@ -120,12 +121,12 @@ def fake_sky(tmp_path, monkeypatch):
 
 def test_a_job_for_each_group_of_runs(fake_sky):
     runs = [a_run(number) for number in range(3)]
-    jobs = executor(runs_per_job=2).submit("/mnt/studies/My Study", runs, ())
+    jobs = executor(runs_per_job=2).submit("gs://my-bucket/My Study", runs, ())
     assert jobs[0] == jobs[1] != jobs[2]
     assert all(job.startswith("t5s-my-study-finetune-") for job in jobs)
     described = [json.loads(line) for line in (fake_sky / "log.yaml").read_text().splitlines()]
     assert [one["name"] for one in described] == [jobs[0], jobs[2]]
-    assert "work '/mnt/studies/My Study' finetune/0 finetune/1\n" in described[0]["run"]
+    assert "work 'gs://my-bucket/My Study' finetune/0 finetune/1\n" in described[0]["run"]
     assert described[0]["workdir"] == REPOSITORY
 
 
@@ -148,14 +149,17 @@ def test_states_and_cancel(fake_sky):
 
 
 def test_refusals(fake_sky, monkeypatch):
-    with pytest.raises(UserError, match="is not below /mnt/studies"):
+    with pytest.raises(UserError, match="STUDY_DIR=runs/here is on this machine"):
         executor().submit("runs/here", [a_run(1)], ())
-    for wrong in ({"bucket": "s3://x"}, {"mount": "x"}, {"pretrain": "v4-8"}, {"runs_per_job": 0}):
+    elsewhere = dataclasses.replace(a_run(1), bindings={"EXAMPLES_ROOT": "runs/examples"})
+    with pytest.raises(UserError, match="EXAMPLES_ROOT=runs/examples is on this machine"):
+        executor().submit(STUDY, [elsewhere], ())
+    for wrong in ({"pretrain": "v4-8"}, {"runs_per_job": 0}):
         with pytest.raises(UserError, match=f"CloudTPU.{next(iter(wrong))}="):
             executor(**wrong)
     monkeypatch.setenv("SKY_STATUS", "1")
     with pytest.raises(UserError, match=r"^sky jobs launch: "):
-        executor().submit("/mnt/studies/x", [a_run(1)], ())
+        executor().submit(STUDY, [a_run(1)], ())
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="sky is not installed"):
         executor().states(["a"])
@@ -164,6 +168,6 @@ def test_refusals(fake_sky, monkeypatch):
 def test_the_gin_file_binds_it(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     files = ["gin/studies/quick.gin", "gin/executors/cloud_tpu.gin"]
-    config.load(files, {"BUCKET": "gs://b", "TPU_FINETUNE": "tpu-v4-8"})
+    config.load(files, {"TPU_FINETUNE": "tpu-v4-8"})
     bound = config.bindings_of(runner.run_study)["executor"]
-    assert (bound.bucket, bound.finetune, bound.orders_jobs) == ("gs://b", "tpu-v4-8", False)
+    assert (bound.pretrain, bound.finetune, bound.orders_jobs) == ("tpu-v4-128", "tpu-v4-8", False)

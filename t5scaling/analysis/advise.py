@@ -9,10 +9,10 @@ How each is decided: `valuation`, `diagnosis`, `next_experiment`.
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from t5scaling import storage
 from t5scaling.analysis import next_experiment, valuation
 from t5scaling.analysis.curve_fit import CurveFit, comparison_record, fit_one
 from t5scaling.analysis.curves import Curve
@@ -84,7 +85,7 @@ class Advice:
 
 
 def advise(
-    path: str | Path,
+    path: str | os.PathLike,
     columns: Columns = EVERYTHING,
     *,
     at: float | None = None,
@@ -126,7 +127,7 @@ def advise(
 
 
 def advise_curves(
-    path: str | Path,
+    path: str | os.PathLike,
     curves: Sequence[Curve],
     *,
     at: float | None = None,
@@ -137,7 +138,7 @@ def advise_curves(
     """The same without printing; None if no curve can be fitted."""
     largest = max(p.x for curve in curves for p in curve.points)
     target = at or TARGET * largest
-    cost, source = _cost(Path(path), largest, cost_per_unit, cost_per_run)
+    cost, source = _cost(storage.path(path), largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
     fits = []
     for curve in curves:
@@ -174,7 +175,7 @@ def advise_curves(
     )  # fmt: skip
 
 
-def _cost(path: Path, largest: float, per_unit, per_run) -> tuple[Cost, str]:
+def _cost(path: storage.AnyPath, largest: float, per_unit, per_run) -> tuple[Cost, str]:
     found = None
     if (path / "runs").is_dir():
         found = _measured_cost(read_runs(path))
@@ -195,10 +196,9 @@ def _measured_cost(runs: Sequence[RunRecord]) -> Cost | None:
     """Means over the finished runs."""
     tokens = pretraining = 0.0
     finetuning = []
-    for run in runs:
-        if not run.done:
-            continue
-        hours = run.device_seconds / 3600
+    done = [run for run in runs if run.done]
+    seconds = storage.at_once(lambda run: run.device_seconds, done)
+    for run, hours in zip(done, (s / 3600 for s in seconds), strict=True):
         if run["kind"] == "pretrain":
             pretraining += hours
             tokens += max((r["pretrain_tokens"] for r in runs if r["kind"] == "finetune"

@@ -8,12 +8,12 @@ same files give the same archive, byte for byte.
 
 import gzip
 import io
-import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from t5scaling.analysis.harvest import read_runs
+from t5scaling import storage
+from t5scaling.analysis.harvest import RunRecord, read_runs
 from t5scaling.errors import UserError
 
 SUFFIX = ".tar.gz"
@@ -25,7 +25,9 @@ _RUN = (
 _PREDICTIONS = ("inference_eval/*.jsonl",)
 
 
-def export(study_dir: str, output: str | None = None, *, predictions: bool = False) -> Path:
+def export(
+    study_dir: str, output: str | None = None, *, predictions: bool = False
+) -> storage.AnyPath:
     """Writes the archive of a study and returns its path.
 
     Args:
@@ -34,18 +36,19 @@ def export(study_dir: str, output: str | None = None, *, predictions: bool = Fal
 
     Raises UserError if there is no study, or the archive cannot be written.
     """
-    folder = Path(study_dir)
-    read_runs(folder)  # there is a study, and its records can be read
-    path = Path(output or f"{os.path.normpath(study_dir)}{SUFFIX}")
+    folder = storage.path(study_dir)
+    runs = read_runs(folder)  # there is a study, and its records can be read
+    path = storage.path(output or f"{folder}{SUFFIX}")
     if not path.name.endswith(SUFFIX):
         raise UserError(f"{path}: expected a name that ends in {SUFFIX}")
     name = path.name.removesuffix(SUFFIX)
-    files = sorted(set(_files(folder, predictions)))
-    temporary = path.with_name(f"{path.name}.tmp")
+    files = sorted(set(_files(folder, runs, predictions)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with storage.replacing(path) as raw:
         with (
-            open(temporary, "wb") as raw,
             gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
@@ -54,11 +57,8 @@ def export(study_dir: str, output: str | None = None, *, predictions: bool = Fal
                 entry = tarfile.TarInfo(f"{name}/{file.relative_to(folder).as_posix()}")
                 entry.size, entry.mode = len(content), 0o644
                 tar.addfile(entry, io.BytesIO(content))
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    print(f"{path}: {len(files)} files, {path.stat().st_size / 2**20:.1f} MiB")
+        size = raw.tell()
+    print(f"{path}: {len(files)} files, {size / 2**20:.1f} MiB")
     return path
 
 
@@ -69,6 +69,8 @@ def opened(path: str) -> str:
     """
     if not path.endswith(SUFFIX):
         return path
+    if storage.in_bucket(path):
+        raise UserError(f"{path}: an archive is unpacked on this machine; copy it here first")
     file = Path(path)
     folder = file.with_name(file.name.removesuffix(SUFFIX))
     if not file.is_file():
@@ -89,12 +91,14 @@ def opened(path: str) -> str:
     return str(folder)
 
 
-def _files(folder: Path, predictions: bool) -> Iterator[Path]:
+def _files(
+    folder: storage.AnyPath, runs: Sequence[RunRecord], predictions: bool
+) -> Iterator[storage.AnyPath]:
     for pattern in _STUDY:
         yield from (file for file in folder.glob(pattern) if file.is_file())
-    for record in (folder / "runs").rglob("run.json"):
+    for run in runs:
         for pattern in _RUN + (_PREDICTIONS if predictions else ()):
-            yield from record.parent.glob(pattern)
+            yield from run.path.glob(pattern)
 
 
 def _refuse_overwriting(folder: Path, tar: tarfile.TarFile, entries: list[tarfile.TarInfo]) -> None:

@@ -12,15 +12,17 @@ under-tuned points bend laws.
 """
 
 import csv
+import io
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5scaling import storage
 from t5scaling.analysis.harvest import COLUMNS
 from t5scaling.errors import UserError
 
@@ -85,27 +87,27 @@ class Curve:
         return math.fsum(p.value for p in self.baseline) / len(self.baseline)
 
 
-def read_results(path: str | Path) -> list[dict[str, Any]]:
+def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a results.csv with numbers as numbers; alignment "" stays "".
 
     Raises UserError if a column is missing or a number is none.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path}: no column {missing[0]!r}; not a table of results")
-        rows = []
-        for number, row in enumerate(reader, 2):
-            for column in (*_INTEGERS, "learning_rate", "value"):
-                convert = int if column in _INTEGERS else float
-                try:
-                    row[column] = convert(row[column])
-                except (TypeError, ValueError):
-                    raise UserError(
-                        f"{path}, line {number}: {column} = {row[column]!r} is not a number"
-                    ) from None
-            rows.append(row)
+    text = storage.path(path).read_bytes().decode()
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; not a table of results")
+    rows = []
+    for number, row in enumerate(reader, 2):
+        for column in (*_INTEGERS, "learning_rate", "value"):
+            convert = int if column in _INTEGERS else float
+            try:
+                row[column] = convert(row[column])
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{path}, line {number}: {column} = {row[column]!r} is not a number"
+                ) from None
+        rows.append(row)
     return rows
 
 

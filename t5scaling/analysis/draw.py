@@ -1,7 +1,9 @@
 """`run.py figures`: every figure that a table or a study has content for."""
 
-from pathlib import Path
+import contextlib
+import os
 
+from t5scaling import storage
 from t5scaling.analysis.advice_figures import draw_advice
 from t5scaling.analysis.advise import advise_curves
 from t5scaling.analysis.curve_fit import fit_one
@@ -13,10 +15,10 @@ from t5scaling.errors import UserError
 
 
 def draw(
-    path: str | Path,
+    path: str | os.PathLike,
     columns: Columns = EVERYTHING,
     *,
-    output: str | Path | None = None,
+    output: str | os.PathLike | None = None,
     at: float | None = None,
 ) -> list[StudyFigure]:
     """Draws the figures of `path` (see `load`) as PNG, SVG and CSV, and lists them.
@@ -28,8 +30,9 @@ def draw(
     Raises:
       UserError: see `load`; or a table of two sizes without anything else.
     """
-    path = Path(path)
-    folder = Path(output) if output else (path if path.is_dir() else path.parent) / "figures"
+    path = storage.path(path)
+    folder = (path if path.is_dir() else path.parent) / "figures"
+    folder = storage.path(output) if output else folder
     curves = [curve for curve in load_curves(path, columns) if not curve.x2_name]
     if not curves:
         raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
@@ -37,12 +40,15 @@ def draw(
     for curve in curves:
         law = law_for(curve)
         fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
-    figures = draw_all(fits, folder)
-    advice = advise_curves(path, curves, at=at)
-    if advice:
-        figures += draw_advice(advice, folder)
+    with contextlib.closing(storage.Folder(folder)) as drawn:
+        figures = draw_all(fits, drawn.local)
+        advice = advise_curves(path, curves, at=at)
+        if advice:
+            figures += draw_advice(advice, drawn.local)
     screen = console()
     for figure in figures:
-        screen.print(f"{figure.stem}.png  {figure.title}", soft_wrap=True, markup=False)
+        screen.print(
+            f"{folder / figure.stem.name}.png  {figure.title}", soft_wrap=True, markup=False
+        )
     screen.print(f"{len(figures)} figures, each as .png, .svg and .csv, in {folder}", markup=False)
     return figures

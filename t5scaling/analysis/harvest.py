@@ -28,9 +28,9 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from t5scaling import storage
 from t5scaling.analysis.alignment import alignment_score
 from t5scaling.errors import UserError
 
@@ -45,7 +45,7 @@ COLUMNS = (
 class RunRecord:
     """A run directory: `record` is run.json; `failure` the reason in FAILED, None without one."""
 
-    path: Path
+    path: storage.AnyPath
     record: dict[str, Any]
     done: bool
     failure: str | None
@@ -75,29 +75,32 @@ class RunRecord:
 
 def read_runs(study_dir: str | os.PathLike) -> list[RunRecord]:
     """Every run under `<study_dir>/runs`, sorted by id. Raises UserError if there is none."""
-    root = Path(study_dir) / "runs"
+    root = storage.path(study_dir) / "runs"
     if not root.is_dir():
         raise UserError(f"{study_dir}: no study here (no folder {root})")
-    runs = []
-    for file in root.rglob("run.json"):
-        failure = None
-        failed = file.parent / "FAILED"
-        if failed.exists():
-            failure = _failure(failed.read_text(encoding="utf-8"))
-        record = _parse(file.read_text(encoding="utf-8"), str(file))
-        runs.append(RunRecord(file.parent, record, (file.parent / "DONE").exists(), failure))
-    return sorted(runs, key=lambda run: run["id"])
+    names = storage.sizes(root)
+    files = [root / name for name in names if name.rpartition("/")[2] == "run.json"]
+    return sorted(storage.at_once(_read_run, files), key=lambda run: run["id"])
 
 
-def harvest(study_dir: str | os.PathLike) -> Path:
+def _read_run(file: storage.AnyPath) -> RunRecord:
+    failure = None
+    failed = file.parent / "FAILED"
+    if failed.exists():
+        failure = _failure(failed.read_text(encoding="utf-8"))
+    record = _parse(file.read_text(encoding="utf-8"), str(file))
+    return RunRecord(file.parent, record, (file.parent / "DONE").exists(), failure)
+
+
+def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     """Writes `<study_dir>/results.csv` and returns its path.
 
     Raises UserError if no finetuning run has finished, or a file of a finished run is damaged.
     """
-    rows = []
-    for run in read_runs(study_dir):
-        if run.done and run["kind"] == "finetune":
-            rows.extend(_rows(run))
+    finished = [run for run in read_runs(study_dir) if run.done and run["kind"] == "finetune"]
+    rows = [
+        row for found in storage.at_once(lambda run: list(_rows(run)), finished) for row in found
+    ]
     if not rows:
         raise UserError(f"{study_dir}: no finished finetuning run with an evaluation to tabulate")
     rows.sort(key=_order)
@@ -105,17 +108,9 @@ def harvest(study_dir: str | os.PathLike) -> Path:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     table.writerows([_cell(row[column]) for column in COLUMNS] for row in rows)
-    path = Path(study_dir) / "results.csv"
-    write_atomically(path, text.getvalue().encode())
+    path = storage.path(study_dir) / "results.csv"
+    storage.write(path, text.getvalue())
     return path
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces the file in one move: readers see the old one or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _rows(run: RunRecord) -> Iterator[dict[str, Any]]:

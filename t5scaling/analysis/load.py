@@ -9,12 +9,13 @@
 import csv
 import itertools
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from t5scaling import storage
 from t5scaling.analysis.curves import Curve, Point, curves_of, read_results
 from t5scaling.analysis.harvest import COLUMNS, harvest
 from t5scaling.errors import UserError, nearest
@@ -46,14 +47,14 @@ def named(arguments: Any) -> Columns:
     return Columns(x, arguments.y, group, arguments.error, arguments.seed)
 
 
-def load_curves(path: str | Path, columns: Columns = EVERYTHING) -> list[Curve]:
+def load_curves(path: str | os.PathLike, columns: Columns = EVERYTHING) -> list[Curve]:
     """The curves of a file or directory.
 
     Raises:
       UserError: no such file or column, text in a number column, an x that is negative, or nothing
         to make curves of.
     """
-    path = Path(path)
+    path = storage.path(path)
     if path.is_dir():
         return _of_directory(path, columns)
     header, rows = _read(path)
@@ -62,7 +63,7 @@ def load_curves(path: str | Path, columns: Columns = EVERYTHING) -> list[Curve]:
     return _of_table(path, header, rows, columns)
 
 
-def _of_directory(path: Path, columns: Columns) -> list[Curve]:
+def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
     from t5scaling.analysis import t5x_runs
 
     if columns.x or columns.group or columns.error or columns.seed:
@@ -90,14 +91,14 @@ def _of_directory(path: Path, columns: Columns) -> list[Curve]:
     return wanted
 
 
-def _of_study(results: Path) -> list[Curve]:
+def _of_study(results: storage.AnyPath) -> list[Curve]:
     curves = curves_of(read_results(results))
     if not curves:
         raise UserError(f"{results}: no result on the test split with pretrain_tokens > 0")
     return curves
 
 
-def _of_t5x(path: Path, rows: Sequence[dict[str, Any]]) -> list[Curve]:
+def _of_t5x(path: storage.AnyPath, rows: Sequence[dict[str, Any]]) -> list[Curve]:
     rows = [row for row in rows if not row["metric"].startswith("timing/")]
     pretrained = any(row["pretrain_steps"] for row in rows)
     evaluated = [row for row in rows if row["source"] != "train"]
@@ -131,7 +132,7 @@ def _of_t5x(path: Path, rows: Sequence[dict[str, Any]]) -> list[Curve]:
     return curves
 
 
-def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _read(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header and (line number, cells) of each row that is not empty."""
     if path.suffix.lower() in (".parquet", ".pq"):
         return _read_parquet(path)
@@ -159,7 +160,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
-def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _read_parquet(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, list[str]]]]:
     import pandas
 
     try:
@@ -177,7 +178,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return [str(name) for name in table.columns], rows
 
 
-def _of_table(path: Path, header, rows, columns: Columns) -> list[Curve]:
+def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Curve]:
     named = (*columns.x, columns.y, *columns.group, columns.error, columns.seed)
     for name in named:
         if name is not None and name not in header:
@@ -234,7 +235,7 @@ def _of_table(path: Path, header, rows, columns: Columns) -> list[Curve]:
     return curves
 
 
-def _warn_of_mixed_units(path: Path, curve: Curve) -> None:
+def _warn_of_mixed_units(path: storage.AnyPath, curve: Curve) -> None:
     """Sizes of one study lie within a few powers of ten; a gap of four is a change of unit."""
     sizes = sorted({point.x for point in curve.points})
     for small, large in itertools.pairwise(sizes):
@@ -249,7 +250,7 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def _number(path: Path, line: int, column: str, text: str) -> float:
+def _number(path: storage.AnyPath, line: int, column: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 import t5scaling
+from t5scaling import storage
 from t5scaling.analysis import sentences
 from t5scaling.analysis.advise import (
     Advice,
@@ -162,7 +163,7 @@ def _what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) 
         + (f", {unfinished} not finished" if unfinished else "")
         + f"; {len(rows):,} measurements."
     )
-    device_s = sum(run.device_seconds for run in done)
+    device_s = sum(storage.at_once(lambda run: run.device_seconds, done))
     if device_s:
         items.append(f"Device time of the finished runs: {_duration(device_s)}.")
     html = "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"

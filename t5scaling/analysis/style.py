@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from t5scaling.analysis.harvest import write_atomically
+from t5scaling import storage
 from t5scaling.analysis.tables import size
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
@@ -65,7 +65,7 @@ def save(page: Figure, stem: Path) -> None:
         ):
             buffer = io.BytesIO()
             page.savefig(buffer, format=ending, **options)
-            write_atomically(stem.with_name(f"{stem.name}.{ending}"), buffer.getvalue())
+            _write(stem, ending, buffer.getvalue())
 
 
 def save_rows(rows: Iterable[Sequence], stem: Path) -> None:
@@ -74,4 +74,9 @@ def save_rows(rows: Iterable[Sequence], stem: Path) -> None:
     table = csv.writer(text, lineterminator="\n")
     for row in rows:
         table.writerow([f"{v:.10g}" if isinstance(v, float) else v for v in row])
-    write_atomically(stem.with_name(f"{stem.name}.csv"), text.getvalue().encode())
+    _write(stem, "csv", text.getvalue().encode())
+
+
+def _write(stem: Path, ending: str, content: bytes) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(stem.with_name(f"{stem.name}.{ending}"), content)

@@ -12,6 +12,11 @@ int32 bytes, the segments of a packed row one after the other; `inputs_lengths` 
 covers; in evaluation splits also `inputs_pretokenized` and `targets_pretokenized`, the full text,
 and `reference`, JSON of what a metric needs of the target where text is not enough.
 
+Under a root in a bucket the directories are made on this machine and then copied, dataset.json
+last; from there they are read part by part, each fetched into the cache when its first record is
+asked for, so that who reads a prefix fetches a prefix. (ArrayRecord could open gs:// itself, but
+makes a request for every record, one after the other: seconds a batch.)
+
 This module needs neither SeqIO nor TensorFlow.
 """
 
@@ -22,6 +27,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -31,6 +37,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 
 FORMAT = 2  # of the directory; part of every hash, so that old directories are never misread
@@ -154,18 +161,21 @@ class Examples:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = storage.path(path)
         self.meta = _read_meta(self.path)
         self.spec = DataSpec.from_json(self.meta["spec"])
-        self.vocabulary = self.path / "vocabulary.model"
         self._shards = [self.path / shard["name"] for shard in self.meta["shards"]]
         self._starts = np.cumsum([0] + [s["records"] for s in self.meta["shards"]]).tolist()
-        self._readers = [
-            self._open(shard, entry["bytes"], entry["records"])
-            for shard, entry in zip(self._shards, self.meta["shards"], strict=True)
-        ]
-        if not self.vocabulary.is_file():
-            raise self._damaged(self.vocabulary, "is missing")
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._opening = threading.Lock()
+        self._check_sizes()
+        if not storage.in_bucket(self.path):  # every damage is found before the first step
+            for number in range(len(self._shards)):
+                self._reader(number)
+        vocabulary = self.path / "vocabulary.model"
+        if not vocabulary.is_file():
+            raise self._damaged(vocabulary, "is missing")
+        self.vocabulary = storage.fetch(vocabulary)
 
     def __len__(self) -> int:
         return self.meta["num_examples"]
@@ -194,7 +204,7 @@ class Examples:
         for shard, places in by_shard.items():
             local = [int(indices[place]) - self._starts[shard] for place in places]
             try:
-                found = [decode_record(data) for data in self._readers[shard].read(local)]
+                found = [decode_record(data) for data in self._reader(shard).read(local)]
             except _UNREADABLE as error:
                 raise self._damaged(self._shards[shard], "holds damaged records") from error
             for place, record in zip(places, found, strict=True):
@@ -226,14 +236,27 @@ class Examples:
         }.get(field, lambda record: len(record[field]))
         return [count(record) for record in self.read_many(indices)]
 
-    def _open(self, shard: Path, size: int, records: int) -> ArrayRecordReader:
-        if not shard.is_file():
-            raise self._damaged(shard, "is missing")
-        if shard.stat().st_size != size:
-            raise self._damaged(shard, f"has {shard.stat().st_size:,} bytes instead of {size:,}")
+    def _check_sizes(self) -> None:
+        there = storage.sizes(self.path)
+        for shard, entry in zip(self._shards, self.meta["shards"], strict=True):
+            size, wanted = there.get(entry["name"]), entry["bytes"]
+            if size is None:
+                raise self._damaged(shard, "is missing")
+            if size != wanted:
+                raise self._damaged(shard, f"has {size:,} bytes instead of {wanted:,}")
+
+    def _reader(self, number: int) -> ArrayRecordReader:
+        with self._opening:
+            if number not in self._readers:
+                records = self.meta["shards"][number]["records"]
+                self._readers[number] = self._open(self._shards[number], records)
+            return self._readers[number]
+
+    def _open(self, shard: storage.AnyPath, records: int) -> ArrayRecordReader:
+        file = str(storage.fetch(shard))
         try:
             # Without read-ahead: records are read one by one, from many places.
-            reader = ArrayRecordReader(str(shard), "readahead_buffer_size:0,max_parallelism:0")
+            reader = ArrayRecordReader(file, "readahead_buffer_size:0,max_parallelism:0")
             found = reader.num_records()
         except (RuntimeError, ValueError) as error:
             raise self._damaged(shard, "is not a readable ArrayRecord file") from error
@@ -241,13 +264,13 @@ class Examples:
             raise self._damaged(shard, f"holds {found:,} records instead of {records:,}")
         return reader
 
-    def _damaged(self, file: Path, problem: str) -> UserError:
+    def _damaged(self, file: storage.AnyPath, problem: str) -> UserError:
         return UserError(
             f"{file} {problem}: delete the directory {self.path} and materialise it again"
         )
 
 
-def _read_meta(path: Path) -> dict:
+def _read_meta(path: storage.AnyPath) -> dict:
     try:
         return json.loads((path / "dataset.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -273,29 +296,34 @@ def find_all_examples(
     SeqIO and TensorFlow never enter this one. Its progress goes to the terminal. Raises UserError
     for a wrong spec, for damaged data, and if more than one directory holds what was asked for.
     """
-    found = [_finished(spec, Path(root)) for spec in specs]
+    there = storage.path(root)
+    found = [_finished(spec, there) for spec in specs]
     missing = [spec for spec, path in zip(specs, found, strict=True) if path is None]
     if missing:
-        _materialize_in_child(missing, Path(root), beam)
-        found = [
-            path or _finished(spec, Path(root)) for spec, path in zip(specs, found, strict=True)
-        ]
+        here = storage.cached(root, "made")
+        _materialize_in_child(missing, here, beam)
+        for spec in missing:
+            made = _finished(spec, here)
+            storage.publish(made, there / made.name, last="dataset.json")
+        found = [path or _finished(spec, there) for spec, path in zip(specs, found, strict=True)]
     return [Examples(path) for path in found]
 
 
 def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> None:
     """Returns when another process has materialised the examples of all specs."""
-    while any(_finished(spec, Path(root)) is None for spec in specs):
+    while any(_finished(spec, storage.path(root)) is None for spec in specs):
         time.sleep(1.0)
 
 
-def _finished(spec: DataSpec, root: Path) -> Path | None:
+def _finished(spec: DataSpec, root: storage.AnyPath) -> storage.AnyPath | None:
     """The finished directory for `spec`."""
     wanted = spec.to_json()
     matches = []
     for path in sorted(root.glob(f"{spec.stem}*")):
         if path.suffix == ".work" or not path.is_dir():
             continue
+        if storage.in_bucket(path) and not (path / "dataset.json").exists():
+            continue  # being copied there
         meta = _read_meta(path)
         if meta.get("format") == FORMAT and meta["spec"] == wanted:
             matches.append(path)
@@ -316,7 +344,11 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
     # The child finds what this process finds, wherever it was started from.
     path = os.pathsep.join(entry for entry in [os.getcwd(), *sys.path] if entry)
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What the data are made of may be on gs:// too, and there TensorFlow may read it.
+        env=os.environ | {"PYTHONPATH": path, "EPATH_USE_TF": "true"},
     )
     if done.returncode == 2:
         raise UserError(done.stdout.strip())

@@ -3,11 +3,11 @@
 import hashlib
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
@@ -36,7 +36,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = storage.path(path)
         try:
             content = self.path.read_bytes()
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=content)

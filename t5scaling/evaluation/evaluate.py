@@ -11,14 +11,13 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from t5scaling import __version__
+from t5scaling import __version__, storage
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.data.vocabulary import Vocabulary
@@ -267,7 +266,7 @@ def evaluate_checkpoints(
     log = _Lines(model_dir)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step, path in wanted:
-        saved, params = os.stat(path).st_mtime_ns, None
+        saved, params = storage.modified_ns(path), None
         for evaluator in evaluators:
             key = {"step": wanted_step, "saved": saved, "evaluation": evaluator.identity()}
             line = log.find(key)
@@ -298,11 +297,8 @@ class _Lines:
     """
 
     def __init__(self, model_dir: str):
-        self._path = os.path.join(model_dir, "eval.jsonl")
-        self._lines: list[dict] = []
-        if os.path.exists(self._path):
-            with open(self._path, encoding="utf-8") as file:
-                self._lines = [json.loads(line) for line in file]
+        self._path = storage.path(model_dir) / "eval.jsonl"
+        self._lines = _read_lines(self._path)
 
     def find(self, key: Mapping[str, Any]) -> dict | None:
         """The line that holds all of `key`."""
@@ -322,7 +318,7 @@ class _Lines:
         self._lines = sorted([*kept, line], key=lambda entry: entry["step"])
         if distributed.is_main():
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._lines)
-            run_directory.write_atomically(self._path, text)
+            storage.write(self._path, text)
 
 
 def _print_table(lines: Sequence[dict]) -> None:
@@ -346,16 +342,21 @@ def write_outputs(
     model_dir: str, task: str, step_now: int, outputs: list[dict], results: dict[str, Any]
 ) -> None:
     """Predictions and metrics as T5X logs them; a step evaluated again replaces its line."""
-    folder = os.path.join(model_dir, "inference_eval")
-    os.makedirs(folder, exist_ok=True)
-    run_directory.write_atomically(
-        os.path.join(folder, f"{task}-{step_now:06d}.jsonl"),
+    folder = storage.path(model_dir) / "inference_eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write(
+        folder / f"{task}-{step_now:06d}.jsonl",
         "".join(json.dumps(output, ensure_ascii=False) + "\n" for output in outputs),
     )
-    path = os.path.join(folder, f"{task}-metrics.jsonl")
-    lines = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            lines = [line for line in map(json.loads, file) if line["step"] != step_now]
+    path = folder / f"{task}-metrics.jsonl"
+    lines = [line for line in _read_lines(path) if line["step"] != step_now]
     lines = sorted([*lines, {"step": step_now, **results}], key=lambda line: line["step"])
-    run_directory.write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    storage.write(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _read_lines(path: storage.AnyPath) -> list[dict]:
+    """The objects of a JSON-lines file; [] if there is none."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t5scaling import __version__
+from t5scaling import __version__, storage
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator
@@ -74,9 +74,9 @@ def infer(
         made_from = {
             "input_sha256": sha256,
             "lines": total,
-            "model_dir": os.path.abspath(model_dir),
+            "model_dir": storage.absolute(model_dir),
             "step": found_step,
-            "saved": os.stat(path).st_mtime_ns,
+            "saved": storage.modified_ns(path),
             "prompt": prompt,
             "decoder": repr(decoder),
             "input_length": input_length,

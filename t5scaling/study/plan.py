@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from t5scaling import __version__, config
+from t5scaling import __version__, config, storage
 from t5scaling.data import budget
 from t5scaling.data.examples import DataSpec, Examples
 from t5scaling.errors import UserError
@@ -188,7 +188,7 @@ def tokens_per_row(input_length: int) -> int:
 
 def materialized(spec: DataSpec, root: str) -> Examples | None:
     """The examples of `spec`, if they are there already."""
-    for path in sorted(Path(root).glob(f"{spec.stem}*")):
+    for path in sorted(storage.path(root).glob(f"{spec.stem}*")):
         if path.suffix != ".work" and (path / "dataset.json").is_file():
             examples = Examples(path)
             if examples.spec.to_json() == spec.to_json():

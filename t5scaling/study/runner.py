@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from t5scaling import config
+from t5scaling import config, storage
 from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import UserError
 from t5scaling.study import expand, status
@@ -53,11 +53,11 @@ def run_study(
     name = parts_of(study)[0].name
     executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own
-    os.makedirs(study_dir, exist_ok=True)
+    storage.path(study_dir).mkdir(parents=True, exist_ok=True)
     runs = expand.expand(study, study_dir, examples_root)
     _refuse_changed(runs)
     _write_list(study_dir, name, runs)
-    run_directory.write_atomically(os.path.join(study_dir, "study.gin"), configured)
+    storage.write(os.path.join(study_dir, "study.gin"), configured)
     with Display(name, runs) as display:
         if isinstance(executor, local.Local):
             executor = dataclasses.replace(executor, watch=display)
@@ -87,7 +87,7 @@ def cancel(
         raise UserError("--cancel is for an engine's jobs, and no executor is given")
     listed = run_directory.read_json(os.path.join(study_dir, status.STUDY)) or {"runs": []}
     folders = [expand.run_directory_of(study_dir, run_id) for run_id in listed["runs"]]
-    jobs = [job for job in map(_job, folders) if job]
+    jobs = [job for job in storage.at_once(_job, folders) if job]
     alive = [job for job, state in executor.states(jobs).items() if state != "gone"]
     executor.cancel(alive)
     print(f"{len(alive)} jobs cancelled")
@@ -123,16 +123,19 @@ class _Launch:
         self._runs = {run.id: run for run in runs}
         self._done: set[str] = set()
         self._tries: Counter[str] = Counter()  # hand-overs that could have done it
-        self._failures = {run.id: _failures(run) for run in runs}  # when the launch began
+        counts = storage.at_once(_failures, runs)  # when the launch began
+        self._failures = {run.id: count for run, count in zip(runs, counts, strict=True)}
         self._elsewhere: dict[str, str] = {}  # run -> "queued", "running" as last said
-        for run in runs:
-            if run_directory.is_done(run.directory):
+        for run, done in zip(runs, _are_done(runs), strict=True):
+            if done:
                 self._done.add(run.id)
                 display.skip(run)
 
     def jobs(self) -> dict[str, str]:
         """Runs that are not done -> the engine's job for them, while that is queued or running."""
-        found = {r.id: job for r in self._open() if (job := _job(r.directory))}
+        runs = self._open()
+        jobs = storage.at_once(lambda run: _job(run.directory), runs)
+        found = {run.id: job for run, job in zip(runs, jobs, strict=True) if job}
         states = self._executor.states(set(found.values())) if found else {}
         return {i: job for i, job in found.items() if states.get(job, "gone") != "gone"}
 
@@ -142,10 +145,12 @@ class _Launch:
         jobs = self.jobs()
         ready: dict[str, expand.Run] = {}
         pending = False
-        for run in self._open():
-            failed = run_directory.failure(run.directory)
+        runs = self._open()
+        looks = storage.at_once(
+            lambda run: (run_directory.failure(run.directory), claim.holder(run.directory)), runs
+        )
+        for run, (failed, holder) in zip(runs, looks, strict=True):
             lacking = [n for n in run.needs if n not in self._done]
-            holder = claim.holder(run.directory)
             if holder:
                 pending = True
                 self._note(run, f"at work: {holder}")
@@ -198,8 +203,9 @@ class _Launch:
 
     def _open(self) -> list[expand.Run]:
         """The runs that are neither done nor given up."""
-        for run in self._runs.values():
-            if run.id not in self._done and run_directory.is_done(run.directory):
+        left = [run for run in self._runs.values() if run.id not in self._done]
+        for run, done in zip(left, _are_done(left), strict=True):
+            if done:
                 self._done.add(run.id)
                 self._display.skip(run, "done")
         closed = self._done | self.given_up.keys()
@@ -232,8 +238,8 @@ def _groups(runs: Sequence[expand.Run]) -> list[list[expand.Run]]:
 
 
 def _refuse_changed(runs: Sequence[expand.Run]) -> None:
-    for run in runs:
-        record = run_directory.read_json(os.path.join(run.directory, run_directory.RECORD))
+    files = [os.path.join(run.directory, run_directory.RECORD) for run in runs]
+    for run, record in zip(runs, storage.at_once(run_directory.read_json, files), strict=True):
         if record is None or record.get("settings") != run.record["settings"]:
             text = config.load(run.gin_files, run.bindings)
             run_directory.refuse_changed(run.directory, text)
@@ -247,11 +253,16 @@ def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
     others = [
         run_id
         for run_id in before["runs"]
-        if run_id not in set(mine) and os.path.isdir(expand.run_directory_of(study_dir, run_id))
+        if run_id not in set(mine)
+        and storage.path(expand.run_directory_of(study_dir, run_id)).is_dir()
     ]
     listed = {"study": name, "runs": mine + others}
     if listed != before:
         run_directory.write_json(path, listed)
+
+
+def _are_done(runs: Sequence[expand.Run]) -> list[bool]:
+    return storage.at_once(lambda run: run_directory.is_done(run.directory), runs)
 
 
 def _failures(run: expand.Run) -> int:

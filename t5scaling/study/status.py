@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 from t5scaling.training import claim, run_directory
 
@@ -45,7 +46,7 @@ def statuses(study_dir: str) -> list[RunStatus]:
     listed = run_directory.read_json(path)
     if listed is None:
         raise UserError(f"{study_dir}: no study here (no file {path})")
-    return [_status(study_dir, run_id) for run_id in listed["runs"]]
+    return storage.at_once(lambda run_id: _status(study_dir, run_id), listed["runs"])
 
 
 def show(study_dir: str, console: Console | None = None) -> None:
@@ -86,7 +87,7 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
     failure = run_directory.failure(folder)
     done = run_directory.is_done(folder)
     last = claim.latest(folder)
-    queued = os.path.exists(os.path.join(folder, run_directory.JOB))
+    queued = (storage.path(folder) / run_directory.JOB).exists()
     if done:
         state = "done"
     elif last and last.alive:
@@ -123,10 +124,11 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
 
 def _last_lines(path: str) -> Sequence[dict[str, Any]]:
     """The whole lines of a JSON-lines file, which may be growing."""
-    if not os.path.exists(path):
+    found = storage.path(path)
+    if not found.exists():
         return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    lines = found.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def _duration(seconds: float) -> str:

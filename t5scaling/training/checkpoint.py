@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 from t5scaling.training import distributed
 
@@ -24,11 +25,14 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
 
     `steps`: "last", "all", or a list. Raises UserError if there is no run or no such step.
     """
-    folder = os.path.join(model_dir, "checkpoints")
-    if not os.path.isdir(folder):
+    folder = storage.path(model_dir) / "checkpoints"
+    if not folder.is_dir():
         raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
-    names = (re.fullmatch(rf"{PREFIX}_(\d+)", name) for name in os.listdir(folder))
-    there = sorted(int(name[1]) for name in names if name)
+    there = sorted(
+        int(name[1])
+        for path in folder.iterdir()
+        if (name := re.fullmatch(rf"{PREFIX}_(\d+)", path.name)) and _is_whole(path)
+    )
     if not there:
         raise UserError(f"{model_dir} has no checkpoint yet")
     if isinstance(steps, str) and steps not in ("last", "all"):
@@ -39,7 +43,7 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
             raise UserError(
                 f"{model_dir} has no checkpoint of step {step}; there: {', '.join(map(str, there))}"
             )
-    return [(step, os.path.join(folder, f"{PREFIX}_{step}")) for step in wanted]
+    return [(step, str(folder / f"{PREFIX}_{step}")) for step in wanted]
 
 
 def newest_step(model_dir: str) -> int:
@@ -54,12 +58,13 @@ class Checkpoints:
     """The checkpoints `<model_dir>/checkpoints/checkpoint_<step>` of one run.
 
     Named steps are kept for ever; of all others the latest two, so that a damaged last one
-    leaves one to go back to. A save interrupted by a kill leaves only a temporary directory,
-    which is cleared here.
+    leaves one to go back to. A save interrupted by a kill leaves only what does not count as a
+    checkpoint: a temporary directory or, in a bucket, objects without commit_success.txt. It is
+    cleared here.
     """
 
     def __init__(self, model_dir: str, named_steps: Sequence[int] = ()):
-        self.directory = epath.Path(os.path.abspath(model_dir)) / "checkpoints"
+        self.directory = epath.Path(storage.absolute(model_dir)) / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -84,6 +89,7 @@ class Checkpoints:
             return
         self.wait()  # the one before still takes its room
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        # (no directory: it is still to be made, or a bucket, which is never full)
         if os.path.isdir(self.directory) and shutil.disk_usage(self.directory).free < needed:
             raise _disk_full(self.directory)
         with _disk_errors(self.directory):
@@ -170,10 +176,10 @@ def restore_params(path: str, abstract_params: Any) -> Any:
 
     Raises UserError if it is missing, damaged or of another model.
     """
-    directory = epath.Path(os.path.abspath(path) if "://" not in path else path)
+    directory = epath.Path(storage.absolute(path))
     item = directory / "default"
-    if not item.exists():
-        there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*"))
+    if not (item.exists() and _is_whole(directory)):
+        there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*") if _is_whole(p))
         raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
     restore_args = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(
@@ -226,9 +232,7 @@ def _write_sizes(folder: epath.Path) -> None:
     """Notes the size of every file of a whole checkpoint, in `sizes.json` beside them."""
     path = folder / SIZES
     if not path.exists():
-        temporary = folder / f"{SIZES}.tmp"
-        temporary.write_text(json.dumps(_sizes(folder), indent=1, sort_keys=True) + "\n")
-        temporary.rename(path)
+        storage.write(path, json.dumps(_sizes(folder), indent=1, sort_keys=True) + "\n")
 
 
 def _check_sizes(folder: epath.Path) -> None:
@@ -242,15 +246,16 @@ def _check_sizes(folder: epath.Path) -> None:
             raise ValueError(f"{name} has {there.get(name, 0):,} bytes instead of {size:,}")
 
 
-def _sizes(folder: epath.Path, prefix: str = "") -> dict[str, int]:
+def _sizes(folder: epath.Path) -> dict[str, int]:
     """Path within the checkpoint -> bytes, of every file but `sizes.json`."""
-    sizes = {}
-    for path in folder.iterdir():
-        if path.is_dir():
-            sizes |= _sizes(path, f"{prefix}{path.name}/")
-        elif not path.name.startswith(SIZES):
-            sizes[prefix + path.name] = path.stat().length
-    return sizes
+    there = storage.sizes(folder)
+    return {name: size for name, size in there.items() if not name.startswith(SIZES)}
+
+
+def _is_whole(path: storage.AnyPath) -> bool:
+    """Orbax gives a checkpoint its name when it is whole; in a bucket, where nothing is renamed,
+    its objects have their names from the start and a last one says so."""
+    return not storage.in_bucket(path) or (path / "commit_success.txt").exists()
 
 
 def _wrong_shape(error: Exception) -> bool:

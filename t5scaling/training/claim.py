@@ -18,8 +18,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from etils import epath
-
 from t5scaling import storage
 from t5scaling.errors import UserError
 
@@ -87,11 +85,12 @@ def hold(model_dir: str, step: int = 0) -> Iterator[None]:
         beat=time.time(),
     )
     path = _path(model_dir, number + 1)
-    epath.Path(model_dir, FOLDER).mkdir(parents=True, exist_ok=True)
-    if not storage.create(path, _text(mine).encode()):
-        raise _taken(model_dir, _read(path))
-    if _read(path).owner != mine.owner:  # of two at once, a mounted bucket may keep the later one
-        raise _taken(model_dir, _read(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whom it names has it: of two at once a mounted bucket may keep the later one, and a request
+    # whose answer was lost is repeated and then refused.
+    storage.create(path, _text(mine).encode())
+    if (winner := _read(path)).owner != mine.owner:
+        raise _taken(model_dir, winner)
     if _last_number(model_dir) != number + 1:  # ours came after it was cleared as an old one
         path.unlink(missing_ok=True)
         raise Taken(f"{model_dir}: another process is at work on this run")
@@ -110,13 +109,15 @@ def hold(model_dir: str, step: int = 0) -> Iterator[None]:
 
 def _beat(model_dir: str, number: int, mine: Holder, done: threading.Event) -> None:
     while not done.wait(BEAT_S):
-        if _last_number(model_dir) > number:
-            # This process was not heard of for so long that another one has taken over. Whatever it
-            # wrote now would spoil the other's work.
-            print(f"{model_dir}: another process has taken over; this one ends", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)
-        with contextlib.suppress(OSError):  # the next one may get through
+        with contextlib.suppress(Exception):  # the next one may get through
+            if _last_number(model_dir) > number:
+                # This process was not heard of for so long that another one has taken over.
+                # Whatever it wrote now would spoil the other's work.
+                print(
+                    f"{model_dir}: another process has taken over; this one ends", file=sys.stderr
+                )
+                sys.stderr.flush()
+                os._exit(1)
             storage.write(
                 _path(model_dir, number), _text(Holder(**{**asdict(mine), "beat": time.time()}))
             )
@@ -126,20 +127,20 @@ def _taken(model_dir: str, by: Holder) -> Taken:
     return Taken(f"{model_dir}: {by} is at work on this run")
 
 
-def _path(model_dir: str, number: int) -> epath.Path:
-    return epath.Path(model_dir, FOLDER, str(number))
+def _path(model_dir: str, number: int) -> storage.AnyPath:
+    return storage.path(model_dir) / FOLDER / str(number)
 
 
 def _last_number(model_dir: str) -> int:
-    folder = epath.Path(model_dir, FOLDER)
+    folder = storage.path(model_dir) / FOLDER
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
     return 0
 
 
-def _read(path: epath.Path) -> Holder:
+def _read(path: storage.AnyPath) -> Holder:
     try:
-        return Holder(**json.loads(path.read_text()))
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         # Being written just now, or cleared by its successor: somebody is at it.
         return Holder("", "another machine", 0, "", "", 0, time.time())

@@ -1,7 +1,7 @@
 """Several processes as one job: who is in it, what they agree on, and how it ends.
 
-All processes run the same command and share a file system. Process 0 writes what is written once
-(metrics, DONE, predictions); checkpoints are written by all, each its own shards.
+All processes run the same command and share a file system or a bucket. Process 0 writes what is
+written once (metrics, DONE, predictions); checkpoints are written by all, each its own shards.
 """
 
 import contextlib

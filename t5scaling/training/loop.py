@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from t5scaling import storage
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, find_examples
 from t5scaling.data.pool import pool_rows
@@ -115,7 +116,7 @@ def train(
     examples = find_examples(dataset, examples_root)
     run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
     if initial_checkpoint_path:  # <run directory>/checkpoints/checkpoint_<step>
-        pretraining = os.path.dirname(os.path.dirname(os.path.normpath(initial_checkpoint_path)))
+        pretraining = storage.path(initial_checkpoint_path).parent.parent
         run_directory.check_vocabulary(pretraining, examples, model.vocab_size)
     rows_there = pool_rows(examples, pool)
     _check_repetition(train_steps * batch_size, rows_there, max_epochs, dataset.task)
@@ -189,6 +190,7 @@ def train(
                     note=lambda text: progress(step_now, train_steps, text),
                 )
                 log.metrics({"step": step_now, **line})
+                log.flush()
                 progress(step_now, train_steps, tracker.summary(line))
 
         def evaluation_due(step_now: int) -> bool:
@@ -246,7 +248,8 @@ def train(
                 or time_to_save
                 or stop_signal
             ):
-                write_metrics(waiting)  # before the save: a resumed run must find its lines
+                write_metrics(waiting)
+                log.flush()  # before the save: a resumed run must find its lines
                 waiting = None
                 _stop_if_nonfinite(int(train_state.nonfinite_step), checkpoints)
                 checkpoints.save(step_now, train_state)
@@ -264,6 +267,7 @@ def train(
         checkpoints.wait()
         clock.write(train_steps)
         progress(train_steps, train_steps, "")
+        log.flush()
         if distributed.is_main():
             run_directory.finish(model_dir, train_steps)
             if not keep_checkpoint:

@@ -5,10 +5,12 @@ metrics.jsonl stays the record; what goes wrong with a mirror is said once and s
 
 import importlib
 import os
+import posixpath
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from t5scaling import storage
 from t5scaling.errors import UserError, nearest
 
 PACKAGES = ("trackio", "wandb")
@@ -69,8 +71,8 @@ class Mirror:
 
 def _name(model_dir: str) -> str:
     """A study's run by the study and its id, another one by its directory."""
-    path = os.path.abspath(model_dir).replace(os.sep, "/")
+    path = storage.absolute(model_dir).replace(os.sep, "/")
     study, found, run_id = path.rpartition("/runs/")
     if found and {"pretrain", "finetune"} & set(run_id.split("/")[:-1]):
-        return f"{os.path.basename(study)}/{run_id}"
-    return os.path.basename(path)
+        return f"{posixpath.basename(study)}/{run_id}"
+    return posixpath.basename(path)

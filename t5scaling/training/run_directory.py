@@ -13,11 +13,11 @@ claims/           who is at work on it (`claim`)
 import json
 import os
 import re
-import shutil
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from t5scaling import storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
@@ -44,19 +44,19 @@ def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = N
     `record` becomes run.json: the run's place in a study. Raises UserError as `refuse_changed`.
     """
     refuse_changed(model_dir, config_text)
-    os.makedirs(model_dir, exist_ok=True)
-    write_atomically(os.path.join(model_dir, CONFIG), config_text)
+    storage.path(model_dir).mkdir(parents=True, exist_ok=True)
+    storage.write(os.path.join(model_dir, CONFIG), config_text)
     if record is not None:
         write_json(os.path.join(model_dir, RECORD), record)
 
 
 def refuse_changed(model_dir: str, config_text: str) -> None:
     """Raises UserError if the directory holds a run with other settings."""
-    path = os.path.join(model_dir, CONFIG)
-    if not os.path.exists(path):
+    path = storage.path(model_dir) / CONFIG
+    if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        before, after = (settings_of(text) for text in (file.read(), config_text))
+    texts = path.read_text(encoding="utf-8"), config_text
+    before, after = map(settings_of, texts)
     if before != after:
         was = next((line for line in before if line not in after), "nothing")
         now = next((line for line in after if line not in before), "nothing")
@@ -75,11 +75,10 @@ def settings_of(config_text: str) -> list[str]:
 
 def keep_vocabulary(model_dir: str, examples: Examples) -> None:
     """Copies the vocabulary of the examples into the directory."""
-    path = os.path.join(model_dir, VOCABULARY)
-    if not os.path.exists(path):
-        os.makedirs(model_dir, exist_ok=True)
-        shutil.copyfile(examples.vocabulary, f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
+    folder = storage.path(model_dir)
+    if not (folder / VOCABULARY).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
 
 
 def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> None:
@@ -92,8 +91,8 @@ def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> Non
             f"{what} have a vocabulary of {vocabulary['size']:,} tokens, more than the model's "
             f"{vocab_size:,}; set its vocab_size or choose another model"
         )
-    path = os.path.join(model_dir, VOCABULARY)
-    if os.path.exists(path) and Vocabulary(path).sha256 != vocabulary["sha256"]:
+    path = storage.path(model_dir) / VOCABULARY
+    if path.exists() and Vocabulary(path).sha256 != vocabulary["sha256"]:
         raise UserError(
             f"{what} were made with another vocabulary ({vocabulary['sha256'][:12]}...) than the "
             f"model in {model_dir} ({Vocabulary(path).sha256[:12]}...); its tokens would mean "
@@ -102,12 +101,12 @@ def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> Non
 
 
 def is_done(model_dir: str) -> bool:
-    return os.path.exists(os.path.join(model_dir, DONE))
+    return (storage.path(model_dir) / DONE).exists()
 
 
 def finish(model_dir: str, step: int) -> None:
     write_json(os.path.join(model_dir, DONE), {"step": step})
-    _remove(os.path.join(model_dir, FAILED))
+    (storage.path(model_dir) / FAILED).unlink(missing_ok=True)
 
 
 def fail(model_dir: str, error: Exception) -> None:
@@ -136,28 +135,10 @@ def is_parked(failed: Mapping[str, Any] | None) -> bool:
 def read_json(path: str) -> Any:
     """None if there is no such file."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(storage.path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
 
 def write_json(path: str, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def write_atomically(path: str, text: str) -> None:
-    """The file is there whole or not at all."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _remove(path: str) -> None:
-    if os.path.exists(path):
-        os.remove(path)
+    storage.write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

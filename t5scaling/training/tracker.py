@@ -11,7 +11,6 @@ timing.jsonl holds the clock: {"step", "wall_s", "device_s", "tokens_per_s", "po
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 import tensorboardX
 
-from t5scaling.errors import UserError
+from t5scaling import storage
 from t5scaling.training.mirrors import Mirror, open_mirror
 
 # (steps done, steps in all, what is going on, or "" for no news) -> None
@@ -46,18 +45,18 @@ class Tracker:
         self._wall_before, self._start = 0.0, time.monotonic()
         if not writes:
             return
-        os.makedirs(model_dir, exist_ok=True)
-        self._metrics_path = os.path.join(model_dir, "metrics.jsonl")
-        self._timing_path = os.path.join(model_dir, "timing.jsonl")
+        folder = storage.path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         # Evaluation at the resumed step is done again: the kill may have hit in its middle.
-        _keep_lines(
-            self._metrics_path,
+        self._metrics, _ = _resume(
+            folder / "metrics.jsonl",
             lambda line: line["step"] < step or (line["step"] == step and line["split"] == "train"),
         )
-        timing = _keep_lines(self._timing_path, lambda line: line["step"] <= step)
+        self._timing, timing = _resume(folder / "timing.jsonl", lambda line: line["step"] <= step)
         self._wall_before = timing[-1]["wall_s"] if timing else 0.0
+        self._events = storage.Folder(folder / "tensorboard")
         self._tensorboard = tensorboardX.SummaryWriter(
-            os.path.join(model_dir, "tensorboard"), purge_step=step + 1 if step else None
+            str(self._events.local), purge_step=step + 1 if step else None
         )
         self._mirrors = [open_mirror(name, model_dir, config or {}) for name in mirrors]
 
@@ -69,13 +68,13 @@ class Tracker:
         """Appends one line of metrics: at least step, split and task."""
         if not self._writes:
             return
-        _append(self._metrics_path, line)
+        self._metrics.append(json.dumps(line) + "\n")
         self._scalars(f"{line['split']}/{line['task']}", line)
 
     def timing(self, line: Mapping[str, Any]) -> None:
         if not self._writes:
             return
-        _append(self._timing_path, line)
+        self._timing.append(json.dumps(line) + "\n")
         self._scalars("timing", line)
 
     def _scalars(self, prefix: str, line: Mapping[str, Any]) -> None:
@@ -89,9 +88,20 @@ class Tracker:
         for mirror in self._mirrors:
             mirror.log(line["step"], scalars)
 
+    def flush(self) -> None:
+        """What was said so far will be there after a kill. To be called before what a resumed run
+        goes on from, a checkpoint, or takes for the end, DONE."""
+        if self._writes:
+            self._metrics.flush()
+            self._timing.flush()
+            self._tensorboard.flush()
+            self._events.upload()
+
     def close(self) -> None:
         if self._writes:
+            self.flush()
             self._tensorboard.close()
+            self._events.close()
         for mirror in self._mirrors:
             mirror.close()
 
@@ -126,28 +136,19 @@ def summary(line: Mapping[str, Any]) -> str:
     return f"{line['split']}: " + ", ".join(f"{k} {line[k]:.4g}" for k in shown)
 
 
-def _append(path: str, line: Mapping[str, Any]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _keep_lines(path: str, keep: Callable[[dict], bool]) -> list[dict]:
-    """Rewrites a JSON-lines file with the lines to keep; a half-written last line goes."""
-    if not os.path.exists(path):
-        return []
+def _resume(
+    path: storage.AnyPath, keep: Callable[[dict], bool]
+) -> tuple[storage.GrowingFile, list[dict]]:
+    """A JSON-lines file with the lines to keep, and these; a half-written last line goes."""
     kept = []
-    with open(path, encoding="utf-8") as file:
-        for text in file:
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 break
             if text.endswith("\n") and keep(line):
                 kept.append((text, line))
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(text for text, _ in kept)
-    os.replace(path + ".tmp", path)
-    return [line for _, line in kept]
+        storage.write(path, "".join(text for text, _ in kept))
+    whole = "".join(text for text, _ in kept)
+    return storage.GrowingFile(path, whole), [line for _, line in kept]

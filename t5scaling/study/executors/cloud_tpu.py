@@ -1,9 +1,9 @@
 """Cloud TPU slices, by SkyPilot's managed jobs (docs/cloud_tpu.md: why SkyPilot, and how).
 
 Each job is a slice of its own that does its runs by `run.py work` on all of its hosts. SkyPilot
-finds the slice, copies the repository there, mounts the bucket that holds the study, and starts the
-job again elsewhere when the slice is preempted. It knows no order of jobs: the runner holds a
-finetuning back until its pretraining is DONE.
+finds the slice, copies the repository there and starts the job again elsewhere when the slice is
+preempted. Study and examples lie in a bucket, by their gs:// addresses here and there. SkyPilot
+knows no order of jobs: the runner holds a finetuning back until its pretraining is DONE.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
+from t5scaling import storage
 from t5scaling.config import REPOSITORY
 from t5scaling.errors import UserError
 from t5scaling.study.executors import State
@@ -45,9 +46,6 @@ python3 -m pip install --quiet --user uv
 @dataclasses.dataclass(frozen=True)
 class CloudTPU:
     """Attributes:
-    bucket: of Cloud Storage, "gs://NAME" or a folder in it.
-    mount: where it is mounted, on the slices by SkyPilot and on this machine by you; STUDY_DIR and
-        EXAMPLES_ROOT lie below it.
     pretrain, finetune: accelerators as SkyPilot names them, such as "tpu-v4-64".
     spot: whether preemptible slices will do.
     infra: "gcp", "gcp/REGION" or "gcp/REGION/ZONE".
@@ -56,8 +54,6 @@ class CloudTPU:
     setup: shell commands that make ~/t5scaling, an environment with the repository installed.
     """
 
-    bucket: str
-    mount: str
     pretrain: str
     finetune: str
     spot: bool = True
@@ -68,10 +64,6 @@ class CloudTPU:
     orders_jobs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.bucket.startswith("gs://"):
-            raise UserError(f"CloudTPU.bucket={self.bucket!r}: expected gs://NAME")
-        if not os.path.isabs(self.mount):
-            raise UserError(f"CloudTPU.mount={self.mount!r}: expected an absolute path")
         for kind in ("pretrain", "finetune"):
             name = getattr(self, kind)
             if not re.fullmatch(r"tpu-v\w+-\d+", name):
@@ -84,12 +76,13 @@ class CloudTPU:
 
     def submit(self, study_dir: str, runs: Sequence[Run], after: Sequence[str]) -> list[str]:
         """Launches a managed job for each group of runs; the job of a run is its unique name."""
-        place = os.path.abspath(study_dir)
-        if not place.startswith(self.mount.rstrip("/") + "/"):
-            raise UserError(
-                f"STUDY_DIR={study_dir} is not below {self.mount}, where {self.bucket} is mounted: "
-                "the slices would not see it"
-            )
+        places = {"STUDY_DIR": study_dir, "EXAMPLES_ROOT": runs[0].bindings["EXAMPLES_ROOT"]}
+        for name, place in places.items():
+            if not storage.in_bucket(place):
+                raise UserError(
+                    f"{name}={place} is on this machine, which the slices do not see; expected "
+                    "gs://BUCKET/..."
+                )
         kind = runs[0].record["kind"]
         size = self.runs_per_job if kind == "finetune" else 1
         jobs = []
@@ -97,7 +90,7 @@ class CloudTPU:
             chunk = runs[first : first + size]
             name = _job_name(kind, study_dir)
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-                json.dump(self.description(name, place, chunk), file)  # JSON is YAML
+                json.dump(self.description(name, study_dir, chunk), file)  # JSON is YAML
             try:
                 _sky("jobs", "launch", "--yes", "--async", "--name", name, file.name)
             finally:
@@ -120,7 +113,6 @@ class CloudTPU:
                 **({"accelerator_args": arguments} if arguments else {}),
             },
             "envs": {JOB_VARIABLE: f"job {name}"},
-            "file_mounts": {self.mount: {"source": self.bucket, "mode": "MOUNT"}},
             "setup": self.setup,
             "run": f"exec ~/t5scaling/bin/python run.py {work}\n",
         }

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+from t5scaling import storage
 from t5scaling.config import REPOSITORY
 from t5scaling.errors import UserError
 from t5scaling.study.executors import State
@@ -57,6 +58,11 @@ class Slurm:
 
     def submit(self, study_dir: str, runs: Sequence[Run], after: Sequence[str]) -> list[str]:
         """Submits one array; the job of a run is "<array>_<index>"."""
+        if storage.in_bucket(study_dir):
+            raise UserError(
+                f"STUDY_DIR={study_dir}: Slurm writes its logs there, so it must be a directory "
+                "that this machine and the nodes share"
+            )
         kind = runs[0].record["kind"]
         size = self.runs_per_job if kind == "finetune" else 1
         chunks = [runs[i : i + size] for i in range(0, len(runs), size)]

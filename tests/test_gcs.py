@@ -1,0 +1,332 @@
+"""Promises of a study whose directories are in a bucket, on an emulator of Cloud Storage."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from t5scaling import storage
+from t5scaling.analysis import archive, report, t5x_runs
+from t5scaling.data.examples import Examples, find_all_examples
+from t5scaling.errors import UserError
+from t5scaling.study import status
+from t5scaling.training import checkpoint, claim
+from tests import gcs_emulator, mini
+from tests.conftest import REPOSITORY
+
+RUNS = 3  # a pretraining, the baseline, a finetuning
+KILLS = 2
+FINETUNED = "runs/finetune/mini_span_en50_de50/dp=3k/mini_translate_en_de/df=3k/lr=0.01/seed=0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bucket(tmp_path_factory):
+    """The address of an empty bucket; this process and its children know where it is."""
+    with gcs_emulator.running() as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in gcs_emulator.environment(port).items():
+            patch.setenv(name, value)
+        yield f"gs://{gcs_emulator.BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def root(bucket, mini_root):
+    """Examples in the bucket, published as a materialisation is."""
+    for spec in (mini.SPAN, mini.PAIRS, mini.VALIDATION, mini.TEST):
+        (made,) = (e.path for e in find_all_examples([spec], mini_root))
+        storage.publish(made, storage.path(f"{bucket}/examples/{made.name}"), last="dataset.json")
+    return f"{bucket}/examples"
+
+
+def run_py(verb, *arguments, **options):
+    return python("run.py", verb, *arguments, **options)
+
+
+def python(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "XLA_FLAGS": ""},  # one device
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def study(study_dir, root, **options):
+    return run_py(
+        "study",
+        "--gin_file=tests/mini/study.gin",
+        f"--gin.STUDY_DIR={study_dir}",
+        f"--gin.EXAMPLES_ROOT={root}",
+        "--gin.study.Study.pretrain_tokens=(0, 3_000)",
+        "--gin.runner.run_study.poll_seconds=0.5",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def local(mini_root, tmp_path_factory):
+    """The study on this machine's disk, left alone."""
+    folder = tmp_path_factory.mktemp("local") / "study"
+    process = study(folder, mini_root)
+    said = process.communicate()
+    assert process.returncode == 0, said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(bucket, root):
+    """The same study in the bucket, by two processes at once: its address, what they said."""
+    both = [study(f"{bucket}/studies/shared", root) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    return f"{bucket}/studies/shared", [out for out, _ in said]
+
+
+def assert_same(place, local):
+    names = [str(p.relative_to(local)) for p in local.glob("runs/**/metrics.jsonl")]
+    assert len(names) == RUNS
+    for name in ("results.csv", *names):
+        assert (storage.path(place) / name).read_bytes() == (local / name).read_bytes(), name
+
+
+def test_two_processes_do_each_run_once_with_the_results_of_a_disk(shared, local):
+    place, said = shared
+    done = [run for text in said for run in re.findall(r"\] (\S+): \d+ s", text)]
+    assert len(done) == len(set(done)) == RUNS
+    assert_same(place, local)
+
+
+def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
+    place = f"{bucket}/studies/killed"
+    random.seed(20260101)
+    for _ in range(KILLS):
+        process = study(place, root, start_new_session=True)
+        before, deadline = progress_made(place), time.monotonic() + 300
+        while progress_made(place) < before + 3 and time.monotonic() < deadline:
+            assert process.poll() is None, "the study ended before it could be killed"
+            time.sleep(0.2)
+        time.sleep(random.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not (storage.path(place) / FINETUNED / "DONE").exists()
+    process = study(place, root)
+    said = process.communicate()
+    assert process.returncode == 0, said
+    assert_same(place, local)
+
+
+def progress_made(place):
+    """Whole checkpoints and lines of metrics so far."""
+    names = storage.sizes(place)
+    lines = 0
+    for name in names:
+        if name.endswith("/metrics.jsonl"):
+            lines += (storage.path(place) / name).read_text().count("\n")
+    return lines + sum(bool(re.search(r"_\d+/commit_success.txt$", name)) for name in names)
+
+
+def test_status_report_and_export(shared, tmp_path):
+    place, _ = shared
+    runs = status.statuses(place)
+    assert [(run.state, run.step) for run in runs] == [("done", 6), ("done", 10), ("done", 10)]
+    assert report.is_current(place)
+    html = (storage.path(place) / "report.html").read_bytes()
+    report.report(place, screen=Console(quiet=True))
+    assert (storage.path(place) / "report.html").read_bytes() == html
+    figures = [name for name in storage.sizes(f"{place}/figures") if name.endswith(".svg")]
+    assert figures and html.count(b"data:image/svg") == len(figures)
+    packed = archive.export(place, str(tmp_path / "shared.tar.gz"))
+    assert archive.export(place) == storage.path(f"{place}.tar.gz")
+    assert storage.path(f"{place}.tar.gz").read_bytes() == packed.read_bytes()
+    with tarfile.open(packed) as tar:
+        names = set(tar.getnames())
+    assert {f"shared/{FINETUNED}/metrics.jsonl", "shared/study.json"} <= names
+
+
+def test_work_eval_and_finetuning_from_there(shared, root, tmp_path):
+    """`work` finds the runs done, `eval` measures one, and `train` starts from another's weights,
+    without TensorFlow, though it is installed."""
+    place, _ = shared
+    run, pretrained = f"{place}/{FINETUNED}", f"{place}/runs/pretrain/mini_span_en50_de50"
+    calls = [
+        ["work", place, FINETUNED.removeprefix("runs/")],
+        [
+            "eval",
+            "--gin_file=tests/mini/model.gin",
+            "--gin_file=gin/runs/eval.gin",
+            "--gin.MIXTURE_OR_TASK_NAME=mini_translate_en_de",
+            "--gin.EVAL_FEATURE_LENGTHS={'inputs': 160, 'targets': 160}",
+            "--gin.EVAL_BATCH_SIZE=8",
+            "--gin.TASK_MODULES=('tests.mini_tasks',)",
+            f"--gin.MODEL_DIR={run}",
+            f"--gin.EXAMPLES_ROOT={root}",
+            "--gin.MAX_DECODE_LENGTH=16",
+        ],
+        [
+            "train",
+            f"--gin_file={run}/config.gin",
+            f"--gin.MODEL_DIR={place}-more",
+            f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}/checkpoints/checkpoint_6/",
+        ],
+    ]
+    code = (
+        f"import run, sys\nprint('status', [run.main(call) for call in {calls!r}])\n"
+        "print('loaded', {'tensorflow', 'orbax', 'gcsfs'} & sys.modules.keys())"
+    )
+    said, errors = python("-c", code).communicate()
+    assert "status [0, 0, 0]" in said, errors
+    loaded = said.rpartition("loaded ")[2]
+    assert "orbax" in loaded and "gcsfs" in loaded and "tensorflow" not in loaded
+    first, second = (storage.path(folder) for folder in (run, f"{place}-more"))
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    in_training = json.loads((first / "metrics.jsonl").read_text().splitlines()[-1])
+    (line,) = map(json.loads, (first / "eval.jsonl").read_text().splitlines())
+    assert line["step"] == 10 and line["split"] == "test" and in_training["split"] == "test"
+    assert line["cross_entropy"] == in_training["cross_entropy"]
+    (events,) = (second / "tensorboard").iterdir()
+    (tmp_path / "events").write_bytes(events.read_bytes())
+    tags = {tag for _, _, tag, _ in t5x_runs._read_events(tmp_path / "events")}
+    assert {"train/mini_translate_en_de/loss", "test/mini_translate_en_de/bleu"} <= tags
+
+
+def test_one_of_many_creators_wins(bucket):
+    def create(number):
+        return storage.create(f"{bucket}/race", str(number).encode())
+
+    with ThreadPoolExecutor(16) as threads:
+        won = list(threads.map(create, range(16)))
+    assert won.count(True) == 1
+    assert storage.path(f"{bucket}/race").read_text() == str(won.index(True))
+
+
+def test_a_run_is_claimed(bucket):
+    run = f"{bucket}/claimed"
+    with claim.hold(run, step=7):
+        assert claim.holder(run).pid == os.getpid()
+        with pytest.raises(claim.Taken, match="is at work on this run"), claim.hold(run):
+            pass
+    assert claim.holder(run) is None
+    with claim.hold(run):
+        assert list(storage.sizes(f"{run}/claims")) == ["2"]
+
+
+def test_damaged_and_unfinished_checkpoints(bucket, capsys):
+    run = f"{bucket}/damaged"
+    states = {step: {"w": jnp.full(8, float(step))} for step in (1, 2, 3)}
+    saves = checkpoint.Checkpoints(run, named_steps=[1])
+    for step, state in states.items():
+        saves.save(step, state)
+    saves.wait()
+    saves.close()
+    assert saves.steps() == [1, 2, 3]
+    there = storage.path(run) / "checkpoints"
+    largest = max(storage.sizes(there / "checkpoint_3").items(), key=lambda item: item[1])[0]
+    storage.write(there / "checkpoint_3" / largest, b"cut")
+    storage.write(there / "checkpoint_4" / "default" / "_METADATA", b"killed while saving")
+    assert checkpoint.newest_step(run) == 3
+
+    again = checkpoint.Checkpoints(run, named_steps=[1])
+    assert not (there / "checkpoint_4").exists()
+    abstract = jax.tree.map(abstract_of, states[1])
+    np.testing.assert_array_equal(again.restore_latest(abstract)["w"], np.full(8, 2.0))
+    assert "checkpoint_3 cannot be read" in capsys.readouterr().out
+    assert (there / "broken-checkpoint_3" / "sizes.json").exists()
+    assert [step for step, _ in checkpoint.choose(run, "all")] == [1, 2]
+    again.delete_all_but([1])
+    again.close()
+    assert [step for step, _ in checkpoint.choose(run, "all")] == [1]
+
+
+def abstract_of(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def test_a_growing_object_is_rewritten_now_and_then_and_when_it_must_be_there(bucket, monkeypatch):
+    there = storage.path(f"{bucket}/growing.jsonl")
+    file = storage.GrowingFile(there, "a\n")
+    file.append("b\n")
+    assert there.read_text() == "a\nb\n"
+    file.append("c\n")
+    assert there.read_text() == "a\nb\n"
+    file.flush()
+    assert there.read_text() == "a\nb\nc\n"
+    monkeypatch.setattr(storage, "REWRITE_S", 0.0)
+    file.append("d\n")
+    assert there.read_text() == "a\nb\nc\nd\n"
+
+
+def test_parts_of_examples_are_fetched_when_they_are_read(
+    root, mini_root, tmp_path, monkeypatch, bucket
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (here,) = find_all_examples([mini.PAIRS], mini_root)
+    (there,) = find_all_examples([mini.PAIRS], root)
+    assert not list(tmp_path.rglob("part-*"))
+    assert there.read(5)["inputs"].tolist() == here.read(5)["inputs"].tolist()
+    assert [file.name for file in tmp_path.rglob("part-*")] == ["part-00000-of-00001.array_record"]
+    # Not all there yet: its dataset.json comes last.
+    name = there.path.name
+    storage.publish(here.path, storage.path(f"{bucket}/half/{name}"), last="dataset.json")
+    (storage.path(f"{bucket}/half") / name / "part-00000-of-00001.array_record").unlink()
+    with pytest.raises(UserError, match=r"part-00000-of-00001\.array_record is missing"):
+        Examples(f"{bucket}/half/{name}")
+
+
+def test_examples_are_made_here_and_published(bucket, mini_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (here,) = find_all_examples([mini.VALIDATION], mini_root)
+    unfinished = f"{bucket}/made/{here.path.name}/vocabulary.model"
+    storage.write(unfinished, b"by a process that was killed")
+    (made,) = find_all_examples([mini.VALIDATION], f"{bucket}/made")
+    assert os.fspath(made.path) == f"{bucket}/made/{here.path.name}"
+    assert storage.sizes(made.path) == storage.sizes(here.path)
+    assert made.meta == here.meta
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("gs://nowhere/study", "gs://nowhere: there is no such bucket; gcloud storage buckets"),
+        ("gs://forbidden/study", "gs://forbidden: no permission to list it (nobody has"),
+        ("gs://bucket/nothing", "gs://bucket/nothing: no study here"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(address, says):
+    process = run_py("status", address)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.startswith(f"error: {says}") and errors.count("\n") == 1
+
+
+def test_a_missing_package_is_named():
+    code = "import sys\nsys.modules['gcsfs'] = None\nimport run\nsys.exit(run.main(sys.argv[1:]))"
+    process = python("-c", code, "train", "--gin_file=gs://bucket/run/config.gin")
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors == (
+        "error: gs://bucket needs the package gcsfs, which is not installed: "
+        'pip install -e ".[gcs]"\n'
+    )
+
+
+def test_what_cannot_be_written_is_said(bucket, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Forbidden: b/o\nno storage.objects.create access")
+
+    monkeypatch.setattr(storage, "_system", lambda: type("Refusing", (), {"put_file": refuse}))
+    with pytest.raises(UserError, match=r"cannot write gs://bucket/x: no storage.objects.create"):
+        storage.write(f"{bucket}/x", "text")
