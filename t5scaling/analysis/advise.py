@@ -26,7 +26,7 @@ from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.diagnosis import Relation, relations
 from t5scaling.analysis.fit import Fit
 from t5scaling.analysis.fit_table import law_for
-from t5scaling.analysis.harvest import RunRecord, read_runs
+from t5scaling.analysis.harvest import LOG, RunRecord, read_runs
 from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
 from t5scaling.analysis.next_experiment import Cost, Run
 from t5scaling.analysis.tables import (
@@ -176,7 +176,7 @@ def advise_curves(
 
 def _cost(path: Path, largest: float, per_unit, per_run) -> tuple[Cost, str]:
     found = None
-    if (path / "runs").is_dir():
+    if (path / LOG).exists():
         found = _measured_cost(read_runs(path))
     if per_unit or per_run:
         known = found or Cost(0.0, 0.0)

@@ -1,9 +1,9 @@
 """A study as one file: what `report` needs, and no checkpoints.
 
-`NAME.tar.gz` holds, under `NAME/`, the study's gin text, its list of runs, results.csv, fits.json,
-report.html and figures/, and of each run config.gin, run.json, metrics.jsonl, timing.jsonl, DONE or
-FAILED, and the tables of its evaluations; with `predictions`, also what its models answered. The
-same files give the same archive, byte for byte.
+`NAME.tar.gz` holds, under `NAME/`, the study's gin text, its list of runs, results.csv, runs.jsonl,
+fits.json, report.html and figures/, and of each run whose directory is there config.gin, run.json,
+metrics.jsonl, timing.jsonl, DONE or FAILED, and the tables of its evaluations; with `predictions`,
+also what its models answered. The same files give the same archive, byte for byte.
 """
 
 import gzip
@@ -13,11 +13,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from t5scaling.analysis.harvest import read_runs
+from t5scaling.analysis.harvest import LOG, RESULTS, read_directories, results_of
 from t5scaling.errors import UserError
 
 SUFFIX = ".tar.gz"
-_STUDY = ("study.gin", "study.json", "results.csv", "fits.json", "report.html", "figures/*")
+_STUDY = ("study.gin", "study.json", RESULTS, LOG, "fits.json", "report.html", "figures/*")
 _RUN = (
     "config.gin", "run.json", "metrics.jsonl", "timing.jsonl", "DONE", "FAILED",
     "inference_eval/*-metrics.jsonl",
@@ -35,7 +35,8 @@ def export(study_dir: str, output: str | None = None, *, predictions: bool = Fal
     Raises UserError if there is no study, or the archive cannot be written.
     """
     folder = Path(study_dir)
-    read_runs(folder)  # there is a study, and its records can be read
+    # There is a study, and its records can be read.
+    (read_directories if (folder / "runs").is_dir() else results_of)(folder)
     path = Path(output or f"{os.path.normpath(study_dir)}{SUFFIX}")
     if not path.name.endswith(SUFFIX):
         raise UserError(f"{path}: expected a name that ends in {SUFFIX}")
@@ -77,7 +78,9 @@ def opened(path: str) -> str:
         with tarfile.open(file, "r:gz") as tar:
             entries = tar.getmembers()
             tops = {entry.name.split("/")[0] for entry in entries}
-            if len(tops) != 1 or not any(entry.name.endswith("/run.json") for entry in entries):
+            if len(tops) != 1 or not any(
+                entry.name.endswith(("/run.json", f"/{LOG}")) for entry in entries
+            ):
                 raise UserError(f"{path}: no archive of a study (run.py export makes them)")
             (top,) = tops
             for entry in entries:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from t5scaling.analysis.harvest import COLUMNS
+from t5scaling.analysis.harvest import COLUMNS, PARTS
 from t5scaling.errors import UserError
 
 _INTEGERS = frozenset(
@@ -109,8 +109,12 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def curves_of(rows: Sequence[Mapping[str, Any]], split: str = "test") -> list[Curve]:
+def curves_of(
+    rows: Sequence[Mapping[str, Any]], split: str = "test", *, parts: bool = False
+) -> list[Curve]:
     """The curves of a table of results, sorted. Metrics that are not finite are left out.
+
+    parts: whether what BLEU is made of (harvest.PARTS) has curves too; no law is for those.
 
     Raises UserError if the rates of a point cannot be compared for want of a validation
     cross-entropy.
@@ -126,7 +130,8 @@ def curves_of(rows: Sequence[Mapping[str, Any]], split: str = "test") -> list[Cu
     for (model, task, examples), sizes in sorted(groups.items()):
         grid = grids[model, task]
         chosen = {place: _chosen(size_rows, split) for place, size_rows in sorted(sizes.items())}
-        metrics = sorted({r["metric"] for size_rows in chosen.values() for r in size_rows})
+        metrics = {r["metric"] for size_rows in chosen.values() for r in size_rows}
+        metrics = sorted(metrics if parts else metrics - PARTS.keys())
         for data in sorted({data for data, tokens in sizes if tokens}):
             for metric in metrics:
                 on_curve = _pick(chosen, metric, lambda d, tokens, data=data: tokens and d == data)

@@ -1,4 +1,4 @@
-"""From a study's directory to its report: results.csv, fits.json, figures/, report.html."""
+"""From a study's directory to its report: its tables, fits.json, figures/, report.html."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from t5scaling.analysis.advise import advise_curves
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, curves_of, read_results
 from t5scaling.analysis.figures import draw_all
-from t5scaling.analysis.harvest import harvest, read_runs, write_atomically
+from t5scaling.analysis.harvest import read_runs, results_of, write_atomically
 from t5scaling.analysis.tables import console, print_laws, print_results
 from t5scaling.errors import UserError
 
@@ -20,7 +20,8 @@ from t5scaling.errors import UserError
 def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> Path:
     """Tabulates, fits, draws and writes up what the finished runs of a study measured.
 
-    Can be called while a study is still running; the same runs give the same files, byte for byte.
+    Can be called while a study is still running; the same runs give the same files, byte for byte,
+    and so do results.csv and runs.jsonl where the run directories are gone.
     Prints the tables on `screen` (default: the terminal).
 
     Returns:
@@ -30,8 +31,8 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> Pa
       UserError: nothing finished yet, or a damaged file.
     """
     folder = Path(study_dir)
+    rows = read_results(results_of(folder))
     runs = read_runs(folder)
-    rows = read_results(harvest(folder))
     curves = curves_of(rows)
     if not curves:
         raise UserError(
