@@ -332,11 +332,11 @@ def test_log_of_runs(tmp_path):
     log = [json.loads(line) for line in text.splitlines()]
     assert [line["id"] for line in log] == sorted(line["id"] for line in log)
     assert [(line["done"], line["steps"], line["wall_s"], line["device_s"]) for line in log] == [
-        (True, 120, 50.0, 48.0), (False, 120, 50.0, 48.0), (True, 120, 50.0, 48.0),
+        (True, 120, 50.0, 48.0), (True, 120, 50.0, 48.0), (False, 120, 50.0, 48.0),
         (True, 0, 0.0, 0.0),
     ]  # fmt: skip
-    assert log[1]["failure"] == "a holds a run (c.gin there, runs/here/d.gin now)"
-    assert log[2]["record"]["pretrain_languages"] == {"en": 0.5, "de": 0.5}
+    assert log[2]["failure"] == "a holds a run (c.gin there, runs/here/d.gin now)"
+    assert log[0]["record"]["pretrain_languages"] == {"en": 0.5, "de": 0.5}
     assert [run["id"] for run in read_runs(tmp_path)] == [line["id"] for line in log]
 
 
@@ -346,7 +346,7 @@ def test_what_bleu_is_made_of_is_tabulated_and_not_fitted(tmp_path):
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     for line in lines[1:]:
         line |= {f"bleu_precision_{n}": 50.0 / n for n in (1, 2, 3, 4)}
-        line |= {"brevity_penalty": 0.9, "brevity_penalty_intl": 0.8}  # of a score that is not there
+        line |= {"brevity_penalty": 0.9, "brevity_penalty_intl": 0.8}  # the latter has no score
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = read_results(harvest(tmp_path))
     parts = {r["metric"]: r["value"] for r in rows if r["metric"].startswith("bleu_")}

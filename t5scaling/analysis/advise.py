@@ -133,16 +133,23 @@ def advise_curves(
     cost_per_unit: float | None = None,
     cost_per_run: float | None = None,
     budget: float | None = None,
+    fitted: Sequence[CurveFit] = (),
+    other_pools: Sequence[CurveFit] = (),
 ) -> Advice | None:
-    """The same without printing; None if no curve can be fitted."""
+    """The same without printing; None if no curve can be fitted.
+
+    fitted: fits of `curves` that are at hand. other_pools: curves of pools that only the joint laws
+    of D_p and D_f look at.
+    """
     largest = max(p.x for curve in curves for p in curve.points)
     target = at or TARGET * largest
     cost, source = _cost(Path(path), largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
-    fits = []
+    at_hand, fits = {id(this.curve): this for this in fitted}, []
     for curve in curves:
-        law = law_for(curve)
-        fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
+        law, known = law_for(curve), at_hand.get(id(curve))
+        same = known is not None and known.law is law
+        fits.append(known if same else fit_one(curve, law, lower_is_better=law.direction < 0))
     found, comparisons = valuation.outlooks(fits)
     if not any(outlook.fits for outlook in found.values()):
         return None
@@ -170,7 +177,8 @@ def advise_curves(
         )  # fmt: skip
     return Advice(
         target, cost, source, tuple(advised), tuple(_choices(advised, target)),
-        tuple(_exchanges(fits, target, cost, budget)), tuple(relations(fits)), comparisons,
+        tuple(_exchanges([*fits, *other_pools], target, cost, budget)), tuple(relations(fits)),
+        comparisons,
     )  # fmt: skip
 
 

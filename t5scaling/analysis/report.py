@@ -13,6 +13,9 @@ from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, curves_of, read_results
 from t5scaling.analysis.figures import draw_all
 from t5scaling.analysis.harvest import read_runs, results_of, write_atomically
+from t5scaling.analysis.roles import roles_of
+from t5scaling.analysis.selection import Selection
+from t5scaling.analysis.style import role_colour
 from t5scaling.analysis.tables import console, print_laws, print_results
 from t5scaling.errors import UserError
 
@@ -41,12 +44,23 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> Pa
     curve_fits = [fit_one(curve) for curve in sorted(curves, key=_order)]
     fits = json.dumps(document(curve_fits), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "fits.json", fits.encode())
-    figures = draw_all(curve_fits, folder / "figures")
-    advice = advise_curves(folder, curves)
+    selection = Selection(curve_fits, roles_of(runs))
+    shown = [this for this in curve_fits if selection.shows(this.curve)]
+    advised = [this for this in shown if selection.in_main_pool(this.curve)] or shown
+
+    def colour_of(curve: Curve) -> str:
+        return role_colour(selection.roles, curve)
+
+    figures = draw_all(shown, folder / "figures", colour_of)
+    advice = advise_curves(
+        folder, [this.curve for this in advised], fitted=advised,
+        other_pools=[this for this in shown if this not in advised],
+    )  # fmt: skip
     if advice:
-        figures += draw_advice(advice, folder / "figures")
+        figures += draw_advice(advice, folder / "figures", colour_of, next_runs=False)
     path = folder / "report.html"
-    write_atomically(path, page.build(runs, rows, curve_fits, figures, advice).encode())
+    content = page.build(runs, rows, curve_fits, selection, figures, advice)
+    write_atomically(path, content.encode())
     print_tables(curve_fits, screen or console())
     return path
 
