@@ -11,13 +11,13 @@ from t5scaling.analysis.advise import Advice
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.evidence import LOSS, at_largest, better, means
 from t5scaling.analysis.selection import Selection
+from t5scaling.analysis.style import short_size
 from t5scaling.analysis.tables import (
     UNDETERMINED,
     interval,
     listed,
     metric_name,
     number,
-    size,
 )
 from t5scaling.analysis.valuation import Exchange, worth_it
 
@@ -32,29 +32,30 @@ def answers(selection: Selection, advice: Advice | None) -> list[tuple[str, str]
 
 
 def _gains(selection: Selection, advice: Advice | None) -> str:
-    said, alone = {}, []
+    said: dict[tuple, list[str]] = {}
     for task in selection.tasks:
         for this in selection.headline(task)[:1]:
             gain, pair = worth_it(this), selection.roles.pair(this.curve)
             if gain.value is None:
-                alone.append(pair)
                 continue
             known = f" ({interval(_short(gain.low), _short(gain.high))})" if gain.low else ""
-            largest = max(p.x for p in this.curve.points)
-            words = f"{gain.value:+.3g}{known} in {pair}"
-            place = (this.curve.metric, selection.roles.kind(this.curve), largest)
-            said.setdefault(place, []).append(words)
+            place = (this.curve.metric, selection.roles.kind(this.curve), largest_of(this))
+            said.setdefault(place, []).append(f"{gain.value:.3g}{known} in {pair}")
     sentences = []
     for (metric, kind, largest), parts in said.items():
-        data = "matching" if kind in ("balanced", "mixed") else kind if kind != "other" else ""
-        unit = "nats of cross-entropy saved" if metric == LOSS else metric_name(metric)
+        data = "" if kind == "other" else f"on {kind} data "
+        what = "cross-entropy, nats down by" if metric == LOSS else f"{metric_name(metric)} up by"
         sentences.append(
-            f"{data} pretraining on {size(largest)} tokens, against none: {unit} {listed(parts)}"
+            f"Pretraining {data}({short_size(largest)} tokens) against none: {what} {listed(parts)}"
         )
-    text = ". ".join(s.strip()[0].upper() + s.strip()[1:] for s in sentences)
+    text = ". ".join(sentences)
     if not text:
         return "No run without pretraining to compare with: what pretraining buys cannot be told."
     return f"{text}. {_worth(selection, advice)}"
+
+
+def largest_of(this: CurveFit) -> float:
+    return max(p.x for p in this.curve.points)
 
 
 def _worth(selection: Selection, advice: Advice | None) -> str:
@@ -134,18 +135,23 @@ def _laws(selection: Selection) -> str:
                     decades.append(this.fit.extrapolation)
         if errors:
             worst = f", at worst {max(errors):.1%}" if len(errors) > 1 else ""
-            said.append(f"{errors and median(errors):.1%} for {metric_name(metric)}{worst}")
-    largest = max(p.x for this in selection.curve_fits for p in this.curve.points)
-    limit = f"Beyond {size(largest)} tokens nothing was checked."
+            said.append(f"{errors and median(errors):.1%} for {_inside(metric)}{worst}")
+    largest = max(largest_of(this) for this in selection.curve_fits)
+    limit = f"Beyond {short_size(largest)} tokens nothing was checked."
     if not said:
         return f"Too few pretraining sizes for a law that could be checked. {limit}"
     predictable = sum(word == "predictable" for word in words)
     on = math.fsum(decades) / len(decades)
     return (
         f"Fitted to the smallest sizes, laws meet the largest, {on:.1f} decades on, within "
-        f"{listed(said)}{' (medians)' if len(words) > 2 else ''}; {predictable} of {len(words)} "
-        f"curves are predictable. {limit}"
+        f"{listed(said)}{' (medians)' if len(words) > 2 else ''}; predictable: {predictable} of "
+        f"{len(words)} {'curve' if len(words) == 1 else 'curves'}. {limit}"
     )
+
+
+def _inside(metric: str) -> str:
+    """Its name inside a sentence."""
+    return "cross-entropy" if metric == LOSS else metric_name(metric)
 
 
 def _short(value: float) -> float:

@@ -111,9 +111,7 @@ def judge_claims(evidence: Evidence) -> tuple[list[Claim], list[str]]:
     for text in _TEXTS:
         findings = tuple(text.judge(evidence, pair) for pair in evidence.pairs)
         if text.named and text.named not in evidence.pairs:
-            needed = f"the paper says it of {text.named}: add that pair"
-            if len(findings):
-                needed += "; what other pairs show stands beside"
+            needed = f"{text.named}, the pair that the paper says it of"
             found.append(_claim(text, OPEN, findings, needed))
         else:
             deciding = [f for f in findings if not text.named or f.pair == text.named]

@@ -9,13 +9,17 @@ within a run the step with the lowest one, and for each (curve, D_p) the rate wi
 over seeds (Isik et al., arXiv 2402.04177, take the best of 5 rates). All rates stay in the table.
 A best rate at the edge of a grid of several is flagged: the point may be under-tuned, and
 under-tuned points bend laws.
+
+How much seeds differ is a property of the finetuning: `seed_noise` among a curve's facts is the
+spread among seeds at one place (of the same data and D_p), pooled over all data and the baseline of
+its task, pool and metric.
 """
 
 import csv
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +169,32 @@ def curves_of(
                         },
                     )
                 )
-    return curves
+    return _with_seed_noise(curves)
+
+
+def _with_seed_noise(curves: Sequence[Curve]) -> list[Curve]:
+    """Adds (standard deviation, degrees of freedom) to the facts of curves with seeds to tell."""
+    places: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def group(curve: Curve) -> tuple:
+        key = curve.key
+        return key["model"], key["task"], key["finetune_examples"], curve.metric
+
+    for curve in curves:
+        here = places[group(curve)]
+        for p in curve.points:
+            here[curve.key["pretrain_data"], p.x].append(p.value)
+        here["", 0] = [p.value for p in curve.baseline]  # the same for all data
+    found = []
+    for curve in curves:
+        repeated = [v for v in places[group(curve)].values() if len(v) > 1]
+        df = sum(len(v) - 1 for v in repeated)
+        if df:
+            squares = math.fsum(float(np.var(v)) * len(v) for v in repeated)
+            noise = (float(f"{math.sqrt(squares / df):.10g}"), df)
+            curve = replace(curve, facts={**curve.facts, "seed_noise": noise})
+        found.append(curve)
+    return found
 
 
 def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str, Any]]:

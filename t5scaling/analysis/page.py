@@ -35,6 +35,7 @@ from t5scaling.analysis.harvest import RunRecord
 from t5scaling.analysis.markup import bullets, folded, hours
 from t5scaling.analysis.page_style import CSS
 from t5scaling.analysis.selection import Selection
+from t5scaling.analysis.style import short_size
 from t5scaling.analysis.tables import listed, metric_name, size
 
 
@@ -50,7 +51,7 @@ def build(
     study = str(curve_fits[0].curve.facts["study"])
     limits = "".join(f"<p>{escape(s)}</p>" for s in sentences.about_study(runs, curve_fits))
     sections = [
-        ("claims", "The paper's claims, judged here", _claims(runs, rows, curve_fits)),
+        ("claims", "The paper's claims", _claims(runs, rows, curve_fits)),
         ("pay", "What to pay for", _advice(selection, advice)),
         ("figures", "Figures", _figures(figures)),
         (
@@ -129,9 +130,10 @@ def _one_line(study, runs, curve_fits, selection: Selection) -> str:
     done = sum(run.done for run in runs)
     spent = sum(run.device_seconds for run in runs)
     sets = f"{len(data)} pretraining data sets" if len(data) > 1 else "one pretraining data set"
+    model = listed([short_size(n) for n in parameters])
     return (
-        f"Study “{study}”: T5 of {listed([f'{n:,}' for n in parameters])} parameters, {pairs}, "
-        f"{sets} of up to {size(largest)} tokens, {done} runs"
+        f"Study “{study}”: T5 of {model} parameters, {pairs}, "
+        f"{sets} of up to {short_size(largest)} tokens, {done} runs"
         + (f", {hours(spent)} of device time." if spent else ".")
     )
 

@@ -24,7 +24,7 @@ a { color: #00609a; }
 .key i.hollow { background: #fff; border: 2px solid #1a1a1a; }
 .panels { display: grid; gap: .5rem 1.1rem; grid-template-rows: repeat(2, auto);
   grid-auto-flow: column; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
-.panels.many { grid-auto-flow: row; grid-template-rows: none; }
+.panels.rows { grid-auto-flow: row; grid-template-rows: none; }
 .panel { margin: 0; min-width: 0; }
 .panel.none { color: var(--quiet); font-size: .8rem; align-self: center; }
 .panel figcaption { font-size: .85rem; color: #333; line-height: 1.25; margin: 0 0 .3rem; }
@@ -91,6 +91,7 @@ details > details { margin-left: 1rem; }
   .panel figcaption { font-size: .72rem; margin: 0; white-space: nowrap; overflow: hidden;
     text-overflow: ellipsis; }
   .plot { height: 5.4rem; margin: .3rem 2.7rem 1rem 1.9rem; font-size: 11px; }
+  .fine { font-size: .72rem; line-height: 1.25; margin: .1rem 0; }
   .answers { gap: .3rem; } .answers p { font-size: .85rem; line-height: 1.32; }
   .answers h2 { font-size: .8rem; }
 }

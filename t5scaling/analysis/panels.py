@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 
 from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.evidence import LOSS, means
+from t5scaling.analysis.evidence import BLEU, CHRF, LOSS, means
 from t5scaling.analysis.roles import OTHER, ROLES
 from t5scaling.analysis.selection import Selection
 from t5scaling.analysis.style import TEXT_COLOURS, role_colour, short_size
@@ -48,9 +48,11 @@ def _grid(selection: Selection, pools) -> str:
         if any(pair):
             columns += 1
             panels += [one or '<div class="panel none">not measured</div>' for one in pair]
-    many = " many" if columns > 4 else ""
-    style = f"--columns:{min(columns, 4)}"
-    return f'<div class="panels{many}" style="{style}">{"".join(panels)}</div>'
+    # Tasks stand side by side, their two metrics above each other; one task alone, or many, row by
+    # row.
+    rows = " rows" if columns == 1 or columns > 4 else ""
+    style = f"--columns:{columns if 1 < columns <= 4 else 2 if columns == 1 else 4}"
+    return f'<div class="panels{rows}" style="{style}">{"".join(panels)}</div>'
 
 
 def _key(selection: Selection) -> str:
@@ -110,6 +112,8 @@ def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> str:
         )
     title, metric_words = selection.roles.pairs.get(task, task), WORDS.get(metric)
     metric_words = metric_words or metric_name(metric)
+    if metric == CHRF and selection.of(task, BLEU):
+        metric_words += " (BLEU is noise)"
     alt = f"{title}, test {metric_words} against D_p: {'; '.join(courses_said)}"
     alt += f"; not pretrained {number(base)}" if base is not None else ""
     ticks = "".join(
