@@ -19,7 +19,7 @@ from t5scaling.analysis.tables import (
     metric_name,
     number,
 )
-from t5scaling.analysis.valuation import Exchange, worth_it
+from t5scaling.analysis.valuation import SHAPELESS, Exchange, worth_it
 
 
 def answers(selection: Selection, advice: Advice | None) -> list[tuple[str, str]]:
@@ -39,14 +39,16 @@ def _gains(selection: Selection, advice: Advice | None) -> str:
             if gain.value is None:
                 continue
             known = f" ({interval(_short(gain.low), _short(gain.high))})" if gain.low else ""
-            place = (this.curve.metric, selection.roles.kind(this.curve), largest_of(this))
+            place = (
+                this.curve.metric, selection.roles.kind(this.curve), short_size(largest_of(this)),
+            )  # fmt: skip
             said.setdefault(place, []).append(f"{gain.value:.3g}{known} in {pair}")
     sentences = []
     for (metric, kind, largest), parts in said.items():
         data = "" if kind == "other" else f"on {kind} data "
         what = "cross-entropy, nats down by" if metric == LOSS else f"{metric_name(metric)} up by"
         sentences.append(
-            f"Pretraining {data}({short_size(largest)} tokens) against none: {what} {listed(parts)}"
+            f"Pretraining {data}({largest} tokens) against none: {what} {listed(parts)}"
         )
     text = ". ".join(sentences)
     if not text:
@@ -130,7 +132,7 @@ def _laws(selection: Selection) -> str:
                 continue
             for this in selection.of(task, metric):
                 words.append(this.verdict.word)
-                if this.fit and this.fit.held_out:
+                if this.fit and this.fit.held_out and this.verdict.word not in SHAPELESS:
                     errors.append(abs(this.fit.held_out_sizes[-1].relative_error))
                     decades.append(this.fit.extrapolation)
         if errors:
@@ -141,11 +143,13 @@ def _laws(selection: Selection) -> str:
     if not said:
         return f"Too few pretraining sizes for a law that could be checked. {limit}"
     predictable = sum(word == "predictable" for word in words)
+    shapeless = sum(word in SHAPELESS for word in words)
+    none = f", {shapeless} have no shape for a law" if shapeless else ""
     on = math.fsum(decades) / len(decades)
     return (
         f"Fitted to the smallest sizes, laws meet the largest, {on:.1f} decades on, within "
         f"{listed(said)}{' (medians)' if len(words) > 2 else ''}; predictable: {predictable} of "
-        f"{len(words)} {'curve' if len(words) == 1 else 'curves'}. {limit}"
+        f"{len(words)} {'curve' if len(words) == 1 else 'curves'}{none}. {limit}"
     )
 
 

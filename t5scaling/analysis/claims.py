@@ -11,8 +11,8 @@ For one language pair:
 (a) Aligned curves vote. Of cross-entropy: for, if it improves; against, if it breaks. Of the score:
     for, if it is predictable; against, if it breaks or improves otherwise than the log-law says.
     The majority of the votes decides.
-(b) Of aligned data, cross-entropy and score vote. Gains are those of the largest D_p over none, in
-    the smallest and in the largest pool. For: the 90 % interval of the difference of the two gains
+(b) Of balanced data (mixed ones where there are none), cross-entropy and score vote. Gains are
+    those of the largest D_p over none, in the smallest and in the largest pool. For: the 90 % interval of the difference of the two gains
     lies above 0, and the gain in the largest pool is nearly none: below NEARLY_NONE of that in the
     smallest, or no more than the smallest difference with a meaning. Against: that interval lies
     below 0, or the gain in the largest pool is above NEARLY_NONE by the whole of its interval.
@@ -52,8 +52,8 @@ from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.diagnosis import DOES_NOT, IMPROVES, relate
 from t5scaling.analysis.evidence import BLEU, LOSS, Evidence, Range, better, majority, means
 from t5scaling.analysis.laws import LOWER_IS_BETTER
-from t5scaling.analysis.roles import ALIGNED, BALANCED, SOURCE, TARGET, UNRELATED
-from t5scaling.analysis.tables import interval, metric_name, number, size
+from t5scaling.analysis.roles import ALIGNED, BALANCED, MIXED, SOURCE, TARGET, UNRELATED
+from t5scaling.analysis.tables import interval, metric_name, size
 from t5scaling.analysis.valuation import worth_it
 from t5scaling.analysis.verdict import resolution_of
 
@@ -189,7 +189,7 @@ def _held_out(scores: Sequence[CurveFit]) -> list[str]:
     errors = sorted(fit.held_out_error for fit in fits)
     points = [p for fit in fits for p in fit.held_out]
     inside = sum(p.inside for p in points)
-    spread = number(errors[0]) if len(errors) == 1 else f"{interval(errors[0], errors[-1])}"
+    spread = f"{errors[0]:.2g}" + (f" to {errors[-1]:.2g}" if len(errors) > 1 else "")
     return [
         f"its error on held-out sizes is {spread} (root mean square of logs; the paper: at most "
         f"{PAPER_ERROR}), and {inside} of {len(points)} held-out points lie in its 90 % interval"
@@ -203,8 +203,9 @@ def _pools_matter(evidence: Evidence, pair: str) -> Finding:
     votes, said, needed = [], [], []
     score = evidence.score(pair)
     for metric in [LOSS] + ([score] if score else []):
-        for data in _by_data(evidence.of(pair, metric, ALIGNED)):
-            vote, words, need = _gains_shrink(evidence, data)
+        matched = evidence.of(pair, metric, {BALANCED}) or evidence.of(pair, metric, {MIXED})
+        for curves in _by_data(matched)[:1]:
+            vote, words, need = _gains_shrink(evidence, curves)
             votes.append(vote)
             said += words
             needed += [need] if vote is None and need else []
@@ -256,7 +257,7 @@ def _factor(this: CurveFit) -> str:
     base, best = this.curve.baseline_value, list(means(this).values())[-1]
     if not this.curve.metric.startswith(BLEU) or not base:
         return ""
-    return f", {number(best / base)}-fold"
+    return f", {best / base:.2g}-fold"
 
 
 # (c), (d) data that do not match
@@ -318,7 +319,7 @@ def _courses(evidence: Evidence, curves: Sequence[CurveFit]) -> str:
         values = [v for x, v in means(this).items() if x]
         said.setdefault(
             evidence.words(this),
-            f"{number(values[0])} to {number(values[-1])}, {this.verdict.word or 'no verdict'}",
+            f"{values[0]:.3g} to {values[-1]:.3g}, {this.verdict.word or 'no verdict'}",
         )
     return " (" + "; ".join(f"{name}: {words}" for name, words in said.items()) + ")"
 
@@ -421,8 +422,8 @@ def _precision_drives(evidence: Evidence, pair: str) -> Finding:
             evidence, pair, None)  # fmt: skip
         return _finding(pair, None, [said], needed)
     said = [
-        f"brevity penalty {number(float(np.mean(penalties)))} on average "
-        f"({interval(min(penalties), max(penalties))} over {len(penalties)} points)",
+        f"brevity penalty {np.mean(penalties):.3g} on average ({min(penalties):.3g} to "
+        f"{max(penalties):.3g} over {len(penalties)} points)",
         f"n-gram precisions make {np.nanmedian(shares):.0%} of the changes of log BLEU from size "
         f"to size (median of {len(shares)} curves; {np.nanmin(shares):.0%} to "
         f"{np.nanmax(shares):.0%}), the penalty the rest",

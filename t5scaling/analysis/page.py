@@ -115,8 +115,8 @@ def _first_screen(
         f"<h1>How much does more pretraining data buy {what}, and which data?</h1>\n"
         f'<p class="lead">{escape(_one_line(study, runs, curve_fits, selection))}</p>\n'
         f"{panels.main_figure(selection)}"
-        f'<p class="quiet fine">Test set, {escape(pool)}; across: D_p, text tokens of pretraining '
-        "(log scale).</p>"
+        f'<p class="quiet fine">Test set, {escape(pool)}. Across: D_p, text tokens of pretraining '
+        "(log scale). Cross-entropy in nats per target token.</p>"
         f'<div class="answers">{answered}</div>{others}'
     )
 
@@ -147,6 +147,8 @@ def _figures(figures: Sequence[StudyFigure]) -> str:
     """Metrics against D_p with their laws; what advice rests on is folded behind them."""
     curves = [figure for figure in figures if figure.curve_fits]
     behind = [figure for figure in figures if not figure.curve_fits]
+    if not figures:
+        return ""
     html = "".join(map(_figure, curves))
     more = f'<div class="figures">{"".join(map(_figure, behind))}</div>'
     return (

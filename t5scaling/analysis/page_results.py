@@ -34,7 +34,7 @@ def overview(curve_fits: Sequence[CurveFit]) -> str:
 
 def results(curve_fits: Sequence[CurveFit]) -> str:
     """One table per (data, task, pool): D_p down, metrics across."""
-    html = []
+    by_task: dict[str, list[str]] = {}
     for place, members in by_place(curve_fits):
         curves = [this.curve for this in members]
         held_out = {
@@ -57,11 +57,14 @@ def results(curve_fits: Sequence[CurveFit]) -> str:
         alignment = curves[0].facts.get("alignment")
         score = f", alignment score {alignment:g}" if alignment is not None else ""
         shown = table(head, rows, numbers=range(1, len(curves) + 1), marks=marks)
-        html.append(folded(f"{place}{score}", shown))
+        by_task.setdefault(curves[0].key["task"], []).append(
+            f"<h3>{escape(place)}{score}</h3>{shown}"
+        )
     note = "Shaded: held out from the fits. Means over seeds."
     if any(p.at_edge for t in curve_fits for p in (*t.curve.points, *t.curve.baseline)):
         note += " * the best learning rate is at the edge of its grid: possibly under-tuned."
-    return "".join(html) + f'<p class="quiet">{note}</p>'
+    html = [folded(f"{task}: {len(t)} tables", "".join(t)) for task, t in by_task.items()]
+    return f'<p class="quiet">{note}</p>' + "".join(html)
 
 
 def all_rates(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -87,11 +90,16 @@ def all_rates(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def laws(curve_fits: Sequence[CurveFit]) -> str:
-    """What each curve says, its law, and what was held out; folded, one for each curve."""
+    """What each curve says, its law, and what was held out; folded, by task."""
+    by_task: dict[str, list[str]] = {}
+    for this in curve_fits:
+        head = f"{escape(metric_name(this.curve.metric))}: {escape(place_of(this))} {word(this)}"
+        by_task.setdefault(this.curve.key["task"], []).append(
+            f"<details><summary>{head}</summary>{_law(this)}</details>"
+        )
     return "".join(
-        f"<details><summary>{escape(metric_name(this.curve.metric))}: {escape(place_of(this))} "
-        f"{word(this)}</summary>{_law(this)}</details>"
-        for this in curve_fits
+        folded(f"{task}: {len(found)} curves", "".join(found))
+        for task, found in sorted(by_task.items())
     )
 
 

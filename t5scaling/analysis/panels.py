@@ -22,7 +22,7 @@ from t5scaling.analysis.verdict import resolution_of
 
 BASELINE = "#5A5A5A"
 LABEL_GAP = 15.0  # percent of the panel's height that a line of text takes on a phone
-WORDS = {LOSS: "cross-entropy, nats per token"}
+WORDS = {LOSS: "cross-entropy"}
 
 
 def main_figure(selection: Selection) -> str:
@@ -217,11 +217,11 @@ def _point(selection: Selection, this: CurveFit, x, value, axis: _Axis, colour: 
 def _apart(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
     """The labels moved up and down until they do not lie over each other."""
     placed = sorted(labels)
-    gap = min(LABEL_GAP, 112.0 / max(len(placed), 1))
+    gap = min(LABEL_GAP, 108.0 / max(len(placed), 1))
     tops = [top for top, _, _ in placed]
     for i in range(1, len(tops)):
         tops[i] = max(tops[i], tops[i - 1] + gap)
-    lowest = 106.0
+    lowest = 97.0  # below stands the size of the last point
     for i in reversed(range(len(tops))):
         tops[i] = min(tops[i], lowest)
         lowest = tops[i] - gap
