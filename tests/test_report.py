@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -124,7 +125,12 @@ def test_fits_file(study):
 def test_page_is_self_contained_and_says_what_is_so(study):
     folder, html, _ = study
     assert "<script" not in html
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
+    assert not re.findall(r"""src=["'](?!data:)""", html)
+    links = set(re.findall(r"""href=["']([^"'#]+)""", html))
+    assert links == {"https://arxiv.org/abs/2402.04177"}  # to follow, not to load
+    assert set(re.findall(r"""href=["']#([^"']+)""", html)) == set(
+        re.findall(r'<section id="(\w+)', html)
+    )
     assert "url(" not in html
     shown = len(list((folder / "figures").glob("*.svg")))
     assert html.count("data:image/svg+xml;base64,") == shown > 3
@@ -136,7 +142,7 @@ def test_page_is_self_contained_and_says_what_is_so(study):
         "1 not finished", "NaN &lt;in&gt; the loss", "edge of its grid", "decades further",
         "470,000", "1,280,000", "tok:13a", "without pretraining it is 6.55",
         "What to pay for", "Is pretraining worth it? yes", "one more pretraining token replaces",
-        "No forecast: no law should be read into this curve", "BLEU and Cross-entropy DISAGREE",
+        "No forecast: no law should be read into this curve", "chrF and Cross-entropy DISAGREE",
         "assumed (a finetuning costs 1 unit",
     ):  # fmt: skip
         assert part in text, part
@@ -159,9 +165,9 @@ def test_figures(study):
     folder, _, _ = study
     names = {file.name for file in (folder / "figures").iterdir()}
     by_pool = {name for name in names if "--techdoc_span_en50_de50--tiny." in name}
-    assert len(by_pool) == 9
-    for kind in ("joint--", "rollout--cross_entropy", "families--bleu",
-                 "bleu--against--cross_entropy"):  # fmt: skip
+    assert len(by_pool) == 6  # cross-entropy and chrF: BLEU is noise
+    for kind in ("joint--", "rollout--cross_entropy", "families--chrf",
+                 "chrf--against--cross_entropy"):  # fmt: skip
         assert {f"{kind}*.{e}" for e in ("png", "svg", "csv")} == {
             f"{kind}*.{name.rsplit('.', 1)[1]}" for name in names if name.startswith(kind)
         }, kind
@@ -356,3 +362,33 @@ def test_what_bleu_is_made_of_is_tabulated_and_not_fitted(tmp_path):
     }  # fmt: skip
     assert {c.metric for c in curves_of(rows)} == {"cross_entropy", "bleu", "chrf"}
     assert parts.keys() < {c.metric for c in curves_of(rows, parts=True)}
+
+
+def test_first_screen_asks_shows_and_answers(study):
+    _, html, _ = study
+    header = html.split("<main>")[0]
+    order = ["How much does more pretraining data buy", 'class="panels', "What it buys", "<nav"]
+    places = [header.index(part) for part in order]
+    assert places == sorted(places)
+    answers = header[places[2] :]
+    assert "Pretraining on balanced data (2.4M tokens) against none: cross-entropy" in answers
+    assert "which data are best cannot be told" in answers
+    assert "Beyond 2.4M tokens nothing was checked" in answers
+    assert header.count('<figure class="panel"') == 4  # two metrics, and again in the other pool
+    assert header.count('fill="#fff"') == 8  # held out: two sizes of each
+    assert "chrF (BLEU is noise)" in header and "not pretrained: 6.22" in header
+
+
+def test_headings_are_in_order(study):
+    _, html, _ = study
+    levels = [int(level) for level in re.findall(r"<h(\d)", html)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_costs_by_kind_of_run(study):
+    _, html, _ = study
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.split("What it cost")[1].split("</table>")[0])
+    assert cells[:7] == ["pretrain", "1", "1", "0", "0 s", "0 s", "0 s"]
+    assert cells[7:11] == ["finetune", "30", "28", "3,600"]
+    assert cells[11] == "24.0 min"

@@ -72,7 +72,7 @@ def _worth(selection: Selection, advice: Advice | None) -> str:
             )
     if told:
         return f"There a pretraining token replaces this many finetuning tokens: {listed(told)}."
-    return "What that is in finetuning data cannot be told from these pools."
+    return "Its worth in finetuning data: not told by these pools."
 
 
 def exchange_of(selection: Selection, advice: Advice | None, task: str) -> Exchange | None:

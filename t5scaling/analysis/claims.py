@@ -12,11 +12,12 @@ For one language pair:
     for, if it is predictable; against, if it breaks or improves otherwise than the log-law says.
     The majority of the votes decides.
 (b) Of balanced data (mixed ones where there are none), cross-entropy and score vote. Gains are
-    those of the largest D_p over none, in the smallest and in the largest pool. For: the 90 % interval of the difference of the two gains
-    lies above 0, and the gain in the largest pool is nearly none: below NEARLY_NONE of that in the
-    smallest, or no more than the smallest difference with a meaning. Against: that interval lies
-    below 0, or the gain in the largest pool is above NEARLY_NONE by the whole of its interval.
-    Nobody votes if the runs draw hardly more from the largest pool than from the smallest.
+    those of the largest D_p over none, in the smallest and in the largest pool. For: the 90 %
+    interval of the difference of the two gains lies above 0, and the gain in the largest pool is
+    nearly none: below NEARLY_NONE of that in the smallest, or no more than the smallest difference
+    with a meaning. Against: that interval lies below 0, or the whole interval of the gain in the
+    largest pool lies above that. Nobody votes if a run draws less than FARTHER times as many
+    examples from the largest pool as from the smallest.
 (c) Curves of source-only and unrelated data vote: for, if the score breaks while cross-entropy
     improves; against, if the score improves. The majority decides; target-only data must not break
     in the majority of theirs. The paper says it of en-fr: that pair's verdict is the claim's.
@@ -241,7 +242,9 @@ def _gains_shrink(evidence: Evidence, curves: Sequence[CurveFit]) -> tuple[Vote,
     half = math.hypot(small.high - small.value, large.high - large.value)
     shrinks = Range(small.value - large.value, small.value - large.value - half,
                     small.value - large.value + half)  # fmt: skip
-    words[-1] += f"; smaller by {_range(shrinks, sign=False)} in the largest pool"
+    apart = shrinks if shrinks.value >= 0 else Range(-shrinks.value, -shrinks.high, -shrinks.low)
+    words[-1] += f"; {'smaller' if shrinks.value >= 0 else 'larger'} by "
+    words[-1] += f"{_range(apart, sign=False)} in the largest pool"
     none = max(NEARLY_NONE * small.value, resolution_of(metric))
     if shrinks.sure < 0 or large.low > none:
         if large.low > none and shrinks.sure > 0:

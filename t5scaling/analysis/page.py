@@ -113,16 +113,16 @@ def _first_screen(
     what = "in translation" if translates else "downstream"
     return (
         f"<h1>How much does more pretraining data buy {what}, and which data?</h1>\n"
-        f'<p class="lead">{escape(_one_line(study, runs, curve_fits, selection))}</p>\n'
+        f'<p class="lead">{_one_line(study, runs, curve_fits, selection)}</p>\n'
         f"{panels.main_figure(selection)}"
-        f'<p class="quiet fine">Test set, {escape(pool)}. Across: D_p, text tokens of pretraining '
-        "(log scale). Cross-entropy in nats per target token.</p>"
+        f'<p class="quiet fine">Test set, {escape(pool)}; nats per target token; across: D_p, '
+        "text tokens of pretraining.</p>"
         f'<div class="answers">{answered}</div>{others}'
     )
 
 
 def _one_line(study, runs, curve_fits, selection: Selection) -> str:
-    """The study and its size."""
+    """The study and its size, as HTML; a phone shows the first half."""
     parameters = sorted({int(this.curve.facts["parameters"]) for this in curve_fits})
     data = {this.curve.key["pretrain_data"] for this in curve_fits}
     largest = max(p.x for this in curve_fits for p in this.curve.points)
@@ -131,11 +131,9 @@ def _one_line(study, runs, curve_fits, selection: Selection) -> str:
     spent = sum(run.device_seconds for run in runs)
     sets = f"{len(data)} pretraining data sets" if len(data) > 1 else "one pretraining data set"
     model = listed([short_size(n) for n in parameters])
-    return (
-        f"Study “{study}”: T5 of {model} parameters, {pairs}, "
-        f"{sets} of up to {short_size(largest)} tokens, {done} runs"
-        + (f", {hours(spent)} of device time." if spent else ".")
-    )
+    first = f"Study “{study}”: T5 of {model} parameters, {pairs}, {sets} of up to "
+    more = f", {done} runs" + (f", {hours(spent)} of device time" if spent else "")
+    return f'{escape(first)}{short_size(largest)} tokens<span class="more">{escape(more)}</span>.'
 
 
 def _claims(runs, rows, curve_fits: Sequence[CurveFit]) -> str:

@@ -84,16 +84,17 @@ details > details { margin-left: 1rem; }
 
 @media (max-width: 44rem) {
   body { padding: .6rem .8rem 3rem; font-size: 15px; }
-  h1 { font-size: 1.12rem; } .lead { font-size: .8rem; line-height: 1.3; margin-bottom: .25rem; }
+  h1 { font-size: 1.02rem; } .lead .more { display: none; } .lead { font-size: .8rem; line-height: 1.3; margin-bottom: .25rem; }
   .key { font-size: .74rem; gap: 0 .7rem; line-height: 1.4; }
   .panels { grid-auto-flow: row; grid-template-rows: none; gap: .1rem .4rem;
     grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .panel figcaption { font-size: .72rem; margin: 0; white-space: nowrap; overflow: hidden;
     text-overflow: ellipsis; }
-  .plot { height: 5.4rem; margin: .3rem 2.7rem 1rem 1.9rem; font-size: 11px; }
+  .plot { height: 4.5rem; margin: .25rem 2.7rem .95rem 1.9rem; font-size: 11px; }
   .fine { font-size: .72rem; line-height: 1.25; margin: .1rem 0; }
-  .answers { gap: .3rem; } .answers p { font-size: .85rem; line-height: 1.32; }
-  .answers h2 { font-size: .8rem; }
+  .answers { gap: .25rem; } .answers div { padding-left: .5rem; }
+  .answers p { font-size: .8rem; line-height: 1.27; margin: 0; }
+  .answers h2 { font-size: .78rem; line-height: 1.3; }
 }
 @media print {
   body { max-width: none; font-size: 11pt; padding: 0; }

@@ -165,7 +165,7 @@ def _range(values: Sequence[float], metric: str) -> tuple[float, float]:
     missing = max(0.0, 2 * resolution_of(metric) - (high - low))
     low, high = low - missing / 2, high + missing / 2
     margin = 0.07 * (high - low) or 0.07 * abs(high) or 1.0
-    return (min(values) and low - margin if min(values) < margin else low - margin), high + margin
+    return low - margin, high + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:
