@@ -84,7 +84,8 @@ details > details { margin-left: 1rem; }
 
 @media (max-width: 44rem) {
   body { padding: .6rem .8rem 3rem; font-size: 15px; }
-  h1 { font-size: 1.02rem; } .lead .more { display: none; } .lead { font-size: .8rem; line-height: 1.3; margin-bottom: .25rem; }
+  h1 { font-size: 1.02rem; } .lead .more { display: none; }
+  .lead { font-size: .8rem; line-height: 1.3; margin-bottom: .25rem; }
   .key { font-size: .74rem; gap: 0 .7rem; line-height: 1.4; }
   .panels { grid-auto-flow: row; grid-template-rows: none; gap: .1rem .4rem;
     grid-template-columns: repeat(2, minmax(0, 1fr)); }
