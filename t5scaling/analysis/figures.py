@@ -210,9 +210,9 @@ def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -
 
 
 def _grid(this: CurveFit) -> np.ndarray:
-    """200 sizes over all points of the curve; the last fitted size is one of them."""
+    """80 sizes over all points of the curve; the last fitted size is one of them."""
     sizes = [p.x for p in this.curve.points]
-    ends = np.geomspace(min(sizes), max(sizes), 200)
+    ends = np.geomspace(min(sizes), max(sizes), 80)
     return np.unique(np.append(ends, this.fit.x.max()))
 
 

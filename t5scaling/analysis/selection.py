@@ -6,8 +6,8 @@ curves. The report draws and advises on
 - cross-entropy and one score of each task: BLEU where its models translate, else chrF, else BLEU,
   else the task's first score;
 - one finetuning pool of each task, the fullest: that with the most measurements, of equals the
-  largest, which is what somebody with the data would use; and, of data that match the task, all
-  pools, since they alone tell what a pool is worth.
+  largest, which is what somebody with the data would use; and all pools of the data that match the
+  task best, to tell what a pool is worth.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.evidence import BLEU, CHRF, LOSS, translates
 from t5scaling.analysis.laws import LOWER_IS_BETTER
-from t5scaling.analysis.roles import ALIGNED, BALANCED, MIXED, OTHER, Roles
+from t5scaling.analysis.roles import BALANCED, MIXED, Roles
 
 PREFERRED = (BALANCED, MIXED)  # of the data that match a task, in this order
 
@@ -84,7 +84,10 @@ class Selection:
             return curve.metric == LOSS
         if curve.metric not in (LOSS, self.scores[key["task"]]):
             return False
-        return self.in_main_pool(curve) or self.roles.kind(curve) in ALIGNED | {OTHER}
+        best = self.headline(key["task"])[:1]
+        return self.in_main_pool(curve) or any(
+            this.curve.key["pretrain_data"] == key["pretrain_data"] for this in best
+        )
 
     def in_main_pool(self, curve: Curve) -> bool:
         return curve.key["finetune_examples"] == self.pools.get(curve.key["task"])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -87,7 +88,21 @@ def save(page: Figure, stem: Path) -> None:
         ):
             buffer = io.BytesIO()
             page.savefig(buffer, format=ending, **options)
-            write_atomically(stem.with_name(f"{stem.name}.{ending}"), buffer.getvalue())
+            content = buffer.getvalue()
+            if ending == "svg":
+                content = _shorter_paths(content.decode()).encode()
+            write_atomically(stem.with_name(f"{stem.name}.{ending}"), content)
+
+
+def _shorter_paths(svg: str) -> str:
+    """Coordinates of paths to a tenth of a point: nobody sees more, and a page holds many."""
+
+    def rounded(path: re.Match) -> str:
+        return re.sub(
+            r"-?\d+\.\d+", lambda n: f"{float(n.group()):.1f}".removesuffix(".0"), path.group()
+        )
+
+    return re.sub(r'\bd="[^"]*"', rounded, svg)
 
 
 def save_rows(rows: Iterable[Sequence], stem: Path) -> None:
