@@ -1,6 +1,7 @@
 """A study packed, opened elsewhere and reported again."""
 
 import io
+import shutil
 import tarfile
 
 import pytest
@@ -71,3 +72,13 @@ def test_what_is_no_archive_or_would_be_lost(study, tmp_path):
     with pytest.raises(UserError, match="differs from the archive"):
         archive.opened(str(packed))
     assert folder
+
+
+def test_a_study_without_run_directories(study, tmp_path):
+    shutil.rmtree(study / "runs")
+    packed = archive.export(str(study), str(tmp_path / "published.tar.gz"))
+    opened = tmp_path / "published"
+    assert archive.opened(str(packed)) == str(opened)
+    before = (opened / "report.html").read_bytes()
+    report.report(opened)
+    assert (opened / "report.html").read_bytes() == before

@@ -3,22 +3,24 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from rich.console import Console
 
 from t5scaling.analysis.curves import curves_of, read_results
-from t5scaling.analysis.harvest import COLUMNS, harvest
+from t5scaling.analysis.harvest import COLUMNS, harvest, read_runs
 from t5scaling.analysis.report import report
 from t5scaling.analysis.style import short_size
 from t5scaling.analysis.tables import size
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
 
-PRODUCTS = ("results.csv", "fits.json", "report.html")
+PRODUCTS = ("results.csv", "runs.jsonl", "fits.json", "report.html")
 
 
 def quiet():
@@ -54,8 +56,9 @@ def test_results_table(study):
     rows = rows_of(folder)
     assert tuple(rows[0]) == COLUMNS
     # sizes x pools x rates x splits x metrics; nothing of unfinished, failed, or pretraining runs
-    assert len(rows) == 7 * 2 * 2 * 2 * 3
-    assert {row["metric"] for row in rows} == {"cross_entropy", "bleu", "chrf"}
+    assert len(rows) == 7 * 2 * 2 * 2 * 4
+    metrics = {"cross_entropy", "bleu", "bleu_brevity_penalty", "chrf"}
+    assert {row["metric"] for row in rows} == metrics
     row = next(
         r for r in rows
         if (r["pretrain_tokens"], r["finetune_examples"], r["learning_rate"], r["split"])
@@ -73,7 +76,7 @@ def test_results_table(study):
 def test_same_runs_same_bytes(study, tmp_path):
     folder, _, _ = study
     before = digests(folder)
-    assert len(before) == 3 + 3 * len(list((folder / "figures").glob("*.svg")))
+    assert len(before) == 4 + 3 * len(list((folder / "figures").glob("*.svg")))
     report(folder, screen=quiet())
     assert digests(folder) == before
     again = write_study(tmp_path)
@@ -122,7 +125,12 @@ def test_fits_file(study):
 def test_page_is_self_contained_and_says_what_is_so(study):
     folder, html, _ = study
     assert "<script" not in html
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", html)
+    assert not re.findall(r"""src=["'](?!data:)""", html)
+    links = set(re.findall(r"""href=["']([^"'#]+)""", html))
+    assert links == {"https://arxiv.org/abs/2402.04177"}  # to follow, not to load
+    assert set(re.findall(r"""href=["']#([^"']+)""", html)) == set(
+        re.findall(r'<section id="(\w+)', html)
+    )
     assert "url(" not in html
     shown = len(list((folder / "figures").glob("*.svg")))
     assert html.count("data:image/svg+xml;base64,") == shown > 3
@@ -134,7 +142,7 @@ def test_page_is_self_contained_and_says_what_is_so(study):
         "1 not finished", "NaN &lt;in&gt; the loss", "edge of its grid", "decades further",
         "470,000", "1,280,000", "tok:13a", "without pretraining it is 6.55",
         "What to pay for", "Is pretraining worth it? yes", "one more pretraining token replaces",
-        "No forecast: no law should be read into this curve", "BLEU and Cross-entropy DISAGREE",
+        "No forecast: no law should be read into this curve", "chrF and Cross-entropy DISAGREE",
         "assumed (a finetuning costs 1 unit",
     ):  # fmt: skip
         assert part in text, part
@@ -157,9 +165,9 @@ def test_figures(study):
     folder, _, _ = study
     names = {file.name for file in (folder / "figures").iterdir()}
     by_pool = {name for name in names if "--techdoc_span_en50_de50--tiny." in name}
-    assert len(by_pool) == 9
-    for kind in ("joint--", "rollout--cross_entropy", "families--bleu",
-                 "bleu--against--cross_entropy"):  # fmt: skip
+    assert len(by_pool) == 6  # cross-entropy and chrF: BLEU is noise
+    for kind in ("joint--", "rollout--cross_entropy", "families--chrf",
+                 "chrf--against--cross_entropy"):  # fmt: skip
         assert {f"{kind}*.{e}" for e in ("png", "svg", "csv")} == {
             f"{kind}*.{name.rsplit('.', 1)[1]}" for name in names if name.startswith(kind)
         }, kind
@@ -195,7 +203,7 @@ def test_rate_is_chosen_by_validation_not_by_test(tmp_path):
     assert {p.learning_rate for p in curves["bleu"].points} == {0.005}
     assert {p.value for p in curves["bleu"].points} == {1.0}
     assert not any(p.at_edge for p in curves["bleu"].points)
-    assert len(rows_of(tmp_path)) == 5 * 3 * 2 * 3
+    assert len(rows_of(tmp_path)) == 5 * 3 * 2 * 4
 
 
 def test_one_rate_is_no_edge(tmp_path):
@@ -303,3 +311,84 @@ def test_size(value, text):
 )
 def test_short_size(value, text):
     assert short_size(value) == text
+
+
+def test_a_report_needs_no_run_directories(study, tmp_path):
+    """A published study: the tables alone give every file again, byte for byte."""
+    folder, _, _ = study
+    published = tmp_path / "published"
+    published.mkdir()
+    for name in ("results.csv", "runs.jsonl"):
+        shutil.copy(folder / name, published)
+    report(published, screen=quiet())
+    assert digests(published) == digests(folder)
+    (published / "runs.jsonl").unlink()
+    with pytest.raises(UserError, match=r"neither runs/ nor runs\.jsonl"):
+        report(published, screen=quiet())
+
+
+def test_log_of_runs(tmp_path):
+    write_study(tmp_path, sizes=SIZES[:2], pools=(1_000,), rates=(0.005,))
+    reason = f"{tmp_path}/runs/a holds a run (gs://mine/b/c.gin there, runs/here/d.gin now)"
+    write_run(
+        tmp_path, 0, 1_000, 0.1, 0, rates=(0.005,), cross_entropy=1.0, done=False, failure=reason
+    )
+    text = (harvest(tmp_path).parent / "runs.jsonl").read_text()
+    assert str(tmp_path) not in text and "gs://" not in text
+    log = [json.loads(line) for line in text.splitlines()]
+    assert [line["id"] for line in log] == sorted(line["id"] for line in log)
+    assert [(line["done"], line["steps"], line["wall_s"], line["device_s"]) for line in log] == [
+        (True, 120, 50.0, 48.0), (True, 120, 50.0, 48.0), (False, 120, 50.0, 48.0),
+        (True, 0, 0.0, 0.0),
+    ]  # fmt: skip
+    assert log[2]["failure"] == "a holds a run (c.gin there, runs/here/d.gin now)"
+    assert log[0]["record"]["pretrain_languages"] == {"en": 0.5, "de": 0.5}
+    assert [run["id"] for run in read_runs(tmp_path)] == [line["id"] for line in log]
+
+
+def test_what_bleu_is_made_of_is_tabulated_and_not_fitted(tmp_path):
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    for line in lines[1:]:
+        line |= {f"bleu_precision_{n}": 50.0 / n for n in (1, 2, 3, 4)}
+        line |= {"brevity_penalty": 0.9, "brevity_penalty_intl": 0.8}  # the latter has no score
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read_results(harvest(tmp_path))
+    parts = {r["metric"]: r["value"] for r in rows if r["metric"].startswith("bleu_")}
+    assert parts == {
+        "bleu_brevity_penalty": 0.9, "bleu_precision_1": 50.0, "bleu_precision_2": 25.0,
+        "bleu_precision_3": 50 / 3, "bleu_precision_4": 12.5,
+    }  # fmt: skip
+    assert {c.metric for c in curves_of(rows)} == {"cross_entropy", "bleu", "chrf"}
+    assert parts.keys() < {c.metric for c in curves_of(rows, parts=True)}
+
+
+def test_first_screen_asks_shows_and_answers(study):
+    _, html, _ = study
+    header = html.split("<main>")[0]
+    order = ["How much does more pretraining data buy", 'class="panels', "What it buys", "<nav"]
+    places = [header.index(part) for part in order]
+    assert places == sorted(places)
+    answers = header[places[2] :]
+    assert "Pretraining on balanced data (2.4M tokens) against none: cross-entropy" in answers
+    assert "which data are best cannot be told" in answers
+    assert "Beyond 2.4M tokens nothing was checked" in answers
+    assert header.count('<figure class="panel"') == 4  # two metrics, and again in the other pool
+    assert header.count('fill="#fff"') == 8  # held out: two sizes of each
+    assert "chrF (BLEU is noise)" in header and "not pretrained: 6.22" in header
+
+
+def test_headings_are_in_order(study):
+    _, html, _ = study
+    levels = [int(level) for level in re.findall(r"<h(\d)", html)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_costs_by_kind_of_run(study):
+    _, html, _ = study
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.split("What it cost")[1].split("</table>")[0])
+    assert cells[:7] == ["pretrain", "1", "1", "0", "0 s", "0 s", "0 s"]
+    assert cells[7:11] == ["finetune", "30", "28", "3,600"]
+    assert cells[11] == "24.0 min"

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from t5scaling.analysis.advise import Advice, CurveAdvice, label_of
 from t5scaling.analysis.compare import Comparison
 from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.diagnosis import Relation, paired
 from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.next_experiment import Design, candidates, half_width
@@ -26,10 +27,19 @@ from t5scaling.analysis.valuation import Exchange
 Drawn = tuple[str, str, str, Figure, list[list]]  # name, title, caption, page, rows
 
 
-def draw_advice(advice: Advice, folder: Path) -> list[StudyFigure]:
-    """Draws all of them that the advice has content for, as .png, .svg and .csv."""
+def draw_advice(
+    advice: Advice,
+    folder: Path,
+    colour_of: Callable[[Curve], str] | None = None,
+    *,
+    next_runs: bool = True,
+) -> list[StudyFigure]:
+    """Draws all of them that the advice has content for, as .png, .svg and .csv.
+
+    colour_of: as of `figures.draw_all`. next_runs: one more for each curve, on its next run.
+    """
     figures = []
-    for name, title, caption, page, rows in _all(advice):
+    for name, title, caption, page, rows in _all(advice, colour_of, next_runs):
         stem = folder / re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
         save(page, stem)
         save_rows(rows, stem)
@@ -37,7 +47,7 @@ def draw_advice(advice: Advice, folder: Path) -> list[StudyFigure]:
     return figures
 
 
-def _all(advice: Advice) -> Iterator[Drawn]:
+def _all(advice: Advice, colour_of, next_runs: bool) -> Iterator[Drawn]:
     groups: dict[tuple, list[Relation]] = {}
     for relation in advice.relations:
         if len(paired(relation.score, relation.loss)[0]) >= 3:
@@ -46,25 +56,26 @@ def _all(advice: Advice) -> Iterator[Drawn]:
             metrics = relation.score.curve.metric, relation.loss.curve.metric
             groups.setdefault((*metrics, *place), []).append(relation)
     for place, relations in groups.items():
-        yield score_against_loss(place, relations)
+        yield score_against_loss(place, relations, colour_of)
     for members, comparison in advice.comparisons:
         yield families(members, comparison)
         yield rollout(members, comparison)
     for place, exchange, _ in advice.exchanges:
         yield joint(place, exchange)
     for one in advice.curves:
-        if one.next_runs and one.forecast:
+        if next_runs and one.next_runs and one.forecast:
             yield next_run(one, advice)
 
 
-def score_against_loss(place: tuple, relations: Sequence[Relation]) -> Drawn:
+def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=None) -> Drawn:
     """One colour per pretraining data set; the line is the exponential law."""
     score, loss, *rest = place
     rows: list[list] = [["data", "kind", loss, score]]
     with matplotlib.rc_context(STYLE):
         page, axes = _page()
         for i, relation in enumerate(relations):
-            colour = COLOURS[i % len(COLOURS)]
+            curve = relation.score.curve
+            colour = colour_of(curve) if colour_of else COLOURS[i % len(COLOURS)]
             key = relation.score.curve.key
             name = str(key.get("pretrain_data") or " · ".join(map(str, key.values())) or score)
             x, y = paired(relation.score, relation.loss)

@@ -27,7 +27,7 @@ from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.diagnosis import Relation, relations
 from t5scaling.analysis.fit import Fit
 from t5scaling.analysis.fit_table import law_for
-from t5scaling.analysis.harvest import RunRecord, read_runs
+from t5scaling.analysis.harvest import LOG, RunRecord, read_runs
 from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
 from t5scaling.analysis.next_experiment import Cost, Run
 from t5scaling.analysis.tables import (
@@ -134,16 +134,23 @@ def advise_curves(
     cost_per_unit: float | None = None,
     cost_per_run: float | None = None,
     budget: float | None = None,
+    fitted: Sequence[CurveFit] = (),
+    other_pools: Sequence[CurveFit] = (),
 ) -> Advice | None:
-    """The same without printing; None if no curve can be fitted."""
+    """The same without printing; None if no curve can be fitted.
+
+    fitted: fits of `curves` that are at hand. other_pools: curves of pools that only the joint laws
+    of D_p and D_f look at.
+    """
     largest = max(p.x for curve in curves for p in curve.points)
     target = at or TARGET * largest
     cost, source = _cost(storage.path(path), largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
-    fits = []
+    at_hand, fits = {id(this.curve): this for this in fitted}, []
     for curve in curves:
-        law = law_for(curve)
-        fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
+        law, known = law_for(curve), at_hand.get(id(curve))
+        same = known is not None and known.law is law
+        fits.append(known if same else fit_one(curve, law, lower_is_better=law.direction < 0))
     found, comparisons = valuation.outlooks(fits)
     if not any(outlook.fits for outlook in found.values()):
         return None
@@ -171,13 +178,14 @@ def advise_curves(
         )  # fmt: skip
     return Advice(
         target, cost, source, tuple(advised), tuple(_choices(advised, target)),
-        tuple(_exchanges(fits, target, cost, budget)), tuple(relations(fits)), comparisons,
+        tuple(_exchanges([*fits, *other_pools], target, cost, budget)), tuple(relations(fits)),
+        comparisons,
     )  # fmt: skip
 
 
 def _cost(path: storage.AnyPath, largest: float, per_unit, per_run) -> tuple[Cost, str]:
     found = None
-    if (path / "runs").is_dir():
+    if (path / LOG).exists():
         found = _measured_cost(read_runs(path))
     if per_unit or per_run:
         known = found or Cost(0.0, 0.0)
@@ -196,9 +204,8 @@ def _measured_cost(runs: Sequence[RunRecord]) -> Cost | None:
     """Means over the finished runs."""
     tokens = pretraining = 0.0
     finetuning = []
-    done = [run for run in runs if run.done]
-    seconds = storage.at_once(lambda run: run.device_seconds, done)
-    for run, hours in zip(done, (s / 3600 for s in seconds), strict=True):
+    for run in (run for run in runs if run.done):
+        hours = run.device_seconds / 3600
         if run["kind"] == "pretrain":
             pretraining += hours
             tokens += max((r["pretrain_tokens"] for r in runs if r["kind"] == "finetune"

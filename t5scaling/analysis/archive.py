@@ -1,9 +1,9 @@
 """A study as one file: what `report` needs, and no checkpoints.
 
-`NAME.tar.gz` holds, under `NAME/`, the study's gin text, its list of runs, results.csv, fits.json,
-report.html and figures/, and of each run config.gin, run.json, metrics.jsonl, timing.jsonl, DONE or
-FAILED, and the tables of its evaluations; with `predictions`, also what its models answered. The
-same files give the same archive, byte for byte.
+`NAME.tar.gz` holds, under `NAME/`, the study's gin text, its list of runs, results.csv, runs.jsonl,
+fits.json, report.html and figures/, and of each run whose directory is there config.gin, run.json,
+metrics.jsonl, timing.jsonl, DONE or FAILED, and the tables of its evaluations; with `predictions`,
+also what its models answered. The same files give the same archive, byte for byte.
 """
 
 import gzip
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from t5scaling import storage
-from t5scaling.analysis.harvest import RunRecord, read_runs
+from t5scaling.analysis.harvest import LOG, RESULTS, read_directories, results_of
 from t5scaling.errors import UserError
 
 SUFFIX = ".tar.gz"
-_STUDY = ("study.gin", "study.json", "results.csv", "fits.json", "report.html", "figures/*")
+_STUDY = ("study.gin", "study.json", RESULTS, LOG, "fits.json", "report.html", "figures/*")
 _RUN = (
     "config.gin", "run.json", "metrics.jsonl", "timing.jsonl", "DONE", "FAILED",
     "inference_eval/*-metrics.jsonl",
@@ -37,7 +37,11 @@ def export(
     Raises UserError if there is no study, or the archive cannot be written.
     """
     folder = storage.path(study_dir)
-    runs = read_runs(folder)  # there is a study, and its records can be read
+    runs = []
+    if (folder / "runs").is_dir():  # there is a study, and its records can be read
+        runs = [place for place, _ in read_directories(folder)]
+    else:
+        results_of(folder)
     path = storage.path(output or f"{folder}{SUFFIX}")
     if not path.name.endswith(SUFFIX):
         raise UserError(f"{path}: expected a name that ends in {SUFFIX}")
@@ -79,7 +83,9 @@ def opened(path: str) -> str:
         with tarfile.open(file, "r:gz") as tar:
             entries = tar.getmembers()
             tops = {entry.name.split("/")[0] for entry in entries}
-            if len(tops) != 1 or not any(entry.name.endswith("/run.json") for entry in entries):
+            if len(tops) != 1 or not any(
+                entry.name.endswith(("/run.json", f"/{LOG}")) for entry in entries
+            ):
                 raise UserError(f"{path}: no archive of a study (run.py export makes them)")
             (top,) = tops
             for entry in entries:
@@ -92,13 +98,13 @@ def opened(path: str) -> str:
 
 
 def _files(
-    folder: storage.AnyPath, runs: Sequence[RunRecord], predictions: bool
+    folder: storage.AnyPath, runs: Sequence[storage.AnyPath], predictions: bool
 ) -> Iterator[storage.AnyPath]:
     for pattern in _STUDY:
         yield from (file for file in folder.glob(pattern) if file.is_file())
     for run in runs:
         for pattern in _RUN + (_PREDICTIONS if predictions else ()):
-            yield from run.path.glob(pattern)
+            yield from run.glob(pattern)
 
 
 def _refuse_overwriting(folder: Path, tar: tarfile.TarFile, entries: list[tarfile.TarInfo]) -> None:

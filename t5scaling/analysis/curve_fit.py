@@ -78,8 +78,9 @@ def fit_one(
         verdict = Verdict(None, "the shapes are those of curves of one size", 0.0, noise)
     else:
         verdict = judge(
-            x, y, lower_is_better=lower_is_better, resolution=resolution_of(curve.metric), fit=fit
-        )
+            x, y, lower_is_better=lower_is_better, resolution=resolution_of(curve.metric), fit=fit,
+            seed_noise=curve.facts.get("seed_noise"),
+        )  # fmt: skip
     return CurveFit(curve, law, fit, note, verdict)
 
 

@@ -9,6 +9,10 @@ within a run the step with the lowest one, and for each (curve, D_p) the rate wi
 over seeds (Isik et al., arXiv 2402.04177, take the best of 5 rates). All rates stay in the table.
 A best rate at the edge of a grid of several is flagged: the point may be under-tuned, and
 under-tuned points bend laws.
+
+How much seeds differ is a property of the finetuning: `seed_noise` among a curve's facts is the
+spread among seeds at one place (of the same data and D_p), pooled over all data and the baseline of
+its task, pool and metric.
 """
 
 import csv
@@ -17,13 +21,13 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from t5scaling import storage
-from t5scaling.analysis.harvest import COLUMNS
+from t5scaling.analysis.harvest import COLUMNS, PARTS
 from t5scaling.errors import UserError
 
 _INTEGERS = frozenset(
@@ -111,8 +115,12 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def curves_of(rows: Sequence[Mapping[str, Any]], split: str = "test") -> list[Curve]:
+def curves_of(
+    rows: Sequence[Mapping[str, Any]], split: str = "test", *, parts: bool = False
+) -> list[Curve]:
     """The curves of a table of results, sorted. Metrics that are not finite are left out.
+
+    parts: whether what BLEU is made of (harvest.PARTS) has curves too; no law is for those.
 
     Raises UserError if the rates of a point cannot be compared for want of a validation
     cross-entropy.
@@ -128,7 +136,8 @@ def curves_of(rows: Sequence[Mapping[str, Any]], split: str = "test") -> list[Cu
     for (model, task, examples), sizes in sorted(groups.items()):
         grid = grids[model, task]
         chosen = {place: _chosen(size_rows, split) for place, size_rows in sorted(sizes.items())}
-        metrics = sorted({r["metric"] for size_rows in chosen.values() for r in size_rows})
+        metrics = {r["metric"] for size_rows in chosen.values() for r in size_rows}
+        metrics = sorted(metrics if parts else metrics - PARTS.keys())
         for data in sorted({data for data, tokens in sizes if tokens}):
             for metric in metrics:
                 on_curve = _pick(chosen, metric, lambda d, tokens, data=data: tokens and d == data)
@@ -162,7 +171,32 @@ def curves_of(rows: Sequence[Mapping[str, Any]], split: str = "test") -> list[Cu
                         },
                     )
                 )
-    return curves
+    return _with_seed_noise(curves)
+
+
+def _with_seed_noise(curves: Sequence[Curve]) -> list[Curve]:
+    """Adds (standard deviation, degrees of freedom) to the facts of curves with seeds to tell."""
+    places: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def group(curve: Curve) -> tuple:
+        key = curve.key
+        return key["model"], key["task"], key["finetune_examples"], curve.metric
+
+    for curve in curves:
+        here = places[group(curve)]
+        for p in curve.points:
+            here[curve.key["pretrain_data"], p.x].append(p.value)
+        here["", 0] = [p.value for p in curve.baseline]  # the same for all data
+    found = []
+    for curve in curves:
+        repeated = [v for v in places[group(curve)].values() if len(v) > 1]
+        df = sum(len(v) - 1 for v in repeated)
+        if df:
+            squares = math.fsum(float(np.var(v)) * len(v) for v in repeated)
+            noise = (float(f"{math.sqrt(squares / df):.10g}"), df)
+            curve = replace(curve, facts={**curve.facts, "seed_noise": noise})
+        found.append(curve)
+    return found
 
 
 def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str, Any]]:

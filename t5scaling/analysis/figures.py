@@ -6,7 +6,7 @@ input gives the same bytes: no dates, no random ids, fonts drawn as paths.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.intervals import LEVEL
 from t5scaling.analysis.style import COLOURS, MARKERS, STYLE, save, save_rows, size_axis
 from t5scaling.analysis.verdict import resolution_of
@@ -52,17 +53,22 @@ class StudyFigure:
         return self.stem.with_name(self.stem.name + ".svg")
 
 
-def draw_all(curve_fits: Iterable[CurveFit], folder: Path) -> list[StudyFigure]:
-    """Draws every figure of metrics against D_p into `folder` as .png, .svg and .csv."""
+def draw_all(
+    curve_fits: Iterable[CurveFit], folder: Path, colour_of: Callable[[Curve], str] | None = None
+) -> list[StudyFigure]:
+    """Draws every figure of metrics against D_p into `folder` as .png, .svg and .csv.
+
+    colour_of: of a curve by its pretraining data; None: colours in the order of the curves.
+    """
     figures = list(_figures(list(curve_fits), folder))
     for figure in figures:
-        save(_draw(figure), figure.stem)
+        save(_draw(figure, colour_of), figure.stem)
         save_rows(_numbers(figure), figure.stem)
     return figures
 
 
 def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigure]:
-    """Those by pool always, the others where there is something to compare."""
+    """Those that compare something; and of a curve that none of them shows, one of its own."""
     in_study = [c for c in curve_fits if "finetune_examples" in c.curve.key]
     by = list(WORDS) if in_study else [next(iter(curve_fits[0].curve.key), "")]
     for column in by:
@@ -73,7 +79,7 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
             place = tuple(key[name] for name in names if name != column)
             groups.setdefault((*place, this.curve.metric), []).append(this)
         for place, members in sorted(groups.items(), key=lambda group: _rank(group[0])):
-            if column != by[0] and len(members) < 2:
+            if len(members) < 2 and (column != by[0] or _compared(members[0], curve_fits)):
                 continue
             *rest, metric = place
             if column == "finetune_examples":
@@ -88,21 +94,39 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
             yield StudyFigure(title, folder / name, tuple(members), column)
 
 
+def _compared(this: CurveFit, others: Sequence[CurveFit]) -> bool:
+    """Whether a figure by pretraining data or by model shows a study's curve."""
+    key = {**this.curve.key, "metric": this.curve.metric}
+    if "finetune_examples" not in key:
+        return False
+    for other in others:
+        theirs = {**other.curve.key, "metric": other.curve.metric}
+        apart = {name for name in key if key[name] != theirs.get(name)}
+        if apart in ({"pretrain_data"}, {"model"}):
+            return True
+    return False
+
+
 def _rank(place: tuple) -> tuple:
     """Cross-entropy before scores: it is where laws show first."""
     *rest, metric = place
     return *map(str, rest), metric != "cross_entropy", metric
 
 
-def _draw(figure: StudyFigure) -> Figure:
-    members = figure.curve_fits
+def _colours(figure: StudyFigure, colour_of: Callable[[Curve], str] | None) -> list[str]:
+    if colour_of and figure.by == "pretrain_data":
+        return [colour_of(this.curve) for this in figure.curve_fits]
+    return [COLOURS[i % len(COLOURS)] for i in range(len(figure.curve_fits))]
+
+
+def _draw(figure: StudyFigure, colour_of: Callable[[Curve], str] | None = None) -> Figure:
+    members, colours = figure.curve_fits, _colours(figure, colour_of)
     with matplotlib.rc_context(STYLE):
         page = Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = page.add_subplot()
         limits, starred = [], _some_at_edge(members)
         for i, this in enumerate(members):
-            colour = COLOURS[i % len(COLOURS)]
-            limits += _draw_curve(axes, this, colour, MARKERS[i % len(MARKERS)], starred)
+            limits += _draw_curve(axes, this, colours[i], MARKERS[i % len(MARKERS)], starred)
         axes.set_xscale("log")
         size_axis(axes, sorted({p.x for this in members for p in this.curve.points}))
         metric = members[0].curve.metric
@@ -110,7 +134,7 @@ def _draw(figure: StudyFigure) -> Figure:
         axes.set_xlabel(_x_label(members[0]))
         axes.set_ylabel(UNITS.get(metric, f"test {metric}"), fontsize=10)
         axes.set_title(_title(figure), fontsize=11, loc="left")
-        _legend(page, figure)
+        _legend(page, figure, colours)
     return page
 
 
@@ -186,22 +210,22 @@ def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -
 
 
 def _grid(this: CurveFit) -> np.ndarray:
-    """200 sizes over all points of the curve; the last fitted size is one of them."""
+    """80 sizes over all points of the curve; the last fitted size is one of them."""
     sizes = [p.x for p in this.curve.points]
-    ends = np.geomspace(min(sizes), max(sizes), 200)
+    ends = np.geomspace(min(sizes), max(sizes), 80)
     return np.unique(np.append(ends, this.fit.x.max()))
 
 
-def _legend(page: Figure, figure: StudyFigure) -> None:
+def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
     members = figure.curve_fits
     handles = []
     if len(members) > 1:
         for i, this in enumerate(members):
             handles.append(
-                Line2D([], [], color=COLOURS[i % 6], marker=MARKERS[i % 6], linestyle="none",
+                Line2D([], [], color=colours[i], marker=MARKERS[i % 6], linestyle="none",
                        markersize=8, label=_label(this, figure.by))
             )  # fmt: skip
-    grey = "#444444" if len(members) > 1 else COLOURS[0]
+    grey = "#444444" if len(members) > 1 else colours[0]
     fits = [this.fit for this in members if this.fit]
     handles.append(
         Line2D([], [], color=grey, marker="o", linestyle="none", markersize=8,

@@ -1,8 +1,9 @@
-"""From run directories to one table of results.
+"""From run directories to a table of results and a log of runs, all that the analysis reads.
 
 Every `<study_dir>/runs/<run id>/` with run.json, metrics.jsonl and DONE goes into results.csv:
 one row per (run, step, split, metric) of every finished finetuning run. Metrics are `cross_entropy`
-(nats per target token) and every number K of an evaluation line that has a sibling K_signature.
+(nats per target token) and every number K of an evaluation line that has a sibling K_signature; and
+of BLEU its brevity penalty and n-gram precisions (PARTS), which carry BLEU's signature.
 Training lines, unfinished and failed runs are left out. Rows are sorted and floats written in their
 shortest exact form, so that the same runs give the same file, byte for byte.
 
@@ -19,6 +20,12 @@ examples, and positions with padding; short runs do not see all of it |
 | steps | finetuning steps at the time of the measurement |
 | split, metric, metric_signature, value | the measurement |
 | run | the run's id |
+
+runs.jsonl has one line for every run, whatever its state, sorted by id: {"id", "record": its
+run.json, "done", "failure": the reason in FAILED or null, "steps": how far it came, "wall_s",
+"device_s": seconds that it took, over restarts, and those times the number of devices}. Places on
+the machine that ran it are cut from the reasons: the two files can be published, and `report` needs
+no run directories beside them.
 """
 
 import csv
@@ -26,6 +33,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,67 +47,89 @@ COLUMNS = (
     "finetune_tokens", "finetune_examples", "finetune_positions", "learning_rate", "seed",
     "steps", "split", "metric", "metric_signature", "value", "run",
 )  # fmt: skip
+RESULTS, LOG = "results.csv", "runs.jsonl"
+
+# What BLEU is made of: name in the table -> (name in an evaluation line, the score).
+PARTS = {
+    f"{score}_{part}": (f"{name}{score.removeprefix('bleu')}", score)
+    for score in ("bleu", "bleu_intl")
+    for part, name in (
+        ("brevity_penalty", "brevity_penalty"),
+        *((f"precision_{n}", f"bleu_precision_{n}") for n in (1, 2, 3, 4)),
+    )
+}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run directory: `record` is run.json; `failure` the reason in FAILED, None without one."""
+    """A run as the log has it: `record` is run.json; `failure` the reason in FAILED, None without
+    one; `source` where the record stands. wall_seconds, device_seconds: 0 if nothing was timed."""
 
-    path: storage.AnyPath
     record: dict[str, Any]
     done: bool
     failure: str | None
+    steps: int
+    wall_seconds: float
+    device_seconds: float
+    source: str
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.record:
-            raise UserError(f"{self.path / 'run.json'}: no field {key!r}")
+            raise UserError(f"{self.source}: no field {key!r}")
         return self.record[key]
-
-    @property
-    def device_seconds(self) -> float:
-        """From timing.jsonl; 0 without one."""
-        lines = self.lines("timing.jsonl")
-        return float(lines[-1].get("device_s") or lines[-1].get("wall_s") or 0) if lines else 0.0
-
-    def lines(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The JSON objects of metrics.jsonl or timing.jsonl; [] if there is no such file."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        objects = []
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if text.strip():
-                objects.append(_parse(text, f"{path}, line {number}"))
-        return objects
 
 
 def read_runs(study_dir: str | os.PathLike) -> list[RunRecord]:
-    """Every run under `<study_dir>/runs`, sorted by id. Raises UserError if there is none."""
-    root = storage.path(study_dir) / "runs"
-    if not root.is_dir():
-        raise UserError(f"{study_dir}: no study here (no folder {root})")
-    names = storage.sizes(root)
-    files = [root / name for name in names if name.rpartition("/")[2] == "run.json"]
-    return sorted(storage.at_once(_read_run, files), key=lambda run: run["id"])
+    """The runs of `<study_dir>/runs.jsonl`. Raises UserError if there is no such file."""
+    path = storage.path(study_dir) / LOG
+    if not path.exists():
+        raise UserError(f"{study_dir}: no log of its runs (no file {path})")
+    runs = []
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            runs.append(
+                RunRecord(
+                    line["record"], line["done"], line["failure"], line["steps"], line["wall_s"],
+                    line["device_s"], f"{path}, line {number}",
+                )
+            )  # fmt: skip
+        except KeyError as error:
+            raise UserError(f"{path}, line {number}: no field {error}") from None
+    return runs
 
 
-def _read_run(file: storage.AnyPath) -> RunRecord:
-    failure = None
-    failed = file.parent / "FAILED"
-    if failed.exists():
-        failure = _failure(failed.read_text(encoding="utf-8"))
-    record = _parse(file.read_text(encoding="utf-8"), str(file))
-    return RunRecord(file.parent, record, (file.parent / "DONE").exists(), failure)
+def results_of(study_dir: str | os.PathLike) -> storage.AnyPath:
+    """`<study_dir>/results.csv`: written anew if there are run directories, else as it is.
+
+    Raises UserError if there is neither, and as `harvest`.
+    """
+    folder = storage.path(study_dir)
+    if (folder / "runs").is_dir():
+        return harvest(folder)
+    for name in (RESULTS, LOG):
+        if not (folder / name).exists():
+            raise UserError(f"{folder}: no study here (neither runs/ nor {name})")
+    return folder / RESULTS
 
 
 def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
-    """Writes `<study_dir>/results.csv` and returns its path.
+    """Writes `<study_dir>/results.csv`, whose path it returns, and runs.jsonl.
 
     Raises UserError if no finetuning run has finished, or a file of a finished run is damaged.
     """
-    finished = [run for run in read_runs(study_dir) if run.done and run["kind"] == "finetune"]
+    folder, log = storage.path(study_dir), []
+    finished = []
+    for path, run in read_directories(folder):
+        log.append(
+            {
+                "id": run["id"], "record": run.record, "done": run.done, "failure": run.failure,
+                "steps": run.steps, "wall_s": run.wall_seconds, "device_s": run.device_seconds,
+            }
+        )  # fmt: skip
+        if run.done and run["kind"] == "finetune":
+            finished.append((path, run))
     rows = [
-        row for found in storage.at_once(lambda run: list(_rows(run)), finished) for row in found
+        row for found in storage.at_once(lambda pair: list(_rows(*pair)), finished) for row in found
     ]
     if not rows:
         raise UserError(f"{study_dir}: no finished finetuning run with an evaluation to tabulate")
@@ -108,24 +138,68 @@ def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     table.writerows([_cell(row[column]) for column in COLUMNS] for row in rows)
-    path = storage.path(study_dir) / "results.csv"
-    storage.write(path, text.getvalue())
-    return path
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in log)
+    storage.write(folder / LOG, lines)
+    storage.write(folder / RESULTS, text.getvalue())
+    return folder / RESULTS
 
 
-def _rows(run: RunRecord) -> Iterator[dict[str, Any]]:
+def read_directories(study_dir: str | os.PathLike) -> list[tuple[storage.AnyPath, RunRecord]]:
+    """Every run under `<study_dir>/runs` with its directory, sorted by id.
+
+    Raises UserError if there is no such folder.
+    """
+    root = storage.path(study_dir) / "runs"
+    if not root.is_dir():
+        raise UserError(f"{study_dir}: no study here (no folder {root})")
+    names = storage.sizes(root)
+    files = [root / name for name in names if name.rpartition("/")[2] == "run.json"]
+    return sorted(storage.at_once(_read_directory, files), key=lambda found: found[1]["id"])
+
+
+def _read_directory(file: storage.AnyPath) -> tuple[storage.AnyPath, RunRecord]:
+    folder = file.parent
+    failure, failed = None, folder / "FAILED"
+    if failed.exists():
+        failure = _without_places(_failure(failed.read_text(encoding="utf-8")))
+    last = (_lines(folder / "timing.jsonl") or [{}])[-1]
+    wall = float(last.get("wall_s") or 0)
+    run = RunRecord(
+        _parse(file.read_text(encoding="utf-8"), str(file)),
+        (folder / "DONE").exists(), failure, int(last.get("step") or 0),
+        wall, float(last.get("device_s") or wall), str(file),
+    )  # fmt: skip
+    return folder, run
+
+
+def _lines(path: storage.AnyPath) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines; [] if there is no such file."""
+    if not path.exists():
+        return []
+    return [
+        _parse(text, f"{path}, line {number}")
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if text.strip()
+    ]
+
+
+def _without_places(reason: str) -> str:
+    """Of every absolute path and gs:// address the last name: the rest tells of a machine."""
+    return re.sub(r"(?<![\w.~-])(?:\w+:/)?/(?:[^\s/'\"]+/)+(?=[^\s/'\"])", "", reason)
+
+
+def _rows(path: storage.AnyPath, run: RunRecord) -> Iterator[dict[str, Any]]:
     seen: dict[tuple, float] = {}
-    for line in run.lines():
+    for line in _lines(path / "metrics.jsonl"):
         if line.get("split") in (None, "train"):
             continue
         task = line.get("task", run["task"])
-        for metric, signature in _metrics(line):
+        for metric, signature, value in _metrics(line):
             where = (line["step"], line["split"], task, metric)
-            value = float(line[metric])
             if where in seen:
                 if not (seen[where] == value or math.isnan(value)):
                     raise UserError(
-                        f"{run.path / 'metrics.jsonl'}: {metric} of {line['split']} at step "
+                        f"{path / 'metrics.jsonl'}: {metric} of {line['split']} at step "
                         f"{line['step']} is there twice, as {seen[where]!r} and {value!r}"
                     )
                 continue
@@ -159,12 +233,16 @@ _FROM_RECORD = frozenset(
 )
 
 
-def _metrics(line: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _metrics(line: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(name, signature, value) of each."""
     if "cross_entropy" in line:
-        yield "cross_entropy", ""
+        yield "cross_entropy", "", float(line["cross_entropy"])
     for key in line:
         if f"{key}_signature" in line:
-            yield key, line[f"{key}_signature"]
+            yield key, line[f"{key}_signature"], float(line[key])
+    for part, (key, score) in PARTS.items():
+        if key in line and f"{score}_signature" in line:
+            yield part, line[f"{score}_signature"], float(line[key])
 
 
 def _alignment(run: RunRecord) -> float | str:

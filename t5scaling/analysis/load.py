@@ -17,7 +17,7 @@ from typing import Any
 
 from t5scaling import storage
 from t5scaling.analysis.curves import Curve, Point, curves_of, read_results
-from t5scaling.analysis.harvest import COLUMNS, harvest
+from t5scaling.analysis.harvest import COLUMNS, RESULTS, results_of
 from t5scaling.errors import UserError, nearest
 
 UNIT_GAP = 1e4  # between neighbouring sizes; more looks like two units
@@ -72,9 +72,9 @@ def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
             "runs only --y is chosen, a metric"
         )
     if (path / "runs").is_dir():
-        curves = _of_study(harvest(path))
-    elif (path / "results.csv").exists():
-        curves = _of_study(path / "results.csv")
+        curves = _of_study(results_of(path))
+    elif (path / RESULTS).exists():
+        curves = _of_study(path / RESULTS)
     elif t5x_runs.is_t5x_directory(path):
         curves = _of_t5x(path, t5x_runs.read_t5x_runs(path))
     else:

@@ -1,4 +1,4 @@
-"""From a study's directory to its report: results.csv, fits.json, figures/, report.html."""
+"""From a study's directory to its report: its tables, fits.json, figures/, report.html."""
 
 import contextlib
 import json
@@ -13,7 +13,10 @@ from t5scaling.analysis.advise import advise_curves
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, curves_of, read_results
 from t5scaling.analysis.figures import draw_all
-from t5scaling.analysis.harvest import harvest, read_runs
+from t5scaling.analysis.harvest import read_runs, results_of
+from t5scaling.analysis.roles import roles_of
+from t5scaling.analysis.selection import Selection
+from t5scaling.analysis.style import role_colour
 from t5scaling.analysis.tables import console, print_laws, print_results
 from t5scaling.errors import UserError
 
@@ -21,7 +24,8 @@ from t5scaling.errors import UserError
 def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> storage.AnyPath:
     """Tabulates, fits, draws and writes up what the finished runs of a study measured.
 
-    Can be called while a study is still running; the same runs give the same files, byte for byte.
+    Can be called while a study is still running; the same runs give the same files, byte for byte,
+    and so do results.csv and runs.jsonl where the run directories are gone.
     Prints the tables on `screen` (default: the terminal).
 
     Returns:
@@ -31,8 +35,8 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
       UserError: nothing finished yet, or a damaged file.
     """
     folder = storage.path(study_dir)
+    rows = read_results(results_of(folder))
     runs = read_runs(folder)
-    rows = read_results(harvest(folder))
     curves = curves_of(rows)
     if not curves:
         raise UserError(
@@ -41,12 +45,22 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
     curve_fits = [fit_one(curve) for curve in sorted(curves, key=_order)]
     fits = json.dumps(document(curve_fits), indent=1, ensure_ascii=False) + "\n"
     storage.write(folder / "fits.json", fits)
+    selection = Selection(curve_fits, roles_of(runs))
+    shown = [this for this in curve_fits if selection.shows(this.curve)]
+    advised = [this for this in shown if selection.in_main_pool(this.curve)] or shown
+
+    def colour_of(curve: Curve) -> str:
+        return role_colour(selection.roles, curve)
+
     with contextlib.closing(storage.Folder(folder / "figures")) as drawn:
-        figures = draw_all(curve_fits, drawn.local)
-        advice = advise_curves(folder, curves)
+        figures = draw_all(shown, drawn.local, colour_of)
+        advice = advise_curves(
+            folder, [this.curve for this in advised], fitted=advised,
+            other_pools=[this for this in shown if this not in advised],
+        )  # fmt: skip
         if advice:
-            figures += draw_advice(advice, drawn.local)
-        html = page.build(runs, rows, curve_fits, figures, advice)
+            figures += draw_advice(advice, drawn.local, colour_of, next_runs=False)
+        html = page.build(runs, rows, curve_fits, selection, figures, advice)
     path = folder / "report.html"
     storage.write(path, html)
     print_tables(curve_fits, screen or console())

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,10 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from t5scaling import storage
+from t5scaling.analysis.curves import Curve
+from t5scaling.analysis.roles import BALANCED, MIXED, OTHER, SOURCE, TARGET, UNRELATED, Roles
 from t5scaling.analysis.tables import size
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# One family of colours for each role of pretraining data, in all figures, and the darker shade in
+# which text of that colour can be read on white.
+ROLE_COLOURS = {
+    BALANCED: ("#0072B2",),
+    TARGET: ("#009E73",),
+    SOURCE: ("#D55E00",),
+    UNRELATED: ("#CC79A7", "#7A3B62"),
+    MIXED: ("#E69F00", "#56B4E9"),
+    OTHER: COLOURS,
+}
+TEXT_COLOURS = {
+    "#0072B2": "#00609A", "#009E73": "#00704F", "#D55E00": "#B04500", "#CC79A7": "#A04678",
+    "#E69F00": "#8A5F00", "#56B4E9": "#1D6C9C", "#7A3B62": "#7A3B62",
+}  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -33,6 +50,12 @@ STYLE = {
     "svg.hashsalt": "t5scaling",
     "path.simplify": False,
 }
+
+
+def role_colour(roles: Roles, curve: Curve) -> str:
+    """The colour of a curve's pretraining data."""
+    family = ROLE_COLOURS[roles.kind(curve)]
+    return family[roles.rank(curve) % len(family)]
 
 
 def size_axis(axes, sizes: Sequence[float]) -> None:
@@ -65,7 +88,21 @@ def save(page: Figure, stem: Path) -> None:
         ):
             buffer = io.BytesIO()
             page.savefig(buffer, format=ending, **options)
-            _write(stem, ending, buffer.getvalue())
+            content = buffer.getvalue()
+            if ending == "svg":
+                content = _shorter_paths(content.decode()).encode()
+            _write(stem, ending, content)
+
+
+def _shorter_paths(svg: str) -> str:
+    """Coordinates of paths to a tenth of a point: nobody sees more, and a page holds many."""
+
+    def rounded(path: re.Match) -> str:
+        return re.sub(
+            r"-?\d+\.\d+", lambda n: f"{float(n.group()):.1f}".removesuffix(".0"), path.group()
+        )
+
+    return re.sub(r'\bd="[^"]*"', rounded, svg)
 
 
 def save_rows(rows: Iterable[Sequence], stem: Path) -> None:

@@ -4,8 +4,10 @@ The words are those of Lourie et al. (2025): predictable, inverse, nonmonotonic,
 breakthrough; and one of ours, unpredicted, for a clear trend that the law gets wrong. The paper
 (Isik et al., arXiv 2402.04177, section 3.5) publishes no thresholds. All of these are OURS:
 
-- Noise of a point: the spread among seeds at the same size (pooled, if it has 2 degrees of freedom
-  or more), or else the deviation of inner points from the line between their neighbours.
+- Noise of a point: the spread among seeds at the same size, pooled, if it has 2 degrees of freedom
+  or more: of the curve's own points, or else of all curves of its task, pool and metric (`curves`).
+  Without such seeds, the deviation of inner points from the line between their neighbours, which
+  takes a curve that goes up and down for noise: only seeds tell the two apart.
 - A change is real if fewer than 5 % of bootstrap replicates of a flat curve with that noise (and
   with the noise's own uncertainty) show one as large. Two kinds are tested: the largest rise and
   the largest fall between any two sizes (against the largest rise of the flat curve, so that
@@ -65,15 +67,20 @@ def judge(
     lower_is_better: bool,
     resolution: float = 0.0,
     fit: Fit | None = None,
+    seed_noise: tuple[float, int] | None = None,
 ) -> Verdict:
-    """Judges the points (x, y) of one curve, fitted and held out together; x > 0."""
+    """Judges the points (x, y) of one curve, fitted and held out together; x > 0.
+
+    seed_noise: (standard deviation, degrees of freedom) of a point, for a curve that has too few
+    seeds of its own.
+    """
     log_x, y = np.log(np.asarray(x, float)), np.asarray(y, float)
     sizes, where, counts = np.unique(log_x, return_inverse=True, return_counts=True)
     means = np.bincount(where, y) / counts
     change = float(means[-1] - means[0])
     if len(sizes) < 3:
         return Verdict(None, f"{len(sizes)} sizes are too few to tell a shape", change, 0.0)
-    sigma, df = _noise(sizes, means, y - means[where], counts)
+    sigma, df = _noise(sizes, means, y - means[where], counts, seed_noise)
 
     def verdict(word: str, reason: str) -> Verdict:
         return Verdict(word, reason, change, sigma)
@@ -137,10 +144,12 @@ def judge(
     return verdict("predictable", f"it improves by {total:.3g}; {noise_words}{met}")
 
 
-def _noise(sizes, means, residuals, counts) -> tuple[float, int]:
+def _noise(sizes, means, residuals, counts, seed_noise) -> tuple[float, int]:
     df = int(counts.sum()) - len(counts)
     if df >= 2:
         return float(np.sqrt(np.sum(residuals**2) / df)), df
+    if seed_noise and seed_noise[1] >= 2:
+        return seed_noise
     return noise_between_neighbours(sizes, means)
 
 

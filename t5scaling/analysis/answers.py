@@ -1,0 +1,162 @@
+"""The answer of a study in three sentences: what pretraining buys, which data, how far a law sees.
+
+Each is for the fullest pool of each task and for its score, or cross-entropy where the score says
+nothing (`selection`); gains and differences with 90 % intervals (`evidence`).
+"""
+
+import math
+from statistics import median
+
+from t5scaling.analysis.advise import Advice
+from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.evidence import LOSS, at_largest, better, means
+from t5scaling.analysis.selection import Selection
+from t5scaling.analysis.style import short_size
+from t5scaling.analysis.tables import (
+    UNDETERMINED,
+    interval,
+    listed,
+    metric_name,
+    number,
+)
+from t5scaling.analysis.valuation import SHAPELESS, Exchange, worth_it
+
+
+def answers(selection: Selection, advice: Advice | None) -> list[tuple[str, str]]:
+    """(what is asked, the answer), three of them."""
+    return [
+        ("What it buys", _gains(selection, advice)),
+        ("Which data", _which(selection)),
+        ("How far a law sees", _laws(selection)),
+    ]
+
+
+def _gains(selection: Selection, advice: Advice | None) -> str:
+    said: dict[tuple, list[str]] = {}
+    for task in selection.tasks:
+        for this in selection.headline(task)[:1]:
+            gain, pair = worth_it(this), selection.roles.pair(this.curve)
+            if gain.value is None:
+                continue
+            known = f" ({interval(_short(gain.low), _short(gain.high))})" if gain.low else ""
+            place = (
+                this.curve.metric, selection.roles.kind(this.curve), short_size(largest_of(this)),
+            )  # fmt: skip
+            said.setdefault(place, []).append(f"{gain.value:.3g}{known} in {pair}")
+    sentences = []
+    for (metric, kind, largest), parts in said.items():
+        data = "" if kind == "other" else f"on {kind} data "
+        what = "cross-entropy, nats down by" if metric == LOSS else f"{metric_name(metric)} up by"
+        sentences.append(
+            f"Pretraining {data}({largest} tokens) against none: {what} {listed(parts)}"
+        )
+    text = ". ".join(sentences)
+    if not text:
+        return "No run without pretraining to compare with: what pretraining buys cannot be told."
+    return f"{text}. {_worth(selection, advice)}"
+
+
+def largest_of(this: CurveFit) -> float:
+    return max(p.x for p in this.curve.points)
+
+
+def _worth(selection: Selection, advice: Advice | None) -> str:
+    """In units of finetuning data, where the joint laws tell it."""
+    told = []
+    for task in selection.tasks:
+        found = exchange_of(selection, advice, task)
+        if found and found.low > 0 and found.high < UNDETERMINED * found.low:
+            told.append(
+                f"{number(_short(found.rate))} ({interval(_short(found.low), _short(found.high))})"
+                f" in {selection.roles.pairs.get(task, task)}"
+            )
+    if told:
+        return f"There a pretraining token replaces this many finetuning tokens: {listed(told)}."
+    return "Its worth in finetuning data: not told by these pools."
+
+
+def exchange_of(selection: Selection, advice: Advice | None, task: str) -> Exchange | None:
+    """The joint law of the data that match the task best."""
+    for this in selection.headline(task)[:1] if advice else ():
+        place = " · ".join(
+            [metric_name(LOSS), selection.model, this.curve.key["pretrain_data"], task]
+        )
+        return next((found for label, found, _ in advice.exchanges if label == place), None)
+    return None
+
+
+def _which(selection: Selection) -> str:
+    said, several = [], False
+    for task in selection.tasks:
+        curves = selection.headline(task)
+        if len(curves) < 2:
+            continue
+        several = True
+        said.append(_best(selection, curves))
+    if not several:
+        return "One pretraining data set was tried: which data are best cannot be told."
+    return "Best at the largest D_p: " + "; ".join(said) + "."
+
+
+def _best(selection: Selection, curves: list[CurveFit]) -> str:
+    """ "in en-de balanced (en+de), 0.31 BLEU ahead of target only (de; 0.1 to 0.5)"."""
+    largest = min(max(means(this)) for this in curves)
+    sign, metric = better(curves[0].curve.metric), curves[0].curve.metric
+
+    def at(this: CurveFit) -> float:
+        course = means(this)
+        return sign * course[min(course, key=lambda x: abs(x - largest))]
+
+    first, second, *_ = sorted(curves, key=at, reverse=True)
+    pair, best, next_ = (
+        selection.roles.pair(first.curve),
+        *(selection.roles.role(this.curve) for this in (first, second)),
+    )
+    names = [r.label if r.kind == "other" else f"{r.kind} ({r.label})" for r in (best, next_)]
+    ahead = at_largest(first, second)
+    unit = "nats" if metric == LOSS else metric_name(metric)
+    if ahead is None:
+        return f"{pair} {names[0]}, before {names[1]}"
+    by = f"{ahead.value:.2g} {unit} ({interval(_short(ahead.low), _short(ahead.high))})"
+    if ahead.sure:
+        return f"{pair} {names[0]}, by {by} over {names[1]}"
+    return f"{pair} {names[0]}, not told from {names[1]} ({by} behind)"
+
+
+def _laws(selection: Selection) -> str:
+    said, words, decades = [], [], []
+    for metric in (LOSS, *dict.fromkeys(selection.scores.values())):
+        errors = []
+        for task in selection.tasks:
+            if metric not in (LOSS, selection.metric(task)):
+                continue
+            for this in selection.of(task, metric):
+                words.append(this.verdict.word)
+                if this.fit and this.fit.held_out and this.verdict.word not in SHAPELESS:
+                    errors.append(abs(this.fit.held_out_sizes[-1].relative_error))
+                    decades.append(this.fit.extrapolation)
+        if errors:
+            worst = f", at worst {max(errors):.1%}" if len(errors) > 1 else ""
+            said.append(f"{errors and median(errors):.1%} for {_inside(metric)}{worst}")
+    largest = max(largest_of(this) for this in selection.curve_fits)
+    limit = f"Beyond {short_size(largest)} tokens nothing was checked."
+    if not said:
+        return f"Too few pretraining sizes for a law that could be checked. {limit}"
+    predictable = sum(word == "predictable" for word in words)
+    shapeless = sum(word in SHAPELESS for word in words)
+    none = f", {shapeless} have no shape for a law" if shapeless else ""
+    on = math.fsum(decades) / len(decades)
+    return (
+        f"Fitted to the smallest sizes, laws meet the largest, {on:.1f} decades on, within "
+        f"{listed(said)}{' (medians)' if len(words) > 2 else ''}; predictable: {predictable} of "
+        f"{len(words)} {'curve' if len(words) == 1 else 'curves'}{none}. {limit}"
+    )
+
+
+def _inside(metric: str) -> str:
+    """Its name inside a sentence."""
+    return "cross-entropy" if metric == LOSS else metric_name(metric)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
