@@ -130,14 +130,14 @@ def _row(group: plan.Group, examples_root: str, flops_per_s: float) -> Row:
     )
     tokens, how = None, "pools repeat"
     if group.kind == "pretrain":
-        rows = group.steps * program.batch_size
+        rows = group.steps // group.runs * program.batch_size
         spec = group.spec
         examples = spec and plan.materialized(spec, examples_root)
         if examples is not None and rows <= len(examples):
-            tokens, how = examples.tokens(rows), "counted in the examples"
+            tokens, how = group.runs * examples.tokens(rows), "counted in the examples"
         else:
             each = plan.tokens_per_row(program.input_length)
-            tokens, how = rows * each, f"{each} a row, as in T5's span corruption"
+            tokens, how = group.runs * rows * each, f"{each} a row, as in T5's span corruption"
     flops = flops_per_step * group.steps
     return Row(
         part=group.part,
@@ -199,7 +199,7 @@ def _show(
         for row in found:
             table.add_row(part, f"{row.kind} {short_data(row.dataset)}", *_cells(row))
             part = ""
-    for kind in ("pretrain", "finetune"):
+    for kind in sorted({row.kind for row in rows}, reverse=True):
         table.add_row("", f"every {kind}", *_sums([row for row in rows if row.kind == kind]))
     table.add_row("everything", "", *_sums(rows))
     screen.print(table)

@@ -173,6 +173,9 @@ def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run
         "TRAIN_STEPS": last,
         "CHECKPOINT_STEPS": list(steps.values()),
     }
+    if point.learning_rate:
+        record["base_rate"] = bindings["BASE_LEARNING_RATE"] = point.learning_rate
+        record["base_rates"] = list(study.base_rates)
     record["settings"] = _digest(family, bindings)
     positions = last * family.step_positions
     return Run(point.id, family.gin_files, bindings, (), record, positions)

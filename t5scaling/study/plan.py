@@ -137,10 +137,11 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
 
 
 def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
-    """A group per pretraining, and per part and task."""
+    """A group per pretraining, whatever its base rates, and per part and task."""
     families: dict[tuple, list[Point]] = {}
     for point in points(study):
-        of = point.id if point.kind == "pretrain" else (id(point.study), point.task)
+        pretraining = point.study.prefix, point.data
+        of = pretraining if point.kind == "pretrain" else (id(point.study), point.task)
         families.setdefault((point.kind, of), []).append(point)
     groups = []
     for found in families.values():
@@ -151,7 +152,7 @@ def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
         runs, estimated = len(found), None
         if first.kind == "pretrain":
             steps, estimated = _checkpoint_steps(first, arguments)
-            total, checkpoints = max(steps), len(steps)
+            total, checkpoints = runs * max(steps), runs * len(steps)
         else:
             total = runs * arguments["train_steps"]
             checkpoints = runs * arguments.get("keep_checkpoint", True)

@@ -25,6 +25,8 @@ class Study:
         pretrain_gin, finetune_gin: gin files of the two kinds of run.
         tasks_gin: gin files that define tasks, such as gin/tasks/own.gin; for all runs.
         pretrain_data: task or mixture -> its languages' shares, {"en": 0.5, "de": 0.5}.
+        base_rates: base learning rates of pretraining to choose among, by the cross-entropy of the
+            pretraining itself; then no task is finetuned. The best becomes BASE_LEARNING_RATE.
         pretrain_tokens: D_p, text tokens of pretraining; 0 for the baseline without any.
         pretrain_steps: D_p by the steps of pretraining, in the place of `pretrain_tokens`; the
             results tell of them in text tokens all the same.
@@ -43,11 +45,12 @@ class Study:
     name: str
     model_gin: str
     pretrain_gin: str
-    finetune_gin: str
     pretrain_data: Mapping[str, Mapping[str, float]]
-    tasks: Mapping[str, Sequence[str]]
-    finetune_pools: Sequence[int | str | None]
-    learning_rates: Sequence[float]
+    finetune_gin: str = ""
+    tasks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    finetune_pools: Sequence[int | str | None] = ()
+    learning_rates: Sequence[float] = ()
+    base_rates: Sequence[float] = ()
     pretrain_tokens: Sequence[int] = ()
     pretrain_steps: Sequence[int] = ()
     seeds: Sequence[int] = (0,)
@@ -60,16 +63,22 @@ class Study:
 
     def __post_init__(self) -> None:
         name = f"study {self.name}{self.part and ' (' + self.part + ')'}"
-        for field in ("pretrain_data", "tasks", "finetune_pools"):
+        finetuning = ("finetune_gin", "tasks", "finetune_pools", "learning_rates")
+        if self.base_rates and self.tasks:
+            raise UserError(
+                f"{name}: base_rates are compared without finetuning; leave out tasks, and give "
+                "the best rate to another study as BASE_LEARNING_RATE"
+            )
+        for field in ("pretrain_data", *(() if self.base_rates else finetuning)):
             if not getattr(self, field):
                 raise UserError(f"{name}: {field} is empty")
         if bool(self.pretrain_tokens) == bool(self.pretrain_steps):
             raise UserError(f"{name}: expected either pretrain_tokens or pretrain_steps")
         if any(size < 0 for size in self.sizes):
             raise UserError(f"{name}: a negative D_p in {list(self.sizes)}")
-        for field in ("learning_rates", "seeds"):
+        for field in ("learning_rates", "base_rates", "seeds"):
             values = list(getattr(self, field))
-            if not values or len(set(values)) != len(values):
+            if len(set(values)) != len(values) or (field == "seeds" and not values):
                 raise UserError(f"{name}: {field}={values} is empty or repeats a value")
         for data, shares in self.pretrain_data.items():
             if abs(sum(shares.values()) - 1) > 1e-6:
@@ -109,7 +118,9 @@ class Point:
         data: of the pretraining; None for the baseline.
         sizes: D_p as asked for: of a pretraining all above 0, of a finetuning the one it starts at.
         needs: ids of the runs whose checkpoints it starts from.
-        task, pool, learning_rate, seed: of a finetuning.
+        task, pool, seed: of a finetuning.
+        learning_rate: of a finetuning, or the base rate of a pretraining where several are
+            compared; 0 for that of its settings.
     """
 
     id: str
@@ -150,17 +161,28 @@ def points(study: Study | Sequence[Study]) -> list[Point]:
     for part in parts_of(study):
         for data in part.pretrain_data:
             pretrain = _id(part, "pretrain", short_data(data))
-            sizes = tuple(sorted({size for size in part.sizes if size}))
-            if sizes:
-                point = Point(pretrain, "pretrain", part, data, sizes)
-                if pretrain in pretrains:
-                    _refuse_other(pretrains[pretrain], point)
-                    both = {*pretrains[pretrain].sizes, *sizes}
-                    point = dataclasses.replace(pretrains[pretrain], sizes=tuple(sorted(both)))
-                pretrains[pretrain] = point
+            for rate in part.base_rates or (0.0,):
+                _add_pretrain(
+                    pretrains, part, data, f"{pretrain}/base={rate:g}" if rate else pretrain, rate
+                )
             for point in _finetunes(part, data, pretrain):
                 _refuse_other(finetunes.setdefault(point.id, point), point)
     return [*pretrains.values(), *finetunes.values()]
+
+
+def _add_pretrain(
+    pretrains: dict[str, Point], part: Study, data: str, name: str, base_rate: float
+) -> None:
+    """The sizes of parts that share a pretraining come together."""
+    sizes = {size for size in part.sizes if size}
+    if not sizes:
+        return
+    point = Point(name, "pretrain", part, data, tuple(sorted(sizes)), learning_rate=base_rate)
+    if name in pretrains:
+        _refuse_other(pretrains[name], point)
+        sizes.update(pretrains[name].sizes)
+        point = dataclasses.replace(pretrains[name], sizes=tuple(sorted(sizes)))
+    pretrains[name] = point
 
 
 def _finetunes(part: Study, data: str, pretrain: str) -> list[Point]:
