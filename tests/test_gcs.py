@@ -27,7 +27,6 @@ from tests import gcs_emulator, mini
 from tests.conftest import REPOSITORY
 
 RUNS = 3  # a pretraining, the baseline, a finetuning
-KILLS = 2
 FINETUNED = "runs/finetune/mini_span_en50_de50/dp=3k/mini_translate_en_de/df=3k/lr=0.01/seed=0"
 
 
@@ -111,17 +110,16 @@ def test_two_processes_do_each_run_once_with_the_results_of_a_disk(shared, local
 
 
 def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
+    """kill -9 in a finetuning that has saved something, which is gone on from."""
     place = f"{bucket}/studies/killed"
-    random.seed(20260101)
-    for _ in range(KILLS):
-        process = study(place, root, start_new_session=True)
-        before, deadline = progress_made(place), time.monotonic() + 300
-        while progress_made(place) < before + 3 and time.monotonic() < deadline:
-            assert process.poll() is None, "the study ended before it could be killed"
-            time.sleep(0.2)
-        time.sleep(random.uniform(0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    process = study(place, root, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while progress_made(place) < 5 and time.monotonic() < deadline:
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.2)
+    time.sleep(random.uniform(0, 0.5))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
     assert not (storage.path(place) / FINETUNED / "DONE").exists()
     process = study(place, root)
     said = process.communicate()
@@ -130,7 +128,8 @@ def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
 
 
 def progress_made(place):
-    """Whole checkpoints and lines of metrics so far."""
+    """Whole checkpoints, of which a run keeps two, and lines of metrics: 3 when the pretraining is
+    done."""
     names = storage.sizes(place)
     lines = 0
     for name in names:
