@@ -85,7 +85,7 @@ def read_runs(study_dir: str | os.PathLike) -> list[RunRecord]:
     if not path.exists():
         raise UserError(f"{study_dir}: no log of its runs (no file {path})")
     runs = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines_of(path), 1):
         try:
             runs.append(
                 RunRecord(
@@ -162,7 +162,7 @@ def _read_directory(file: storage.AnyPath) -> tuple[storage.AnyPath, RunRecord]:
     failure, failed = None, folder / "FAILED"
     if failed.exists():
         failure = _without_places(_failure(failed.read_text(encoding="utf-8")))
-    last = (_lines(folder / "timing.jsonl") or [{}])[-1]
+    last = (lines_of(folder / "timing.jsonl") or [{}])[-1]
     wall = float(last.get("wall_s") or 0)
     run = RunRecord(
         _parse(file.read_text(encoding="utf-8"), str(file)),
@@ -172,7 +172,7 @@ def _read_directory(file: storage.AnyPath) -> tuple[storage.AnyPath, RunRecord]:
     return folder, run
 
 
-def _lines(path: storage.AnyPath) -> list[dict[str, Any]]:
+def lines_of(path: storage.AnyPath) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines; [] if there is no such file."""
     if not path.exists():
         return []
@@ -190,7 +190,7 @@ def _without_places(reason: str) -> str:
 
 def _rows(path: storage.AnyPath, run: RunRecord) -> Iterator[dict[str, Any]]:
     seen: dict[tuple, float] = {}
-    for line in _lines(path / "metrics.jsonl"):
+    for line in lines_of(path / "metrics.jsonl"):
         if line.get("split") in (None, "train"):
             continue
         task = line.get("task", run["task"])

@@ -7,7 +7,7 @@ import os
 from rich.console import Console
 
 from t5scaling import storage
-from t5scaling.analysis import page
+from t5scaling.analysis import base_rates, page
 from t5scaling.analysis.advice_figures import draw_advice
 from t5scaling.analysis.advise import advise_curves
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
@@ -29,12 +29,14 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
     Prints the tables on `screen` (default: the terminal).
 
     Returns:
-      The path of report.html.
+      The path of report.html; of base_rates.csv, if the study compares base rates of pretraining.
 
     Raises:
       UserError: nothing finished yet, or a damaged file.
     """
     folder = storage.path(study_dir)
+    if base_rates.is_sweep(folder):
+        return base_rates.report(folder, screen=screen)
     rows = read_results(results_of(folder))
     runs = read_runs(folder)
     curves = curves_of(rows)
