@@ -16,7 +16,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from t5scaling import __version__, storage
+from t5scaling import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install --constraint constraints.txt"
@@ -401,17 +401,23 @@ def _host_memory(pages: str) -> str:
 def _print_places(console: Any, cache: str, examples_root: str) -> None:
     rows = [
         ("compilation cache", os.path.abspath(cache), _folder_size(cache)),
-        ("examples", storage.absolute(examples_root), _folder_size(examples_root)),
+        ("examples", _absolute(examples_root), _folder_size(examples_root)),
         ("working directory", os.getcwd(), f"{_size(shutil.disk_usage('.').free)} free"),
     ]
     _table(console, "Places", rows, ("what", "path", "size"))
 
 
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
 def _folder_size(path: str) -> str:
-    if not storage.path(path).is_dir():
+    if "://" in path:
+        return "in a bucket: not looked at"
+    if not os.path.isdir(path):
         return "not there yet"
-    files = storage.sizes(path)
-    return f"{_size(sum(files.values()))} in {len(files)} files"
+    files = [file for file in Path(path).rglob("*") if file.is_file()]
+    return f"{_size(sum(file.stat().st_size for file in files))} in {len(files)} files"
 
 
 def _size(count: float) -> str:
