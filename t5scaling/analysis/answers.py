@@ -38,17 +38,22 @@ def _gains(selection: Selection, advice: Advice | None) -> str:
             gain, pair = worth_it(this), selection.roles.pair(this.curve)
             if gain.value is None:
                 continue
-            known = f" ({interval(_short(gain.low), _short(gain.high))})" if gain.low else ""
+            # A gain is positive where things get better; here they go up or down.
+            sign = -1 if this.curve.metric == LOSS else 1
+            known = ""
+            if gain.low:
+                low, high = sorted((sign * gain.low, sign * gain.high))
+                known = f" ({interval(_short(low), _short(high))})"
             place = (
                 this.curve.metric, selection.roles.kind(this.curve), short_size(largest_of(this)),
             )  # fmt: skip
-            said.setdefault(place, []).append(f"{gain.value:.3g}{known} in {pair}")
+            said.setdefault(place, []).append(f"{sign * gain.value:+.3g}{known} in {pair}")
     sentences = []
     for (metric, kind, largest), parts in said.items():
         data = "" if kind == "other" else f"on {kind} data "
-        what = "cross-entropy, nats down by" if metric == LOSS else f"{metric_name(metric)} up by"
+        what = "cross-entropy by nats of" if metric == LOSS else f"{metric_name(metric)} by"
         sentences.append(
-            f"Pretraining {data}({largest} tokens) against none: {what} {listed(parts)}"
+            f"Pretraining {data}({largest} tokens) changes {what} {listed(parts)}, against none"
         )
     text = ". ".join(sentences)
     if not text:
