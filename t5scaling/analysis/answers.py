@@ -51,7 +51,7 @@ def _gains(selection: Selection, advice: Advice | None) -> str:
     sentences = []
     for (metric, kind, largest), parts in said.items():
         data = "" if kind == "other" else f"on {kind} data "
-        what = "cross-entropy by nats of" if metric == LOSS else f"{metric_name(metric)} by"
+        what = "cross-entropy (nats) by" if metric == LOSS else f"{metric_name(metric)} by"
         sentences.append(
             f"Pretraining {data}({largest} tokens) changes {what} {listed(parts)}, against none"
         )

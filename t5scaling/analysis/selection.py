@@ -52,10 +52,11 @@ class Selection:
         ]
 
     def metric(self, task: str) -> str:
-        """The one metric that answers for a task: its score if that says something."""
+        """The one metric that answers for a task: its score if that says something in its pool."""
         score = self.scores[task]
         silent = score == CHRF and self.of(task, BLEU)  # beside a BLEU that is no translation
-        if score and not silent and any(translates(this) for this in self.of(task, score)):
+        shown = self.of(task, score, self.pools[task])
+        if score and not silent and any(translates(this) for this in shown):
             return score
         return LOSS
 
