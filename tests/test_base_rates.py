@@ -10,8 +10,9 @@ from rich.console import Console
 from t5scaling import config
 from t5scaling.analysis import report
 from t5scaling.errors import UserError
-from t5scaling.study import expand, runner
-from t5scaling.study.study import Study
+from t5scaling.study import dry_run, expand, runner
+from t5scaling.study.study import Study, points
+from tests.conftest import REPOSITORY
 
 RATES = (0.1, 1.0, 4.0)
 
@@ -105,3 +106,16 @@ def test_rates_are_compared_without_tasks():
         sweep(base_rates=(), finetune_gin="gin/runs/finetune.gin")
     with pytest.raises(UserError, match="repeats a value"):
         sweep(base_rates=(1.0, 1.0))
+
+
+def test_the_papers_rates_are_written_down(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    config.load(["gin/studies/isik2024/base_rates.gin"], {})
+    grid = points(config.bindings_of(runner.run_study)["study"])
+    rates = {}
+    for point in grid:
+        rates.setdefault(point.study.prefix, []).append(point.learning_rate)
+    published = [0.05, 0.1, 0.5, 1.0, 2.0, 5.0]
+    assert rates == {"3b": published, "770m": published}
+    rows = dry_run.dry_run(console=Console(file=io.StringIO(), width=120))
+    assert [(row.runs, row.steps, row.checkpoints) for row in rows] == [(6, 6 * 31_250, 6)] * 2
