@@ -56,6 +56,7 @@ setup(
             "gcsfs>=2026.8",
             "hypothesis>=6.100",
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
         ],
     },
