@@ -121,7 +121,8 @@ def test_results_have_a_row_for_each_measurement(finished):
     test = table[(table.split == "test") & (table.metric == "cross_entropy")]
     assert list(test.pretrain_tokens) == sorted(test.pretrain_tokens) and len(test) == 4
     assert test.value.iloc[-1] < test.value.iloc[0]
-    assert set(table[table.split == "test"].metric) == {"cross_entropy", "bleu", "chrf"}
+    parts = {"bleu_brevity_penalty", *(f"bleu_precision_{n}" for n in (1, 2, 3, 4))}
+    assert set(table[table.split == "test"].metric) == {"cross_entropy", "bleu", "chrf"} | parts
     assert (table[table.pretrain_tokens > 0].alignment == 1.0).all()
     for name in ("fits.json", "report.html"):
         assert (finished / name).stat().st_size > 100
