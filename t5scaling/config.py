@@ -28,9 +28,11 @@ gin_config.register_file_reader(
 
 def gin_literal(value: str) -> str:
     """Returns `value` as gin text: a plain string that is no gin value gets its quotes here."""
+    # A reference is a value whether or not there is what it names: `load` says so where not.
+    looked_at = re.sub(r"@[\w./]+(\(\))?", "0", value)
     try:
         with _quiet():
-            gin_config.parse_value(f"({value},)")  # alone, gin would stop after the 1 of "1%"
+            gin_config.parse_value(f"({looked_at},)")  # alone, gin would stop after the 1 of "1%"
         return value
     except (SyntaxError, ValueError):
         return repr(value)
@@ -61,7 +63,7 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
             raise UserError(f"--gin.{name}: no such parameter{nearest(name, known)}")
         literal = gin_literal(value) if isinstance(value, str) else repr(value)
         with _one_line_errors(f"--gin.{name}={literal}"):
-            gin.parse_config([f"{name} = {literal}"])
+            gin.parse_config([*_imports(), f"{name} = {literal}"])
     used = _referenced_macros()
     for name in sorted(used - _macros()):
         hint = (
@@ -126,6 +128,12 @@ def macro(name: str) -> Any:
     return copy.deepcopy(value)  # a copy of one of gin's references is what it refers to
 
 
+def _imports() -> list[str]:
+    """The imports of all files: what a reference on the command line may name."""
+    lines = {statement.format() for statement in gin_config._IMPORTS}
+    return sorted(lines, key=lambda line: ("__gin__" not in line, line))
+
+
 def _macros() -> set[str]:
     return {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
 
@@ -165,7 +173,9 @@ def _one_line_errors(where: str) -> Iterator[None]:
         yield
     except UserError as error:  # from a constructor; gin has added lines of its own
         raise UserError(str(error).splitlines()[0]) from error
-    except (SyntaxError, ValueError, AttributeError, ImportError, TypeError, OSError) as error:
+    except (
+        SyntaxError, NameError, ValueError, AttributeError, ImportError, TypeError, OSError,
+    ) as error:  # fmt: skip
         raise UserError(f"{where}: {_explain(str(error))}") from error
 
 
@@ -187,9 +197,11 @@ def _explain(message: str) -> str:
         module, name = unknown_attribute.groups()
         known = [n for n in vars(sys.modules[module]) if not n.startswith("_")]
         return f"{module} has nothing called {name!r}{nearest(name, known)}"
-    unknown_function = re.search(r"No configurable matching '([^']+)'", message)
+    unknown_function = re.search(
+        r"No configurable matching (?:'([^']+)'|reference '@([^'(]+))", message
+    )
     if unknown_function:
-        name = unknown_function.group(1)
+        name = unknown_function.group(1) or unknown_function.group(2)
         known = {
             ".".join(selector.split(".")[-2:]) for selector in gin_config._REGISTRY._selector_map
         }

@@ -166,3 +166,22 @@ def test_plain_strings_need_no_quotes():
     assert config.gin_literal("None") == "None"
     assert config.gin_literal("%MODEL") == "%MODEL"
     assert config.gin_literal("0.2%") == "'0.2%'"
+    assert config.gin_literal("me@home") == "'me@home'"
+    assert config.gin_literal("@decoding.Greedy()") == "@decoding.Greedy()"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("@decoding.BemSearch()", "did you mean 'BeamSearch'"),
+        ("@decodng.BeamSearch()", "'decodng' was not provided by an import"),
+        ("BeamSearch", "'BeamSearch' is no decoder; expected @decoding.Greedy(), @decoding.Beam"),
+    ],
+)
+def test_a_decoder_is_named_by_gins_reference(value, words, tmp_path, capsys):
+    files = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/eval.gin"]
+    settings = [f"--gin.MODEL_DIR={tmp_path}", "--gin.MIXTURE_OR_TASK_NAME=x"]
+    assert words in error_of(capsys, "eval", *files, *settings, f"--gin.DECODER={value}")
+    infer = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/infer.gin"]
+    settings = [f"--gin.{name}={tmp_path}/x" for name in ("MODEL_DIR", "INPUT_FILE", "OUTPUT_FILE")]
+    assert words in error_of(capsys, "infer", *infer, *settings, f"--gin.DECODER={value}")

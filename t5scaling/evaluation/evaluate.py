@@ -23,7 +23,12 @@ from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from t5scaling.evaluation.comet import Comet, Unavailable
-from t5scaling.evaluation.generate import Decoder, Generator, batches_by_length
+from t5scaling.evaluation.generate import (
+    Decoder,
+    Generator,
+    batches_by_length,
+    check_decoder,
+)
 from t5scaling.model import decoding, network
 from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
 
@@ -53,6 +58,14 @@ class Evaluation:
     decoder: Decoder = dataclasses.field(default_factory=decoding.Greedy)
     max_decode_len: int | None = None
     max_examples: int | None = None
+
+    def __post_init__(self):
+        check_decoder(self.decoder)
+        if isinstance(self.metrics, str) and self.metrics != "task":
+            raise UserError(
+                f'metrics are {self.metrics!r}; expected "task" or a tuple of functions, such as '
+                "(@metrics.bleu, @metrics.chrf)"
+            )
 
     def __call__(
         self,

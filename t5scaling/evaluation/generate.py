@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5scaling.data.vocabulary import Vocabulary
+from t5scaling.errors import UserError
 from t5scaling.model import decoding, network
 from t5scaling.training import sharding
 
@@ -17,6 +18,15 @@ from t5scaling.training import sharding
 BUCKETS = (0.125, 0.25, 0.5, 1.0)
 
 Decoder = decoding.Greedy | decoding.BeamSearch | decoding.Sampling
+
+
+def check_decoder(decoder: Any) -> None:
+    """Raises UserError if `decoder` is none, such as a name without gin's @."""
+    if not isinstance(decoder, Decoder):
+        raise UserError(
+            f"{decoder!r} is no decoder; expected @decoding.Greedy(), @decoding.BeamSearch() or "
+            "@decoding.Sampling()"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

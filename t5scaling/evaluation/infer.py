@@ -17,7 +17,7 @@ from typing import Any
 from t5scaling import __version__, storage
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
-from t5scaling.evaluation.generate import Decoder, Generated, Generator
+from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
 from t5scaling.model import network
 from t5scaling.training import checkpoint, distributed, run_directory, sharding, tracker
 from t5scaling.training import step as steps
@@ -62,8 +62,9 @@ def infer(
 
     Raises:
         UserError: no such run, step or file, a line that is not UTF-8, or an output file that was
-            made from something else.
+            made from something else; `decoder` is none.
     """
+    check_decoder(decoder)
     with contextlib.ExitStack() as stack:
         if progress is None:
             bar = tracker.console_progress("infer", shown=distributed.is_main())
