@@ -367,19 +367,6 @@ def sentence_of_next(runs: Sequence[Run], fit: Fit, advice: Advice) -> str:
     )
 
 
-def sentence_of_choice(choice: Choice) -> str:
-    """Data sets in order, and where one overtakes another."""
-    order = "; ".join(
-        f"{name} {number(f.value)} ({interval(f.low, f.high)}), best with a chance of "
-        f"{choice.chances[name]:.0%}"
-        for name, f in zip(choice.names, choice.forecasts, strict=True)
-    )
-    crossings = "".join(
-        f" {two} overtakes {one} at {_where(where)}." for one, two, where in choice.crossings
-    )
-    return f"{choice.place}: {order}.{crossings}"
-
-
 def sentence_of_exchange(place: str, exchange: Exchange) -> str:
     doubling = (
         f"needs {number(exchange.doubling)} times the finetuning data"

@@ -2,7 +2,7 @@
 
 The first screen asks the question, shows the main figure and answers in three sentences; then come
 the paper's claims, what to pay for, figures, results, laws, and what was run and how to read it.
-Its rooms: `panels`, `answers`, `page_claims`, `page_results`, `page_study`.
+Its rooms: `panels`, `answers`, `page_claims`, `page_advice`, `page_results`, `page_study`.
 """
 
 import base64
@@ -13,30 +13,24 @@ from typing import Any
 import t5scaling
 from t5scaling.analysis import (
     answers,
+    page_advice,
     page_claims,
     page_results,
     page_study,
     panels,
     sentences,
 )
-from t5scaling.analysis.advise import (
-    Advice,
-    label_of,
-    lines_of,
-    sentence_of_choice,
-    sentence_of_exchange,
-    sentence_of_next,
-)
+from t5scaling.analysis.advise import Advice
 from t5scaling.analysis.claims import judge_claims
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.evidence import Evidence
 from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.harvest import RunRecord
-from t5scaling.analysis.markup import bullets, folded, hours
+from t5scaling.analysis.markup import folded, hours
 from t5scaling.analysis.page_style import CSS
 from t5scaling.analysis.selection import Selection
 from t5scaling.analysis.style import short_size
-from t5scaling.analysis.tables import listed, metric_name, size
+from t5scaling.analysis.tables import listed, metric_name
 
 
 def build(
@@ -52,7 +46,7 @@ def build(
     limits = "".join(f"<p>{escape(s)}</p>" for s in sentences.about_study(runs, curve_fits))
     sections = [
         ("claims", "The paper's claims", _claims(runs, rows, curve_fits)),
-        ("pay", "What to pay for", _advice(selection, advice)),
+        ("pay", "What to pay for", page_advice.section(selection, advice)),
         ("figures", "Figures", _figures(figures)),
         (
             "results",
@@ -168,32 +162,3 @@ def _figure(figure: StudyFigure) -> str:
 def _heading(figure: StudyFigure) -> str:
     metric, _, rest = figure.title.partition(" of ")
     return f"{metric_name(metric)}: {rest}" if figure.curve_fits else figure.title
-
-
-def _advice(selection: Selection, advice: Advice | None) -> str:
-    """What holds between curves first, then decisions per curve, folded."""
-    if advice is None:
-        return ""
-    html = [
-        f"<p>Forecasts are for D_p = {size(advice.target)}, in the pools of the figure above. "
-        f"Costs: {escape(advice.cost_source)}.</p>"
-    ]
-    said = [sentence_of_choice(choice) for choice in advice.choices]
-    said += [
-        sentence_of_exchange(place, exchange)
-        + (f" {sentence_of_next(next_runs, exchange.fit, advice)}" if next_runs else "")
-        for place, exchange, next_runs in advice.exchanges
-    ]
-    html.append(bullets(said))
-    html.append(
-        folded(
-            "Do score and cross-entropy tell the same story?",
-            bullets(f"{label_of(r.score)}: {r.sentence}" for r in advice.relations),
-        )
-    )
-    decisions = "".join(
-        f"<h3>{escape(label_of(one.curve_fit))}</h3>{bullets(lines_of(one, advice))}"
-        for one in advice.curves
-    )
-    html.append(folded(f"Decisions for {len(advice.curves)} curves", decisions))
-    return "".join(html)

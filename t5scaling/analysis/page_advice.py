@@ -1,0 +1,148 @@
+"""What to pay for, on a study's page: a table per task and metric, and the reasons folded."""
+
+from collections.abc import Sequence
+from html import escape
+
+from t5scaling.analysis.advise import (
+    Advice,
+    Choice,
+    CurveAdvice,
+    lines_of,
+    sentence_of_exchange,
+    sentence_of_next,
+)
+from t5scaling.analysis.curves import Curve
+from t5scaling.analysis.evidence import LOSS
+from t5scaling.analysis.markup import bullets, folded, table, word
+from t5scaling.analysis.selection import Selection
+from t5scaling.analysis.style import short_size
+from t5scaling.analysis.tables import interval, metric_name, number
+from t5scaling.analysis.valuation import Crossing
+
+
+def section(selection: Selection, advice: Advice | None) -> str:
+    """The tables first, then what holds between pools, then the reasons per curve, folded."""
+    if advice is None:
+        return ""
+    groups: dict[tuple, list[CurveAdvice]] = {}
+    for one in advice.curves:
+        curve = one.curve_fit.curve
+        rest = tuple(v for name, v in curve.key.items() if name != "pretrain_data")
+        groups.setdefault((curve.metric, *rest), []).append(one)
+    html = [
+        f"<p>Forecasts are for D_p = {short_size(advice.target)}, in the pools of the figure above."
+        " A gain is over no pretraining, at the largest size measured. In parentheses: 90 % "
+        f"intervals. Costs: {escape(advice.cost_source)}.</p>"
+    ]
+    html += [_group(selection, advice, members) for members in groups.values()]
+    said = [
+        sentence_of_exchange(place, exchange)
+        + (f" {sentence_of_next(runs, exchange.fit, advice)}" if runs else "")
+        for place, exchange, runs in _exchanges(selection, advice)
+    ]
+    if said:
+        html.append("<h3>Pretraining tokens in finetuning tokens</h3>" + bullets(said))
+    agree = bullets(f"{_place(selection, r.score.curve)}: {r.sentence}" for r in advice.relations)
+    html.append(folded("Do score and cross-entropy tell the same story?", agree))
+    reasons = "".join(
+        f"<h3>{escape(_place(selection, one.curve_fit.curve))}</h3>{bullets(lines_of(one, advice))}"
+        for one in advice.curves
+    )
+    html.append(folded(f"Reasons, and the next runs, for {len(advice.curves)} curves", reasons))
+    return "".join(html)
+
+
+def _place(selection: Selection, curve: Curve) -> str:
+    """ "BLEU, en-de, target only (de), pool of 613"."""
+    roles, key = selection.roles, curve.key
+    words = [metric_name(curve.metric), roles.pair(curve), roles.words(curve)]
+    pool = key.get("finetune_examples")
+    words += [f"pool of {pool:,}"] if pool else []
+    return ", ".join(words if key["model"] == selection.model else [*words, str(key["model"])])
+
+
+def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice]) -> str:
+    """The data sets of one task, metric, model and pool, side by side."""
+    curve = members[0].curve_fit.curve
+    choice, chances = _choice(advice, members)
+    rows = []
+    for one in members:
+        gain, this = one.worth_it, one.curve_fit
+        sign = -1 if this.curve.metric == LOSS else 1
+        change = "–" if gain.value is None else f"{sign * gain.value:+.3g}"
+        if gain.low is not None:
+            low, high = sorted((sign * gain.low, sign * gain.high))
+            change += f" ({low:+.3g} to {high:+.3g})"
+        forecast, even = one.forecast, one.break_even
+        rows.append(
+            [
+                escape(selection.roles.words(this.curve)),
+                escape(gain.answer),
+                change,
+                word(this),
+                f"{number(forecast.value)} ({interval(forecast.low, forecast.high)})"
+                if forecast else "–",
+                f"{chances[id(forecast)]:.0%}" if id(forecast) in chances else "–",
+                _where(even) if even and even.x else "–",
+            ]
+        )  # fmt: skip
+    unit = "nats" if curve.metric == LOSS else metric_name(curve.metric)
+    head = [
+        "pretrained on", "worth it?", f"change, {unit}", "curve",
+        f"at {short_size(advice.target)}", "chance to be best", "as good as none at",
+    ]  # fmt: skip
+    title = [metric_name(curve.metric), selection.roles.pair(curve)]
+    pool = curve.key.get("finetune_examples")
+    title += [f"pool of {pool:,}"] if pool else []
+    title += [str(curve.key["model"])] if curve.key["model"] != selection.model else []
+    return (
+        f"<h3>{escape(', '.join(title))}</h3>"
+        + table(head, rows, html=True, numbers=(5,))
+        + bullets(_crossings(selection, choice, members))
+    )
+
+
+def _choice(
+    advice: Advice, members: Sequence[CurveAdvice]
+) -> tuple[Choice | None, dict[int, float]]:
+    """The choice among these curves, and the chance to be the best of each forecast."""
+    own = {id(one.forecast) for one in members if one.forecast}
+    for choice in advice.choices:
+        if own & {id(forecast) for forecast in choice.forecasts}:
+            pairs = zip(choice.names, choice.forecasts, strict=True)
+            return choice, {id(forecast): choice.chances[name] for name, forecast in pairs}
+    return None, {}
+
+
+def _crossings(
+    selection: Selection, choice: Choice | None, members: Sequence[CurveAdvice]
+) -> list[str]:
+    names = {
+        str(one.curve_fit.curve.key["pretrain_data"]): selection.roles.words(one.curve_fit.curve)
+        for one in members
+    }
+    return [
+        f"{names.get(two, two)} overtakes {names.get(one, one)} at {_where(crossing)}."
+        for one, two, crossing in (choice.crossings if choice else ())
+    ]
+
+
+def _where(crossing: Crossing) -> str:
+    """A size, its interval, and how often it is one at all."""
+    sure = "" if crossing.share > 0.995 else f", in {crossing.share:.0%} of the replicates"
+    low, high = short_size(crossing.low), short_size(crossing.high)
+    return f"{short_size(crossing.x)} ({low} to {high}{sure})"
+
+
+def _exchanges(selection: Selection, advice: Advice):
+    """With the place in words."""
+    words = {}
+    for this in selection.curve_fits:
+        curve = this.curve
+        rest = [str(v) for name, v in curve.key.items() if name != "finetune_examples"]
+        label = " · ".join([metric_name(curve.metric), *rest])
+        place = [selection.roles.pair(curve), selection.roles.words(curve)]
+        place += [curve.key["model"]] if curve.key["model"] != selection.model else []
+        words[label] = ", ".join(map(str, place))
+    for label, exchange, runs in advice.exchanges:
+        yield words.get(label, label), exchange, runs
