@@ -192,7 +192,7 @@ def _constrained(problem, theta, replicates, quantity, goals, unit):
     with np.errstate(all="ignore"):
         found = minimise(
             residuals_of, slopes_of, targets, starts, lower, upper, delta=problem.delta,
-            tolerance=1e-5, max_iterations=150,
+            tolerance=1e-5, max_iterations=60,
         )  # fmt: skip
     values = quantity(found.theta).reshape(len(goals), per_goal)
     costs = _objective(problem, found.theta).reshape(len(goals), per_goal)
