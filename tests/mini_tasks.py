@@ -27,7 +27,7 @@ for _language in ("en", "de"):
         output_features=_features,
     )
 seqio.MixtureRegistry.add("mini_span_en50_de50", [("mini_span_en", 50), ("mini_span_de", 50)])
-for _pair in (("en", "de"), ("de", "en")):
+for _pair in (("en", "de"), ("de", "en"), ("en", "fr")):
     seqio.TaskRegistry.add(
         f"mini_translate_{_pair[0]}_{_pair[1]}",
         source=_source(f"techdoc_translate_{_pair[0]}_{_pair[1]}", ROWS),

@@ -25,6 +25,10 @@ THETAS = {
 CASES = [(name, theta) for name, thetas in THETAS.items() for theta in thetas]
 
 
+def test_no_law_is_left_out():
+    assert THETAS.keys() == ONE_SIZE.keys()
+
+
 def frame_of(law):
     y = np.linspace(1, 3, len(X))
     return Frame.of(X, y)

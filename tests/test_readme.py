@@ -1,0 +1,203 @@
+"""Every command of the README and of docs/, as typed; on the tests' miniature where it takes long.
+
+A command that can be run nowhere but on a cluster is looked at by `--dry_run`, or its gin files are
+read and the test that does run its like is named here.
+"""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import run
+from t5scaling import command_line, config
+from t5scaling.analysis.fit import fit_curve
+from tests.conftest import REPOSITORY
+
+ROOT = Path(REPOSITORY)
+DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS += ("results/techdoc/README.md", "results/plan/README.md", "benchmarks/README.md")
+BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(?:python )?(run\.py [^`]*)`")
+
+MINIATURE = {"gin/models/tiny.gin": "tests/mini/model.gin", "techdoc_": "mini_"}
+MODULES = {"TASK_MODULES": ("tests.mini_tasks",)}
+SMALLER = {
+    "gin/runs/pretrain.gin": {
+        **MODULES, "BATCH_SIZE": 2, "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
+    },
+    "gin/runs/finetune.gin": {
+        **MODULES, "BATCH_SIZE": 4, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8,
+        "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 64},
+        "EVAL_FEATURE_LENGTHS": {"inputs": 160, "targets": 160},
+    },
+    "gin/runs/eval.gin": {
+        **MODULES, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8,
+        "EVAL_FEATURE_LENGTHS": {"inputs": 160, "targets": 160},
+    },
+    "gin/runs/infer.gin": {"INPUT_LENGTH": 32, "MAX_DECODE_LENGTH": 8},
+}  # fmt: skip
+
+# What needs more than this machine: part of the command -> the test that runs its like.
+ELSEWHERE = {
+    "--topology=v5e:8x8": "test_plan.test_the_child_compiles_for_what_is_described",
+    "--coordinator=": "test_distributed.test_two_processes_train_as_one_and_survive_a_kill",
+    "--runner=FlinkRunner": "test_beam.test_the_direct_runner_writes_what_this_process_writes",
+}
+
+
+def commands(document):
+    """The words of each line of each block of commands."""
+    for block in BLOCK.findall((ROOT / document).read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def of(document, *start):
+    return [words for words in commands(document) if words[: len(start)] == list(start)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A user's directory: `run.py` finds gin files beside the user, then in the repository."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def execute(words, root, capsys):
+    """`python run.py ...`, as typed where it is quick."""
+    text = " ".join(words)
+    if elsewhere := [test for part, test in ELSEWHERE.items() if part in text]:
+        module, test = elsewhere[0].split(".")
+        assert callable(getattr(importlib.import_module(f"tests.{module}"), test))
+        gin_files = [word.split("=", 1)[1] for word in words if word.startswith("--gin_file=")]
+        if gin_files:  # of `train ...` there are none
+            overrides = dict(word[6:].split("=", 1) for word in words if word.startswith("--gin."))
+            assert config.load(gin_files, overrides)
+        return
+    verb, arguments = words[0], words[1:]
+    if verb == "study":
+        arguments += ["--dry_run", "--gin.STUDY_DIR=runs/study", f"--gin.EXAMPLES_ROOT={root}"]
+    elif verb in ("train", "eval", "infer", "plan", "materialize"):
+        for name, small in MINIATURE.items():
+            arguments = [word.replace(name, small) for word in arguments]
+        settings = {}
+        for word in arguments:
+            settings |= SMALLER.get(word.removeprefix("--gin_file="), {})
+        if verb != "infer":
+            settings["EXAMPLES_ROOT"] = root
+        arguments += [f"--gin.{name}={value}" for name, value in settings.items()]
+    try:
+        status = run.main([verb, *arguments])
+    except SystemExit as end:  # --help
+        status = end.code
+    out, err = capsys.readouterr()
+    assert status == 0, f"python run.py {shlex.join([verb, *arguments])}\n{out}\n{err}"
+
+
+def test_the_readmes_commands_one_after_the_other(here, mini_root, capsys):
+    sizes = np.repeat(1e6 * 2.0 ** np.arange(8), 2)
+    factor = np.tile([1.0, 0.8], 8)
+    score = factor * (0.5 * np.log(sizes / 1e4)) ** 1.5
+    loss = 2 + 40 / sizes**0.25 / factor
+    columns = {"tokens": sizes, "loss": loss, "bleu": score, "data": ["de", "fr"] * 8}
+    pd.DataFrame(columns).to_csv("results.csv", index=False)
+    Path("sentences.txt").write_text("Open the file.\nSave it.\n")
+
+    done = [words[2:] for words in of("README.md", "python", "run.py")]
+    for words in done:
+        execute(words, mini_root, capsys)
+    verbs = {words[0] for words in done}
+    assert {"train", "eval", "infer", "study", "plan", "fit", "advise", "figures"} <= verbs
+
+    assert Path("runs/finetune/DONE").exists()
+    measured = Path("runs/finetune/eval.jsonl").read_text()
+    assert "mini_translate_en_de" in measured and "mini_translate_en_fr" in measured
+    assert len(Path("translations.txt").read_text().splitlines()) == 2
+    assert list(Path("figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_there_is_what_commands_name(document):
+    """Targets, extras, scripts and files; and no command of a kind that no test looks at."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    extras = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    for words in commands(document):
+        match words:
+            case ["make", target]:
+                assert target in targets
+            case ["pip", "install", *_]:
+                assert set(re.findall(r"\[(\w+)\]", " ".join(words))) <= extras
+            case ["python", "run.py", verb, *_]:
+                assert verb in command_line.VERBS or verb == "--help"
+            case ["python", script, *_]:
+                assert (ROOT / script).is_file(), script
+            case ["cp", source, _]:
+                assert (ROOT / source).is_file(), source
+            case ["mkdir" | "tar" | "rm", *_]:
+                assert document == "results/techdoc/README.md"  # run below
+            case _:
+                pytest.fail(f"{document}: no test runs {shlex.join(words)!r}")
+    for inline in INLINE.findall((ROOT / document).read_text()):
+        assert shlex.split(inline)[1] in (*command_line.VERBS, "VERB", "--help"), inline
+
+
+def test_a_study_on_cloud_tpu_is_planned(here, mini_root, capsys):
+    (words,) = of("docs/cloud_tpu.md", "python", "run.py")
+    assert "gin/executors/cloud_tpu.gin" in " ".join(words)
+    execute(words[2:], mini_root, capsys)
+
+
+def test_a_task_and_a_model_of_your_own(here, mini_root, capsys):
+    for _, source, copy in of("docs/extending.md", "cp"):
+        shutil.copy(ROOT / source, copy)
+    data = here / "data/own"
+    data.mkdir(parents=True)
+    for language in ("en", "de"):
+        lines = [f"Line {i} of a document in {language}, with some words more." for i in range(900)]
+        if language == "de":
+            (data / "de-1.txt").write_text("\n".join(lines))
+        else:
+            frame = pd.DataFrame({"text": lines})
+            frame.to_json(data / "en-1.jsonl.gz", orient="records", lines=True)
+    train, plan = of("docs/extending.md", "python", "run.py")
+    execute([*train[2:], "--gin.TRAIN_STEPS=4"], str(here / "examples"), capsys)
+    assert (here / "runs/own/DONE").exists()
+    Path("wide.gin").write_text((ROOT / "tests/mini/model.gin").read_text())
+    execute(plan[2:], mini_root, capsys)
+
+
+def test_a_law_of_your_own():
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.M | re.DOTALL
+    )
+    names = {}
+    exec(code, names)
+    x = 1e5 * 2.0 ** np.arange(8)
+    fit = fit_curve(names["RootLaw"](), x, 0.2 * x**0.3, hold_out=2)
+    assert fit.coefficients["b"][0] == pytest.approx(0.2, rel=1e-4)
+    assert fit.coefficients["c"][0] == pytest.approx(0.3, rel=1e-4)
+    assert all(point.predicted == pytest.approx(point.value, rel=1e-4) for point in fit.held_out)
+    assert not fit.at_bound
+
+
+def test_our_study_goes_on_where_it_was(here, mini_root, capsys):
+    """Unpacked, its finetunings are done and its pretrainings, without checkpoints, are not."""
+    shutil.copytree(ROOT / "results/techdoc", "results/techdoc")
+    *shell, study = commands("results/techdoc/README.md")
+    for words in shell:
+        subprocess.run(words, check=True)
+    assert not Path("runs/techdoc/runs/pretrain").exists()
+    records = map(json.loads, Path("results/techdoc/runs.jsonl").read_text().splitlines())
+    finetuned = {r["id"] for r in records if r["done"] and r["record"]["kind"] == "finetune"}
+    there = Path("runs/techdoc/runs").rglob("DONE")
+    assert {str(path.parent.relative_to("runs/techdoc/runs")) for path in there} == finetuned
+    execute(study[2:], mini_root, capsys)
