@@ -1,6 +1,5 @@
-"""Examples that several test files share, materialised once a session in a child process."""
+"""What all tests share: JAX as `run.py` prepares it, examples, and the order of the files."""
 
-import logging
 import os
 import sys
 
@@ -10,18 +9,38 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
 import pytest
 
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # as compilation.prepare, and why
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
+# A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
+# left with one of them at the end.
+LONG = (
+    "test_decoding", "test_study", "test_gcs", "test_slurm", "test_intervals", "test_data",
+    "test_sharding", "test_readme", "test_fit", "test_report", "test_run", "test_model",
+    "test_beam", "test_distributed", "test_nmt_benchmark", "test_infer", "test_archive",
+    "test_parity",
+)  # fmt: skip
+
+
+def pytest_configure():
+    from t5scaling import compilation
+
+    compilation.prepare()  # with its cache on disk: what one process compiled, the next finds
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def mini_root(tmp_path_factory):
-    """Root of the materialised examples of tests/mini/study.gin."""
+    """Root of the materialised examples of tests/mini/study.gin, shared by all test processes."""
     from t5scaling.data.examples import find_all_examples
     from tests import mini
 
-    root = str(tmp_path_factory.mktemp("examples"))
+    folder = tmp_path_factory.getbasetemp()
+    root = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "examples")
     find_all_examples([mini.SPAN, mini.PAIRS, mini.VALIDATION, mini.TEST], root)
     return root

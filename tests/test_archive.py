@@ -11,11 +11,18 @@ from t5scaling.errors import UserError
 from tests.analysis_made_up_study import write_study
 
 
-@pytest.fixture
-def study(tmp_path):
-    folder = tmp_path / "here" / "study"
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reported") / "study"
     write_study(folder)
     report.report(folder)
+    return folder
+
+
+@pytest.fixture
+def study(reported, tmp_path):
+    folder = tmp_path / "here" / "study"
+    shutil.copytree(reported, folder)
     answers = next(folder.glob("runs/**/run.json")).parent / "inference_eval"
     answers.mkdir()
     (answers / "task-000010.jsonl").write_text("{}\n")

