@@ -40,7 +40,7 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         case "status":
             from t5scaling.study import status
 
-            status.show(arguments.study_dir)
+            status.show(arguments.study_dir, every_run=arguments.all)
         case "comet-setup":
             from t5scaling.evaluation import comet
 

@@ -172,6 +172,8 @@ def parser() -> argparse.ArgumentParser:
             )
         elif verb in ("report", "status", "work", "export"):
             sub.add_argument("study_dir", help="directory of a study, as `study` left it")
+            if verb == "status":
+                sub.add_argument("--all", action="store_true", help="a row for every run")
             if verb == "export":
                 sub.add_argument("--output", metavar="FILE", help="(default: STUDY_DIR.tar.gz)")
                 sub.add_argument(

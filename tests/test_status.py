@@ -77,6 +77,29 @@ def test_the_table_and_its_sum(study):
     assert lines[-1] == "4 runs: 1 done, 1 stopped, 1 failed, 1 waiting; 20 s so far"
 
 
+def test_many_runs_share_rows_by_state_and_data(study):
+    more = [f"finetune/en/dp={n}/x" for n in range(50)]
+    ids = ["pretrain/a", "finetune/b", "finetune/c", "finetune/d", *more]
+    (study / "study.json").write_text(json.dumps({"study": "s", "runs": ids}))
+    for run in more[:20]:
+        write_run(study, run, 20, losses=(7.0, 6.5), done=True)
+    write_run(study, more[20], 20, losses=(7.0,))
+
+    def rows(**options):
+        shown = io.StringIO()
+        status.show(str(study), Console(file=shown, width=100), **options)
+        return shown.getvalue().splitlines()
+
+    short = [line.split() for line in rows()]
+    assert ["finetune/en/...:", "20", "runs", "done", "3", "min", "00", "s"] in short
+    assert ["finetune/en/...:", "29", "runs", "waiting"] in short
+    assert ["finetune/en/dp=20/x", "stopped", "10/20", "7.000", "100"] in [r[:5] for r in short]
+    assert "finetune/b: a loss that is not finite" in rows()
+    every = rows(every_run=True)
+    assert sum("finetune/en/dp=" in line for line in every) == 50
+    assert rows()[-1] == every[-1]
+
+
 def test_no_study(tmp_path):
     with pytest.raises(UserError, match="no study here"):
         status.statuses(str(tmp_path / "none"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from t5scaling.errors import UserError
 from t5scaling.training import claim, run_directory
 
 STUDY = "study.json"  # in the study's directory: {"study": its name, "runs": ids}
+ROWS = 40  # of a study with more runs, those done, queued or waiting share a row by their data
+TOLD_TOGETHER = frozenset({"done", "queued", "waiting"})
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,20 @@ def statuses(study_dir: str) -> list[RunStatus]:
     return storage.at_once(lambda run_id: _status(study_dir, run_id), listed["runs"])
 
 
-def show(study_dir: str, console: Console | None = None) -> None:
-    """Prints the runs as a table, and their sum."""
+def show(study_dir: str, console: Console | None = None, *, every_run: bool = False) -> None:
+    """Prints the runs as a table, and their sum. every_run: each in a row of its own, however
+    many there are."""
     console = console or Console()
+    if not console.is_terminal and console.file is sys.stdout:
+        console.width = max(console.width, 110)  # into a file or a pipe
     runs = statuses(study_dir)
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     for column in ("state", "step", "loss", "tokens/s", "time", "left"):
         table.add_column(column, justify="left" if column == "state" else "right")
-    for run in runs:
+    for name, run in _rows(runs, every_run):
         table.add_row(
-            run.id,
+            name,
             run.state,
             f"{run.step}/{run.steps}" if run.steps else "",
             f"{run.loss:.3f}" if run.loss is not None else "",
@@ -76,6 +82,25 @@ def show(study_dir: str, console: Console | None = None) -> None:
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
     spent = _duration(sum(run.wall_s for run in runs))
     console.print(f"{len(runs)} runs: {', '.join(parts)}; {spent} so far", highlight=False)
+
+
+def _rows(runs: Sequence[RunStatus], every_run: bool) -> list[tuple[str, RunStatus]]:
+    """What is in the first column, and whose numbers are in the others."""
+    if every_run or len(runs) <= ROWS:
+        return [(run.id, run) for run in runs]
+    groups: dict[tuple[str, str], list[RunStatus]] = {}
+    for run in runs:
+        together = run.state in TOLD_TOGETHER and run.id.count("/") > 1
+        name = "/".join(run.id.split("/")[:2]) if together else run.id
+        groups.setdefault((name, run.state), []).append(run)
+    rows = []
+    for (name, state), members in groups.items():
+        if len(members) == 1:
+            rows.append((members[0].id, members[0]))
+        else:
+            spent = sum(run.wall_s for run in members)
+            rows.append((f"{name}/...: {len(members)} runs", RunStatus(name, state, wall_s=spent)))
+    return rows
 
 
 def _status(study_dir: str, run_id: str) -> RunStatus:
