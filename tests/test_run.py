@@ -185,3 +185,10 @@ def test_a_decoder_is_named_by_gins_reference(value, words, tmp_path, capsys):
     infer = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/infer.gin"]
     settings = [f"--gin.{name}={tmp_path}/x" for name in ("MODEL_DIR", "INPUT_FILE", "OUTPUT_FILE")]
     assert words in error_of(capsys, "infer", *infer, *settings, f"--gin.DECODER={value}")
+
+
+def test_work_on_runs_that_are_not_there(tmp_path, capsys):
+    (tmp_path / "study.json").write_text('{"study": "s", "runs": ["pretrain/en"]}')
+    assert "pretrain/en is not prepared" in error_of(capsys, "work", str(tmp_path), "pretrain/en")
+    line = error_of(capsys, "work", str(tmp_path), "pretrain/n")
+    assert "no run 'pretrain/n' here; did you mean 'pretrain/en'?" in line

@@ -148,6 +148,11 @@ def _from_directory(study_dir: str, run_id: str) -> Run:
     if record is None:
         study = run_directory.read_json(os.path.join(study_dir, "study.json"))
         known = study["runs"] if study else []
+        if run_id in known:
+            raise UserError(
+                f"{study_dir}: {run_id} is not prepared; `run.py study` does it, or has an "
+                "executor do it"
+            )
         raise UserError(f"{study_dir}: no run {run_id!r} here{nearest(run_id, known)}")
     return Run(
         id=run_id,
