@@ -24,7 +24,7 @@ from t5scaling.study import ahead_of_time, plan, runner, topologies
 from t5scaling.study.study import Point, Study, parts_of, points, short_data
 from t5scaling.training import run_directory, throughput
 
-_WIDTH = 140  # of the table, whatever the terminal's
+_WIDTH = 1000  # a table takes what it needs of it, whatever the terminal's
 
 
 @dataclasses.dataclass(frozen=True)
