@@ -36,11 +36,11 @@ SMALLER = {
     "gin/runs/finetune.gin": {
         **MODULES, "BATCH_SIZE": 4, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8,
         "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 64},
-        "EVAL_FEATURE_LENGTHS": {"inputs": 16, "targets": 16},
+        "EVAL_FEATURE_LENGTHS": {"inputs": 32, "targets": 32},
     },
     "gin/runs/eval.gin": {
         **MODULES, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8,
-        "EVAL_FEATURE_LENGTHS": {"inputs": 16, "targets": 16},
+        "EVAL_FEATURE_LENGTHS": {"inputs": 32, "targets": 32},
     },
     "gin/runs/infer.gin": {"INPUT_LENGTH": 32, "MAX_DECODE_LENGTH": 8},
 }  # fmt: skip
