@@ -160,6 +160,15 @@ def _known_gin_files() -> list[str]:
     return [path for path in found if path.endswith(".gin")]
 
 
+def _reference_to(module: str, message: str) -> str:
+    """What gin's message, which quotes the binding, names in `module`: "loop.train"."""
+    quoted = re.search(rf"(@?)\b({module}\.[\w.]+)", message)
+    if not quoted:
+        return module
+    at, name = quoted.groups()
+    return name if at else name.rpartition(".")[0]  # of a binding without its parameter
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
@@ -200,8 +209,12 @@ def _explain(message: str) -> str:
     unknown_function = re.search(
         r"No configurable matching (?:'([^']+)'|reference '@([^'(]+))", message
     )
-    if unknown_function:
-        name = unknown_function.group(1) or unknown_function.group(2)
+    unknown_module = re.search(r"'(\w+)' was not provided by an import statement", message)
+    if unknown_function or unknown_module:
+        if unknown_function:
+            name = unknown_function.group(1) or unknown_function.group(2)
+        else:
+            name = _reference_to(unknown_module.group(1), message)
         known = {
             ".".join(selector.split(".")[-2:]) for selector in gin_config._REGISTRY._selector_map
         }

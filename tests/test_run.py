@@ -174,7 +174,7 @@ def test_plain_strings_need_no_quotes():
     ("value", "words"),
     [
         ("@decoding.BemSearch()", "did you mean 'BeamSearch'"),
-        ("@decodng.BeamSearch()", "'decodng' was not provided by an import"),
+        ("@decodng.BeamSearch()", "nothing is called 'decodng.BeamSearch'"),
         ("BeamSearch", "'BeamSearch' is no decoder; expected @decoding.Greedy(), @decoding.Beam"),
     ],
 )
