@@ -114,7 +114,7 @@ def _finetune(folder, value, place, name, shares, metrics, steps, model):
         "pretrain_steps": tokens // 4096, "task": task, "languages": pair.split("-"),
         "finetune_tokens": 47 * pool, "finetune_examples": pool, "finetune_rows": pool // 2,
         "finetune_positions": 128 * pool, "finetune_pool": f"{pool}", "learning_rate": 0.005,
-        "learning_rates": [0.005], "seed": seed, "batch_size": 32, "steps": steps,
+        "seed": seed, "batch_size": 32, "steps": steps,
     }  # fmt: skip
     lines = []
     for split in ("validation", "test"):

@@ -40,7 +40,7 @@ def write_study(
                 for seed in seeds:
                     shift = 0.2 * rank + 0.01 * seed
                     write_run(
-                        study_dir, tokens, pool, rate, seed, rates=rates,
+                        study_dir, tokens, pool, rate, seed,
                         cross_entropy=cross_entropy[pool][place] + shift,
                         bleu=bleu[pool][place], chrf=chrf[pool][place],
                     )  # fmt: skip
@@ -59,7 +59,7 @@ def write_study(
 
 
 def write_run(
-    study_dir: Path, tokens, pool, rate, seed, *, rates, cross_entropy, bleu=0.1, chrf=5.0,
+    study_dir: Path, tokens, pool, rate, seed, *, cross_entropy, bleu=0.1, chrf=5.0,
     done=True, failure=None,
 ) -> Path:  # fmt: skip
     data = "en50_de50" if tokens else "none"
@@ -73,7 +73,7 @@ def write_run(
         "pretrain_tokens": tokens, "pretrain_steps": tokens // 4096, "task": TASK,
         "languages": ["en", "de"], "finetune_tokens": 47 * pool, "finetune_examples": pool,
         "finetune_rows": pool, "finetune_positions": 128 * pool, "finetune_pool": f"{pool}",
-        "learning_rate": rate, "learning_rates": list(rates), "seed": seed, "batch_size": 32,
+        "learning_rate": rate, "seed": seed, "batch_size": 32,
         "steps": 120,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(record))

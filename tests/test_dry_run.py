@@ -4,6 +4,7 @@ import glob
 import io
 import itertools
 import json
+import math
 import os
 import re
 
@@ -109,6 +110,15 @@ def test_every_number_follows_from_its_row(tmp_path):
     assert sum(int(number.replace(",", "")) for number in counted) == sum(
         point.kind == "finetune" for point in runs
     )
+
+
+def test_a_grid_that_is_no_product_is_not_called_one():
+    for gin_file, some in ((WHOLE, False), ("gin/studies/techdoc.gin", True)):
+        lines = [line for line in dry_run.graph(grid(gin_file)) if " x " in line]
+        for line in lines:
+            runs, *axes = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) [a-zD]", line))
+            assert runs == math.prod(axes), line
+        assert lines and some == any("some of" in line for line in dry_run.graph(grid(gin_file)))
 
 
 def test_the_numbers_are_plans_and_the_studys(mini_root, tmp_path):

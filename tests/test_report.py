@@ -33,7 +33,7 @@ def study(tmp_path_factory):
     folder = write_study(tmp_path_factory.mktemp("study"))
     for rate, failure in ((0.1, "NaN <in> the loss at step 7"), (0.2, None)):
         write_run(
-            folder, 0, 1_000, rate, 0, rates=(0.005, 0.01), cross_entropy=1.0, done=False,
+            folder, 0, 1_000, rate, 0, cross_entropy=1.0, done=False,
             failure=failure,
         )  # fmt: skip
     screen = quiet()
@@ -82,7 +82,7 @@ def test_same_runs_same_bytes(study, tmp_path):
     again = write_study(tmp_path)
     for rate, failure in ((0.2, None), (0.1, "NaN <in> the loss at step 7")):
         write_run(
-            again, 0, 1_000, rate, 0, rates=(0.005, 0.01), cross_entropy=1.0, done=False,
+            again, 0, 1_000, rate, 0, cross_entropy=1.0, done=False,
             failure=failure,
         )  # fmt: skip
     report(again, screen=quiet())
@@ -195,10 +195,8 @@ def test_rate_is_chosen_by_validation_not_by_test(tmp_path):
     for tokens in SIZES[:5]:
         for rate, loss in zip(rates, (6.0, 5.0, 5.5), strict=True):
             bleu = {0.001: 30.0, 0.005: 1.0, 0.01: 20.0}[rate]
-            write_run(
-                tmp_path, tokens, 1_000, rate, 0, rates=rates, cross_entropy=loss - tokens / 1e7,
-                bleu=bleu,
-            )  # fmt: skip
+            loss -= tokens / 1e7
+            write_run(tmp_path, tokens, 1_000, rate, 0, cross_entropy=loss, bleu=bleu)
     curves = {curve.metric: curve for curve in curves_of(read_results(harvest(tmp_path)))}
     assert {p.learning_rate for p in curves["bleu"].points} == {0.005}
     assert {p.value for p in curves["bleu"].points} == {1.0}
@@ -206,15 +204,34 @@ def test_rate_is_chosen_by_validation_not_by_test(tmp_path):
     assert len(rows_of(tmp_path)) == 5 * 3 * 2 * 4
 
 
+def test_an_edge_is_of_the_rates_tried_at_that_place(tmp_path):
+    """Rates of another pool or D_p do not widen the grid of a point."""
+    first, second = SIZES[1:3]
+    tried = {
+        (100, first): (0.001, 0.01), (100, second): (0.01, 0.05),
+        (1_000, first): (0.001, 0.01, 0.05), (1_000, second): (0.01, 0.02),
+    }  # fmt: skip
+    for (pool, tokens), rates in tried.items():
+        for rate in rates:
+            write_run(tmp_path, tokens, pool, rate, 0, cross_entropy=5.0 + abs(rate - 0.01))
+    curves = curves_of(read_results(harvest(tmp_path)))
+    edges = {(c.key["finetune_examples"], p.x): p.at_edge for c in curves for p in c.points}
+    assert edges == {place: len(rates) == 2 for place, rates in tried.items()}
+    html = report(tmp_path, screen=quiet()).read_text()
+    assert "At 3 of 4 points the best learning rate is the smallest or largest" in html
+    rates_of_pools = re.findall(r"<td>([\d., ]+)</td></tr>", html)
+    assert {"0.001, 0.01, 0.05", "0.001, 0.01, 0.02, 0.05"} <= set(rates_of_pools)
+
+
 def test_one_rate_is_no_edge(tmp_path):
     write_study(tmp_path, rates=(0.005,))
     curves = curves_of(read_results(harvest(tmp_path)))
     assert not any(p.at_edge for curve in curves for p in curve.points)
-    assert "edge of its grid" not in report(tmp_path, screen=quiet()).read_text()
+    assert "smallest or largest" not in report(tmp_path, screen=quiet()).read_text()
 
 
 def test_best_step_is_chosen_by_validation(tmp_path):
-    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, cross_entropy=5.0)
     with open(folder / "metrics.jsonl", "a") as file:
         for split, loss in (("validation", 4.0), ("test", 5.4)):
             line = {"step": 60, "split": split, "task": TASK, "cross_entropy": loss}
@@ -254,7 +271,7 @@ def test_a_study_still_running_can_be_reported(tmp_path):
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match="no study here"):
         harvest(tmp_path)
-    write_run(tmp_path, 0, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=1.0, done=False)
+    write_run(tmp_path, 0, 1_000, 0.005, 0, cross_entropy=1.0, done=False)
     with pytest.raises(UserError, match="no finished finetuning run"):
         harvest(tmp_path)
     assert not (tmp_path / "results.csv").exists()
@@ -272,7 +289,7 @@ def test_nothing_to_report(tmp_path):
     ],
 )
 def test_damaged_metrics_are_named(tmp_path, line, message):
-    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, cross_entropy=5.0)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match=message):
@@ -281,7 +298,7 @@ def test_damaged_metrics_are_named(tmp_path, line, message):
 
 
 def test_missing_field_is_named(tmp_path):
-    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, cross_entropy=5.0)
     record = json.loads((folder / "run.json").read_text())
     del record["parameters"]
     (folder / "run.json").write_text(json.dumps(record))
@@ -291,7 +308,7 @@ def test_missing_field_is_named(tmp_path):
 
 def test_rates_without_validation_cannot_be_compared(tmp_path):
     for rate in (0.005, 0.01):
-        folder = write_run(tmp_path, 1_000, 1_000, rate, 0, rates=(0.005, 0.01), cross_entropy=5.0)
+        folder = write_run(tmp_path, 1_000, 1_000, rate, 0, cross_entropy=5.0)
         path = folder / "metrics.jsonl"
         lines = [text for text in path.read_text().splitlines() if '"validation"' not in text]
         path.write_text("\n".join(lines) + "\n")
@@ -330,9 +347,7 @@ def test_a_report_needs_no_run_directories(study, tmp_path):
 def test_log_of_runs(tmp_path):
     write_study(tmp_path, sizes=SIZES[:2], pools=(1_000,), rates=(0.005,))
     reason = f"{tmp_path}/runs/a holds a run (gs://mine/b/c.gin there, runs/here/d.gin now)"
-    write_run(
-        tmp_path, 0, 1_000, 0.1, 0, rates=(0.005,), cross_entropy=1.0, done=False, failure=reason
-    )
+    write_run(tmp_path, 0, 1_000, 0.1, 0, cross_entropy=1.0, done=False, failure=reason)
     text = (harvest(tmp_path).parent / "runs.jsonl").read_text()
     assert str(tmp_path) not in text and "gs://" not in text
     log = [json.loads(line) for line in text.splitlines()]
@@ -347,7 +362,7 @@ def test_log_of_runs(tmp_path):
 
 
 def test_what_bleu_is_made_of_is_tabulated_and_not_fitted(tmp_path):
-    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, rates=(0.005,), cross_entropy=5.0)
+    folder = write_run(tmp_path, 1_000, 1_000, 0.005, 0, cross_entropy=5.0)
     path = folder / "metrics.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     for line in lines[1:]:

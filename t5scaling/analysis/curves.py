@@ -7,8 +7,8 @@ seeds are several points at the same x.
 Which learning rate and which evaluated step count is decided by validation cross-entropy alone:
 within a run the step with the lowest one, and for each (curve, D_p) the rate with the lowest mean
 over seeds (Isik et al., arXiv 2402.04177, take the best of 5 rates). All rates stay in the table.
-A best rate at the edge of a grid of several is flagged: the point may be under-tuned, and
-under-tuned points bend laws.
+A best rate that is the smallest or largest of several tried at that place is flagged: the point may
+be under-tuned, and under-tuned points bend laws.
 
 How much seeds differ is a property of the finetuning: `seed_noise` among a curve's facts is the
 spread among seeds at one place (of the same data and D_p), pooled over all data and the baseline of
@@ -45,7 +45,7 @@ _INTEGERS = frozenset(
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. at_edge: its learning rate is the smallest or largest of the grid. x2: a
+    """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
     second size. error: the value's standard error."""
 
     x: float
@@ -125,16 +125,16 @@ def curves_of(
     Raises UserError if the rates of a point cannot be compared for want of a validation
     cross-entropy.
     """
-    grids: dict[tuple, set[float]] = defaultdict(set)
     groups: dict[tuple, dict[tuple, list]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        grids[row["model"], row["task"]].add(row["learning_rate"])
         place = (row["model"], row["task"], row["finetune_examples"])
         groups[place][row["pretrain_data"], row["pretrain_tokens"]].append(row)
 
     curves = []
     for (model, task, examples), sizes in sorted(groups.items()):
-        grid = grids[model, task]
+        tried = {
+            place: {row["learning_rate"] for row in size_rows} for place, size_rows in sizes.items()
+        }
         chosen = {place: _chosen(size_rows, split) for place, size_rows in sorted(sizes.items())}
         metrics = {r["metric"] for size_rows in chosen.values() for r in size_rows}
         metrics = sorted(metrics if parts else metrics - PARTS.keys())
@@ -154,9 +154,9 @@ def curves_of(
                         },
                         metric=metric,
                         x_name="pretrain_tokens",
-                        points=tuple(_point(row, grid) for row in on_curve),
+                        points=tuple(_point(row, tried) for row in on_curve),
                         baseline=tuple(
-                            _point(row, grid)
+                            _point(row, tried)
                             for row in _pick(chosen, metric, lambda d, tokens: not tokens)
                         ),
                         facts={
@@ -167,7 +167,7 @@ def curves_of(
                             "finetune_tokens": first["finetune_tokens"],
                             "finetune_positions": first["finetune_positions"],
                             "metric_signature": first["metric_signature"],
-                            "learning_rates": sorted(grid),
+                            "learning_rates": sorted(set().union(*tried.values())),
                         },
                     )
                 )
@@ -248,14 +248,14 @@ def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, 
     ]
 
 
-def _point(row: Mapping[str, Any], grid: set[float]) -> Point:
-    rate = row["learning_rate"]
+def _point(row: Mapping[str, Any], tried: Mapping[tuple, set[float]]) -> Point:
+    rate, rates = row["learning_rate"], tried[row["pretrain_data"], row["pretrain_tokens"]]
     return Point(
         x=row["pretrain_tokens"],
         value=row["value"],
         learning_rate=rate,
         seed=row["seed"],
         step=row["steps"],
-        at_edge=len(grid) > 1 and rate in (min(grid), max(grid)),
+        at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
         run=row["run"],
     )

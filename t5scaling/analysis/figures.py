@@ -148,7 +148,7 @@ def _value_range(low: float, high: float, resolution: float) -> tuple[float, flo
 
 
 def _some_at_edge(members: Sequence[CurveFit]) -> bool:
-    """Whether best rates at the edge of their grid set some points apart from others."""
+    """Whether best rates at an edge of those tried set some points apart from others."""
     edges = {p.at_edge for this in members for p in this.curve.points}
     return len(edges) == 2
 

@@ -52,13 +52,23 @@ def section(selection: Selection, advice: Advice | None) -> str:
     return "".join(html)
 
 
-def _place(selection: Selection, curve: Curve) -> str:
-    """ "BLEU, en-de, target only (de), pool of 613"."""
-    roles, key = selection.roles, curve.key
-    words = [metric_name(curve.metric), roles.pair(curve), roles.words(curve)]
-    pool = key.get("finetune_examples")
-    words += [f"pool of {pool:,}"] if pool else []
-    return ", ".join(words if key["model"] == selection.model else [*words, str(key["model"])])
+def _place(
+    selection: Selection,
+    curve: Curve,
+    metric: bool = True,
+    data: bool = True,
+    pool: bool = True,
+) -> str:
+    """ "BLEU, en-de, target only (de), pool of 613", and the model if it is not the page's."""
+    examples, model = curve.key.get("finetune_examples"), str(curve.key["model"])
+    words = {
+        metric_name(curve.metric): metric,
+        selection.roles.pair(curve): True,
+        selection.roles.words(curve): data,
+        f"pool of {examples or 0:,}": pool and examples,
+        model: model != selection.model,
+    }
+    return ", ".join(text for text, wanted in words.items() if wanted)
 
 
 def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice]) -> str:
@@ -91,12 +101,8 @@ def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice])
         "pretrained on", "worth it?", f"change, {unit}", "curve",
         f"at {short_size(advice.target)}", "chance to be best", "as good as none at",
     ]  # fmt: skip
-    title = [metric_name(curve.metric), selection.roles.pair(curve)]
-    pool = curve.key.get("finetune_examples")
-    title += [f"pool of {pool:,}"] if pool else []
-    title += [str(curve.key["model"])] if curve.key["model"] != selection.model else []
     return (
-        f"<h3>{escape(', '.join(title))}</h3>"
+        f"<h3>{escape(_place(selection, curve, data=False))}</h3>"
         + table(head, rows, html=True, numbers=(5,))
         + bullets(_crossings(selection, choice, members))
     )
@@ -141,8 +147,6 @@ def _exchanges(selection: Selection, advice: Advice):
         curve = this.curve
         rest = [str(v) for name, v in curve.key.items() if name != "finetune_examples"]
         label = " · ".join([metric_name(curve.metric), *rest])
-        place = [selection.roles.pair(curve), selection.roles.words(curve)]
-        place += [curve.key["model"]] if curve.key["model"] != selection.model else []
-        words[label] = ", ".join(map(str, place))
+        words[label] = _place(selection, curve, metric=False, pool=False)
     for label, exchange, runs in advice.exchanges:
         yield words.get(label, label), exchange, runs

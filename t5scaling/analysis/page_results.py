@@ -62,7 +62,7 @@ def results(curve_fits: Sequence[CurveFit]) -> str:
         )
     note = "Shaded: held out from the fits. Means over seeds."
     if any(p.at_edge for t in curve_fits for p in (*t.curve.points, *t.curve.baseline)):
-        note += " * the best learning rate is at the edge of its grid: possibly under-tuned."
+        note += " * the smallest or largest learning rate tried there: possibly under-tuned."
     html = [folded(f"{task}: {len(t)} tables", "".join(t)) for task, t in by_task.items()]
     return f'<p class="quiet">{note}</p>' + "".join(html)
 

@@ -40,12 +40,8 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
                 else "."
             )
         )
-    rates = sorted({run["learning_rate"] for run in finetuned})
-    seeds = sorted({run["seed"] for run in finetuned})
-    items.append(
-        f"Finetuning for {values({run['steps'] for run in finetuned})} steps at learning rate "
-        f"{values(rates)}, seed {values(seeds)}."
-    )
+    seeds = {run["seed"] for run in finetuned}
+    items.append(f"Finetuning with seed {values(seeds)}; steps and learning rates by pool below.")
     items.append(
         f"{len(done)} runs finished ({len(finetuned)} of them finetuning)"
         + (f", {len(failed)} failed" if failed else "")
@@ -62,14 +58,16 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
         "<h3>Finetuning pools (D_f)</h3><p>D_f counts the examples that a run may draw from. It is "
         "a pool, not the amount of training: what a run sees is set by its steps.</p>"
     )
-    return html + table(
-        ["task", "pool", "examples", "real tokens", "positions with padding", "a run draws"],
-        [
-            [p.task, p.label, f"{p.examples:,}", f"{p.tokens:,}", f"{p.positions:,}", p.seen]
-            for p in pools
-        ],
-        numbers=(2, 3, 4),
-    )
+    head = [
+        "task", "pool", "examples", "real tokens", "positions with padding", "steps", "a run draws",
+        "learning rates",
+    ]  # fmt: skip
+    body = [
+        [p.task, p.label, f"{p.examples:,}", f"{p.tokens:,}", f"{p.positions:,}", str(p.steps),
+         p.seen, values(p.rates)]
+        for p in pools
+    ]  # fmt: skip
+    return html + table(head, body, numbers=(2, 3, 4, 5))
 
 
 def _costs(runs: Sequence[RunRecord]) -> str:

@@ -93,10 +93,9 @@ def about_study(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> li
         )
     runs_used = {point.run: point.at_edge for point in points}
     if any(runs_used.values()):
-        grid = ", ".join(f"{rate:g}" for rate in curve_fits[0].curve.facts["learning_rates"])
         said.append(
-            f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is at "
-            f"the edge of its grid ({grid}): they may be under-tuned, which bends laws."
+            f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is "
+            "the smallest or largest tried there: they may be under-tuned, which bends laws."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
     scores = [this for this in curve_fits if this.curve.metric.startswith("bleu")]
@@ -106,9 +105,10 @@ def about_study(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> li
 
 
 class Pool:
-    """A finetuning pool (D_f) and how much of it a run draws."""
+    """A finetuning pool (D_f), how much of it a run draws, and the learning rates tried in it."""
 
-    def __init__(self, record: dict):
+    def __init__(self, record: dict, rates: set[float]):
+        self.rates = rates
         self.task = record["task"]
         self.label = record.get("finetune_pool") or f"{record['finetune_examples']:,}"
         self.examples = record["finetune_examples"]
@@ -140,11 +140,12 @@ class Pool:
 
 def pools(runs: Sequence[RunRecord]) -> list[Pool]:
     """The pools of the finished finetuning runs, by task and size."""
-    found = {}
+    found: dict[tuple, tuple[dict, set[float]]] = {}
     for run in runs:
         if run.done and run["kind"] == "finetune":
-            found.setdefault((run["task"], run["finetune_examples"]), run.record)
-    return [Pool(record) for _, record in sorted(found.items())]
+            place = run["task"], run["finetune_examples"]
+            found.setdefault(place, (run.record, set()))[1].add(run["learning_rate"])
+    return [Pool(record, rates) for _, (record, rates) in sorted(found.items())]
 
 
 def _course(this: CurveFit) -> str:

@@ -233,7 +233,7 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
             )
         screen.print(table)
     if any(p.at_edge for this in curve_fits for p in this.curve.points):
-        screen.print("* at the edge of the grid of learning rates: possibly under-tuned")
+        screen.print("* the smallest or largest learning rate tried there: possibly under-tuned")
 
 
 def by_place(curve_fits: Sequence[CurveFit]) -> list[tuple[str, list[CurveFit]]]:

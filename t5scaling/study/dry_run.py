@@ -8,6 +8,7 @@ pretraining, and per task of a part; the fields of `Row`), `total`, `longest_cha
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -257,9 +258,11 @@ def graph(grid: Sequence[Point]) -> list[str]:
                 )
             ]  # fmt: skip
             branch = "└─" if number == len(families) else "├─"
-            product = " x ".join(f"{count} {word}" for count, word in counts)
+            each = [f"{count} {word}" for count, word in counts]
+            whole = math.prod(count for count, _ in counts) == len(found)
+            axes = " x ".join(each) if whole else "some of " + ", ".join(each)
             where = f"{prefix}/{task}" if prefix and not start else task
-            lines.append(f"{branch} finetune {where}: {len(found):,} runs ({product})")
+            lines.append(f"{branch} finetune {where}: {len(found):,} runs ({axes})")
     return lines
 
 
