@@ -92,24 +92,17 @@ def _first_screen(
         f"<div><h2>{escape(asked)}</h2><p>{escape(answer)}</p></div>"
         for asked, answer in answers.answers(selection, advice)
     )
-    pools = {task: f"{pool:,}" for task, pool in selection.pools.items()}
-    if len(set(pools.values())) == 1:
-        pool = f"finetuning pool of {next(iter(pools.values()))} examples"
-    else:
-        pool = "finetuning pools of " + listed(
-            [f"{pool} ({selection.roles.pairs.get(task, task)})" for task, pool in pools.items()]
-        )
     others = "".join(
-        folded(f"The same with the pool of {size_:,} examples", html)
-        for size_, html in panels.other_pools(selection)
+        folded(f"The same in the {pools}", html) for pools, html in panels.other_pools(selection)
     )
+    pools = escape(selection.pool_words(selection.pools))
     translates = any("-" in pair for pair in selection.roles.pairs.values())
     what = "in translation" if translates else "downstream"
     return (
         f"<h1>How much does more pretraining data buy {what}, and which data?</h1>\n"
         f'<p class="lead">{_one_line(study, runs, curve_fits, selection)}</p>\n'
         f"{panels.main_figure(selection)}"
-        f'<p class="quiet fine">Test set, {escape(pool)}; nats per target token; across: D_p, '
+        f'<p class="quiet fine">Test set, finetuning {pools}; nats per target token; across: D_p, '
         "text tokens of pretraining.</p>"
         f'<div class="answers">{answered}</div>{others}'
     )

@@ -6,7 +6,7 @@ data set; a point held out from its law is hollow, and a dashed line shows what 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -30,19 +30,18 @@ def main_figure(selection: Selection) -> str:
     return _key(selection) + _grid(selection, selection.pools)
 
 
-def other_pools(selection: Selection) -> list[tuple[int, str]]:
-    """(pool, the same figure) of every other pool."""
+def other_pools(selection: Selection) -> list[tuple[str, str]]:
+    """(pools in words, the same figure) of the other pools."""
     return [
-        (pool, _grid(selection, dict.fromkeys(selection.tasks, pool)))
-        for pool in selection.other_pools()
+        (selection.pool_words(pools), _grid(selection, pools)) for pools in selection.other_pools()
     ]
 
 
-def _grid(selection: Selection, pools) -> str:
+def _grid(selection: Selection, pools: Mapping[str, int]) -> str:
     panels, columns = [], 0
-    for task in selection.tasks:
+    for task, pool in pools.items():
         pair = [
-            _panel(selection, task, selection.of(task, metric, pools[task]))
+            _panel(selection, task, selection.of(task, metric, pool))
             for metric in (LOSS, selection.scores[task])
         ]
         if any(pair):

@@ -11,13 +11,14 @@ curves. The report draws and advises on
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.evidence import BLEU, CHRF, LOSS, translates
 from t5scaling.analysis.laws import LOWER_IS_BETTER
 from t5scaling.analysis.roles import BALANCED, MIXED, Roles
+from t5scaling.analysis.tables import listed
 
 PREFERRED = (BALANCED, MIXED)  # of the data that match a task, in this order
 
@@ -68,15 +69,23 @@ class Selection:
             key=lambda this: (kinds.get(self.roles.kind(this.curve), 9), this.curve.label),
         )
 
-    def other_pools(self) -> list[int]:
-        """The pools of all tasks beside the fullest ones."""
-        found = {
-            this.curve.key["finetune_examples"]
-            for task in self.tasks
-            for this in self.of(task, LOSS)
-            if this.curve.key["finetune_examples"] != self.pools[task]
+    def other_pools(self) -> list[dict[str, int]]:
+        """The pools beside the fullest ones, by task: the smallest of each, then the next."""
+        sizes = {
+            task: sorted({c.curve.key["finetune_examples"] for c in self.of(task, LOSS)} - {pool})
+            for task, pool in self.pools.items()
         }
-        return sorted(found)
+        return [
+            {task: found[rank] for task, found in sizes.items() if rank < len(found)}
+            for rank in range(max(map(len, sizes.values()), default=0))
+        ]
+
+    def pool_words(self, pools: Mapping[str, int]) -> str:
+        """ "pool of 613 examples", or "pools of 599 (en-de) and 613 (en-fr) examples"."""
+        if len(set(pools.values())) == 1:
+            return f"pool of {next(iter(pools.values())):,} examples"
+        each = [f"{pool:,} ({self.roles.pairs.get(task, task)})" for task, pool in pools.items()]
+        return f"pools of {listed(each)} examples"
 
     def shows(self, curve: Curve) -> bool:
         """Whether a figure of the report shows it."""
