@@ -1,6 +1,7 @@
 """Advice: decisions with their reasons from planted studies, in text, JSON and figures."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -136,6 +137,16 @@ def test_no_gain_and_no_baseline_are_told_apart():
     assert valuation.worth_it(alone).answer == OPEN
     falling = fit_one(curve("cross_entropy", noisy(2 + (X / 1e6) ** -0.3), baseline=[4.0]))
     assert valuation.worth_it(falling).answer == YES  # less is better
+
+
+def test_a_gain_is_as_sure_as_the_seeds_of_its_task_let_it_be():
+    """Student's interval with the spread of all its seeds, and as many degrees of freedom."""
+    line = curve("cross_entropy", 3 - 0.1 * np.log(X / 1e6), baseline=[4.0, 4.2])
+    one = fit_one(dataclasses.replace(line, facts={"seed_noise": (0.05, 9)}))
+    gain = valuation.worth_it(one)
+    half = 1.833 * 0.05 * math.sqrt(1 + 1 / 2)  # t of 9 degrees of freedom at 95 %
+    assert gain.high - gain.value == pytest.approx(half, rel=1e-3)
+    assert gain.value - gain.low == pytest.approx(half, rel=1e-3)
 
 
 def test_scores_that_break_while_the_loss_falls_are_pointed_out():

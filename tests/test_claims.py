@@ -1,5 +1,6 @@
 """Claims on made-up studies in which each is true, false, or cannot be told, by construction."""
 
+import dataclasses
 import math
 
 import pytest
@@ -33,7 +34,7 @@ def judged(folder, value, **grid):
     for i, this in enumerate(fits):
         word = words(this.curve, evidence.roles.kind(this.curve))
         if word:
-            verdict = type(this.verdict)(word, "made up", this.verdict.change, this.verdict.noise)
+            verdict = dataclasses.replace(this.verdict, word=word, reason="made up")
             fits[i] = CurveFit(this.curve, this.law, None, "", verdict)
     claims, absent = judge_claims(Evidence(fits, runs, rows))
     return {claim.letter: claim for claim in claims}, absent

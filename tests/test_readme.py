@@ -45,6 +45,10 @@ SMALLER = {
     "gin/runs/infer.gin": {"INPUT_LENGTH": 32, "MAX_DECODE_LENGTH": 8},
 }  # fmt: skip
 
+# Of results/techdoc: balanced data of each pair, and those of its source or another language alone.
+PAIRS = {"en_de": "en50_de50", "en_fr": "en50_fr50", "en_ro": "en50_ro50"}
+UNMATCHED = {"en_de": ("en", "fr"), "en_fr": ("en", "de"), "en_ro": ("en", "de")}
+
 # What needs more than this machine: part of the command -> the test that runs its like.
 ELSEWHERE = {
     "--topology=v5e:8x8": "test_plan.test_the_child_compiles_for_what_is_described",
@@ -187,6 +191,47 @@ def test_a_law_of_your_own():
     assert fit.coefficients["c"][0] == pytest.approx(0.3, rel=1e-4)
     assert all(point.predicted == pytest.approx(point.value, rel=1e-4) for point in fit.held_out)
     assert not fit.at_bound
+
+
+def test_the_numbers_of_our_study_are_those_of_its_files():
+    """What README.md says that it found, from what `run.py report results/techdoc` reads and makes;
+    of gains: without pretraining less at the largest D_p, means over seeds."""
+    found = (ROOT / "README.md").read_text().partition("## What it found so far")[2]
+    said = " ".join(found.partition("\n## ")[0].split())
+    results = ROOT / "results/techdoc"
+    runs = [json.loads(line) for line in (results / "runs.jsonl").read_text().splitlines()]
+    assert all(run["done"] for run in runs)
+    hours = sum(run["device_s"] for run in runs) / 3600
+    assert f"{len(runs)} runs, {hours:.1f} hours of one CPU core" in said
+
+    curves = {}
+    for curve in json.loads((results / "fits.json").read_text())["curves"]:
+        place = curve["task"][-5:], curve["metric"], curve["finetune_examples"]
+        curves.setdefault(place, {})[curve["pretrain_data"].removeprefix("techdoc_span_")] = curve
+    pools = {pair: sorted({p for task, _, p in curves if task == pair}) for pair in PAIRS}
+    smallest, _, largest = zip(*pools.values(), strict=True)
+    for few in (smallest, largest):
+        assert f"{min(few):,} to {max(few):,} pairs" in said
+
+    def gain(pair, pool, data):
+        curve = curves[pair, "cross_entropy", pools[pair][pool]][data]
+        end = max(p["x"] for p in curve["points"])
+        best = [p["value"] for p in curve["points"] if p["x"] == end]
+        return curve["baseline"] - sum(best) / len(best)
+
+    de, fr, ro = ([gain(pair, pool, data) for pool in range(3)] for pair, data in PAIRS.items())
+    assert (
+        f"take {de[0]:.1f} nats off each target token in en-de and {fr[0]:.1f} in en-fr, 2M take "
+        f"{ro[0]:.1f} in en-ro"
+    ) in said
+    others = [gain(pair, 0, data) for pair, kinds in UNMATCHED.items() for data in kinds]
+    assert f"{min(others):.1f} to {max(others):.1f}" in said
+    assert f"the gain is {de[1]:.1f}, {fr[1]:.1f} and {ro[1]:.1f} nats" in said
+    assert f"takes {-ro[2]:.1f} to {-de[2]:.1f} nats more" in said
+    baselines = [
+        curves[pair, "bleu", pools[pair][2]][data]["baseline"] for pair, data in PAIRS.items()
+    ]
+    assert "BLEU {:.1f}, {:.1f} and {:.1f}".format(*baselines) in said
 
 
 def test_our_study_goes_on_where_it_was(here, mini_root, capsys):

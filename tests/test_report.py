@@ -139,7 +139,7 @@ def test_page_is_self_contained_and_says_what_is_so(study):
     for part in (
         "smoke-sized study", "One seed", "is a pool, not an amount of training", "draw 38% of it",
         "BLEU stays below 1", "trendless", "predictable", "alignment score 1", "1 failed",
-        "1 not finished", "NaN &lt;in&gt; the loss", "edge of its grid", "decades further",
+        "1 not finished", "NaN &lt;in&gt; the loss", "smallest or largest", "decades further",
         "470,000", "1,280,000", "tok:13a", "without pretraining it is 6.55",
         "What to pay for", "Is pretraining worth it? yes", "one more pretraining token replaces",
         "No forecast: no law should be read into this curve", "chrF and Cross-entropy DISAGREE",

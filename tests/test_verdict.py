@@ -55,6 +55,18 @@ def test_seeds_measure_the_noise():
     assert result.word == "predictable"
 
 
+def test_a_few_seeds_that_lie_close_do_not_outweigh_all_of_the_task():
+    x, y = np.repeat(X[:3], 2), np.repeat([5.0, 4.8, 4.6], 2) + np.tile([-0.001, 0.001], 3)
+    alone = judge(x, y, lower_is_better=True)
+    assert (alone.noise, alone.noise_df) == (pytest.approx(0.001 * 2**0.5), 3)
+    among_others = judge(x, y, lower_is_better=True, seed_noise=(0.05, 9))
+    assert (among_others.noise, among_others.noise_df) == (0.05, 9)
+    of_fewer = judge(x, y, lower_is_better=True, seed_noise=(0.05, 2))
+    assert of_fewer.noise == alone.noise
+    two_sizes = judge(x[:4], y[:4], lower_is_better=True, seed_noise=(0.05, 9))
+    assert (two_sizes.word, two_sizes.noise) == (None, 0.05)
+
+
 def test_one_stray_seed_is_not_held_against_a_law():
     x = np.repeat(X, 3)
     y = np.repeat(np.log(0.5 * X**0.5) ** 1.2, 3)

@@ -130,7 +130,7 @@ def _best(selection: Selection, curves: list[CurveFit]) -> str:
 
 def _laws(selection: Selection) -> str:
     said, words, decades = [], [], []
-    for metric in (LOSS, *dict.fromkeys(selection.scores.values())):
+    for metric in (LOSS, *dict.fromkeys(map(selection.score, selection.tasks))):
         errors = []
         for task in selection.tasks:
             if metric not in (LOSS, selection.metric(task)):

@@ -184,11 +184,11 @@ def at_largest(one: CurveFit, other: CurveFit) -> Range | None:
     from scipy.stats import t
 
     x, _, mine, others = max(common)
-    variance, sizes = 0.0, []
+    variance = 0.0
     for this, noise in zip((one, other), noises, strict=True):
         here = sum(abs(math.log(p.x / x)) < SAME_SIZE for p in this.curve.points)
         variance += noise**2 / max(here, 1)
-        sizes.append(len({p.x for p in this.curve.points}))
-    half = t.ppf(0.5 + LEVEL / 2, max(min(sizes) - 2, 1)) * math.sqrt(variance)
+    df = max(min(c.verdict.noise_df for c in (one, other)), 1)
+    half = t.ppf(0.5 + LEVEL / 2, df) * math.sqrt(variance)
     gain = better(one.curve.metric) * (mine - others)
     return Range(gain, float(gain - half), float(gain + half))

@@ -148,9 +148,10 @@ def _value_range(low: float, high: float, resolution: float) -> tuple[float, flo
 
 
 def _some_at_edge(members: Sequence[CurveFit]) -> bool:
-    """Whether best rates at an edge of those tried set some points apart from others."""
-    edges = {p.at_edge for this in members for p in this.curve.points}
-    return len(edges) == 2
+    """Whether best rates at an edge of those tried set a few points apart: stars on most of them
+    would hide the curves, and the report counts them."""
+    edges = [p.at_edge for this in members for p in this.curve.points]
+    return 0 < sum(edges) <= len(edges) / 2
 
 
 def _x_label(this: CurveFit) -> str:

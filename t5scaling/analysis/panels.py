@@ -26,7 +26,7 @@ WORDS = {LOSS: "cross-entropy"}
 
 
 def main_figure(selection: Selection) -> str:
-    """One panel per task for cross-entropy and one for its score, in the fullest pool."""
+    """One panel per task for cross-entropy and one for its score, in its fullest pool."""
     return _key(selection) + _grid(selection, selection.pools)
 
 
@@ -42,7 +42,7 @@ def _grid(selection: Selection, pools: Mapping[str, int]) -> str:
     for task, pool in pools.items():
         pair = [
             _panel(selection, task, selection.of(task, metric, pool))
-            for metric in (LOSS, selection.scores[task])
+            for metric in (LOSS, selection.score(task, pool))
         ]
         if any(pair):
             columns += 1
@@ -58,7 +58,7 @@ def _key(selection: Selection) -> str:
     """The roles by their colours, and what the lines mean."""
     shown: dict[str, str] = {}
     for task in selection.tasks:
-        for this in selection.of(task, LOSS) + selection.of(task, selection.scores[task]):
+        for this in selection.of(task, LOSS) + selection.of(task, selection.score(task)):
             kind = selection.roles.kind(this.curve)
             if kind != OTHER:
                 shown.setdefault(kind, role_colour(selection.roles, this.curve))

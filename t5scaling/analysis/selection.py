@@ -3,8 +3,8 @@
 Everything measured is in results.csv and fits.json; `run.py figures` and `run.py advise` take all
 curves. The report draws and advises on
 
-- cross-entropy and one score of each task: BLEU where its models translate, else chrF, else BLEU,
-  else the task's first score;
+- cross-entropy and one score of each task and pool: BLEU where its models translate, else chrF,
+  else BLEU, else the task's first score;
 - one finetuning pool of each task, the fullest: that with the most measurements, of equals the
   largest, which is what somebody with the data would use; and all pools of the data that match the
   task best, to tell what a pool is worth.
@@ -35,7 +35,6 @@ class Selection:
             {this.curve.key["task"] for this in curve_fits if self._own(this)},
             key=lambda task: (roles.pairs.get(task, task), task),
         )
-        self.scores = {task: self._score(task) for task in self.tasks}
         self.pools = {task: self._pool(task) for task in self.tasks}
 
     def _own(self, this: CurveFit) -> bool:
@@ -52,9 +51,21 @@ class Selection:
             and pool in (None, this.curve.key["finetune_examples"])
         ]
 
+    def score(self, task: str, pool: int | None = None) -> str | None:
+        """The score that speaks for a task in a pool, the fullest by default."""
+        pool = pool or self.pools[task]
+        scores = sorted(
+            {this.curve.metric for this in self.curve_fits
+             if self._own(this) and this.curve.key["task"] == task
+             and this.curve.key["finetune_examples"] == pool} - LOWER_IS_BETTER
+        )  # fmt: skip
+        if any(translates(this) for this in self.of(task, BLEU, pool)):
+            return BLEU
+        return next((name for name in (CHRF, BLEU, *scores) if name in scores), None)
+
     def metric(self, task: str) -> str:
         """The one metric that answers for a task: its score if that says something in its pool."""
-        score = self.scores[task]
+        score = self.score(task)
         silent = score == CHRF and self.of(task, BLEU)  # beside a BLEU that is no translation
         shown = self.of(task, score, self.pools[task])
         if score and not silent and any(translates(this) for this in shown):
@@ -90,9 +101,9 @@ class Selection:
     def shows(self, curve: Curve) -> bool:
         """Whether a figure of the report shows it."""
         key = curve.key
-        if key["task"] not in self.scores:
+        if key["task"] not in self.pools:
             return curve.metric == LOSS
-        if curve.metric not in (LOSS, self.scores[key["task"]]):
+        if curve.metric not in (LOSS, self.score(key["task"], key["finetune_examples"])):
             return False
         best = self.headline(key["task"])[:1]
         return self.in_main_pool(curve) or any(
@@ -101,15 +112,6 @@ class Selection:
 
     def in_main_pool(self, curve: Curve) -> bool:
         return curve.key["finetune_examples"] == self.pools.get(curve.key["task"])
-
-    def _score(self, task: str) -> str | None:
-        scores = sorted(
-            {this.curve.metric for this in self.curve_fits
-             if self._own(this) and this.curve.key["task"] == task} - LOWER_IS_BETTER
-        )  # fmt: skip
-        if BLEU in scores and any(translates(this) for this in self.of(task, BLEU)):
-            return BLEU
-        return next((name for name in (CHRF, BLEU, *scores) if name in scores), None)
 
     def _pool(self, task: str) -> int:
         counts: Counter[int] = Counter()

@@ -59,9 +59,13 @@ def role_colour(roles: Roles, curve: Curve) -> str:
 
 
 def size_axis(axes, sizes: Sequence[float]) -> None:
-    """Labels the measured sizes themselves, or powers of ten if there are many."""
-    if 1 < len(sizes) <= 7:
-        axes.set_xticks(sizes)
+    """Labels the measured sizes themselves, or powers of ten if there are many.
+
+    sizes: sorted. Of those within a tenth, apart by what fills a batch, the first is labelled.
+    """
+    apart = [size for i, size in enumerate(sizes) if not i or size > 1.1 * sizes[i - 1]]
+    if 1 < len(apart) <= 7:
+        axes.set_xticks(apart)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(LogLocator())

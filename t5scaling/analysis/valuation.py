@@ -96,7 +96,7 @@ def worth_it(this: CurveFit) -> Decision:
     best = [p.value for p in curve.points if p.x == largest]
     base = [p.value for p in curve.baseline]
     gain = sign_of(curve, this.law.direction) * (np.mean(best) - np.mean(base))
-    noise, df = this.verdict.noise, max(len({p.x for p in curve.points}) - 2, 1)
+    noise, df = this.verdict.noise, max(this.verdict.noise_df, 1)
     if not noise and this.verdict.word is None:
         return Decision(OPEN, "too few sizes to know the noise of a point", float(gain))
     from scipy.stats import t

@@ -4,8 +4,9 @@ The words are those of Lourie et al. (2025): predictable, inverse, nonmonotonic,
 breakthrough; and one of ours, unpredicted, for a clear trend that the law gets wrong. The paper
 (Isik et al., arXiv 2402.04177, section 3.5) publishes no thresholds. All of these are OURS:
 
-- Noise of a point: the spread among seeds at the same size, pooled, if it has 2 degrees of freedom
-  or more: of the curve's own points, or else of all curves of its task, pool and metric (`curves`).
+- Noise of a point: the spread among seeds at the same size, if it has 2 degrees of freedom or more:
+  of all curves of its task, pool and metric and their baseline (`curves`), or of the curve's own
+  points where those are more. Two or three pairs of seeds alone can lie close together by chance.
   Without such seeds, the deviation of inner points from the line between their neighbours, which
   takes a curve that goes up and down for noise: only seeds tell the two apart.
 - A change is real if fewer than 5 % of bootstrap replicates of a flat curve with that noise (and
@@ -45,13 +46,15 @@ class Verdict:
     """word: None if the curve has too few sizes for any. reason: a sentence with the numbers.
 
     change: from the smallest to the largest size, in the metric's unit (mean over seeds).
-    noise: standard deviation of one point, in the metric's unit.
+    noise: standard deviation of one point, in the metric's unit, known with noise_df degrees of
+    freedom; both 0 if nothing tells it.
     """
 
     word: str | None
     reason: str
     change: float
     noise: float
+    noise_df: int = 0
 
 
 def resolution_of(metric: str) -> float:
@@ -71,19 +74,19 @@ def judge(
 ) -> Verdict:
     """Judges the points (x, y) of one curve, fitted and held out together; x > 0.
 
-    seed_noise: (standard deviation, degrees of freedom) of a point, for a curve that has too few
-    seeds of its own.
+    seed_noise: (standard deviation, degrees of freedom) of a point, from this and other curves.
     """
     log_x, y = np.log(np.asarray(x, float)), np.asarray(y, float)
     sizes, where, counts = np.unique(log_x, return_inverse=True, return_counts=True)
     means = np.bincount(where, y) / counts
     change = float(means[-1] - means[0])
-    if len(sizes) < 3:
-        return Verdict(None, f"{len(sizes)} sizes are too few to tell a shape", change, 0.0)
     sigma, df = _noise(sizes, means, y - means[where], counts, seed_noise)
 
-    def verdict(word: str, reason: str) -> Verdict:
-        return Verdict(word, reason, change, sigma)
+    def verdict(word: str | None, reason: str) -> Verdict:
+        return Verdict(word, reason, change, sigma, df)
+
+    if len(sizes) < 3:
+        return verdict(None, f"{len(sizes)} sizes are too few to tell a shape")
 
     spread = float(np.ptp(means))
     if spread < resolution:
@@ -146,10 +149,10 @@ def judge(
 
 def _noise(sizes, means, residuals, counts, seed_noise) -> tuple[float, int]:
     df = int(counts.sum()) - len(counts)
+    if seed_noise and seed_noise[1] >= max(2, df):
+        return seed_noise
     if df >= 2:
         return float(np.sqrt(np.sum(residuals**2) / df)), df
-    if seed_noise and seed_noise[1] >= 2:
-        return seed_noise
     return noise_between_neighbours(sizes, means)
 
 
