@@ -95,7 +95,7 @@ def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> i
 def study(arguments: argparse.Namespace) -> int:
     """The runs and then the report on them; or what they would cost; or an end to their jobs."""
     from t5scaling import config
-    from t5scaling.analysis import report
+    from t5scaling.analysis import harvest
     from t5scaling.study import dry_run, runner
 
     if arguments.dry_run:
@@ -106,7 +106,9 @@ def study(arguments: argparse.Namespace) -> int:
         runner.cancel(**config.bindings_of(runner.run_study))
         return 0
     failed = config.call(runner.run_study, detach=arguments.detach)
-    if not arguments.detach and not report.is_current(study_dir):
+    if not arguments.detach and not harvest.is_reported(study_dir):
+        from t5scaling.analysis import report
+
         report.report(study_dir)
     return 1 if failed else 0
 

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from t5scaling import storage
-from t5scaling.analysis import archive, report, t5x_runs
+from t5scaling.analysis import archive, harvest, report, t5x_runs
 from t5scaling.data.examples import Examples, find_all_examples
 from t5scaling.errors import UserError
 from t5scaling.study import status
@@ -142,7 +142,7 @@ def test_status_report_and_export(shared, tmp_path):
     place, _ = shared
     runs = status.statuses(place)
     assert [(run.state, run.step) for run in runs] == [("done", 6), ("done", 10), ("done", 10)]
-    assert report.is_current(place)
+    assert harvest.is_reported(place)
     html = (storage.path(place) / "report.html").read_bytes()
     report.report(place, screen=Console(quiet=True))
     assert (storage.path(place) / "report.html").read_bytes() == html

@@ -173,9 +173,9 @@ def _title(figure: StudyFigure) -> str:
         "model": f"model {key['model']}",
         "finetune_examples": f"pool of {key['finetune_examples']:,}",
     }
-    if figure.by == "finetune_examples":
-        del parts["finetune_examples"]
-    return f"{key['task']}\n" + ", ".join(v for name, v in parts.items() if name != figure.by)
+    alone = len(figure.curve_fits) == 1  # nothing else says where it was measured
+    shown = (text for name, text in parts.items() if alone or name != figure.by)
+    return f"{key['task']}\n" + ", ".join(shown)
 
 
 def _label(this: CurveFit, by: str) -> str:

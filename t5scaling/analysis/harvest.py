@@ -112,6 +112,18 @@ def results_of(study_dir: str | os.PathLike) -> storage.AnyPath:
     return folder / RESULTS
 
 
+def is_reported(study_dir: str | os.PathLike) -> bool:
+    """Whether the study's report.html is newer than all that it reports on."""
+    folder = storage.path(study_dir)
+    if not (folder / "report.html").exists():
+        return False
+    written = storage.modified_ns(folder / "report.html")
+    said = {"run.json", "DONE", "FAILED"}
+    names = [n for n in storage.sizes(folder / "runs") if n.rpartition("/")[2] in said]
+    changed = storage.at_once(lambda name: storage.modified_ns(folder / "runs" / name), names)
+    return all(one <= written for one in changed)
+
+
 def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     """Writes `<study_dir>/results.csv`, whose path it returns, and runs.jsonl.
 

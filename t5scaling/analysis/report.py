@@ -69,18 +69,6 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
     return path
 
 
-def is_current(study_dir: str | os.PathLike) -> bool:
-    """Whether report.html is newer than everything that it reports on."""
-    folder = storage.path(study_dir)
-    if not (folder / "report.html").exists():
-        return False
-    written = storage.modified_ns(folder / "report.html")
-    said = {"run.json", "DONE", "FAILED"}
-    names = [n for n in storage.sizes(folder / "runs") if n.rpartition("/")[2] in said]
-    changed = storage.at_once(lambda name: storage.modified_ns(folder / "runs" / name), names)
-    return all(one <= written for one in changed)
-
-
 def print_tables(curve_fits: list[CurveFit], screen: Console) -> None:
     """The results and the laws on the terminal."""
     print_results(curve_fits, screen)

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import tensorboardX
-
 from t5scaling import storage
 from t5scaling.training.mirrors import Mirror, open_mirror
 
@@ -54,6 +52,8 @@ class Tracker:
         )
         self._timing, timing = _resume(folder / "timing.jsonl", lambda line: line["step"] <= step)
         self._wall_before = timing[-1]["wall_s"] if timing else 0.0
+        import tensorboardX  # 0.4 s, and a study that is finished writes nothing
+
         self._events = storage.Folder(folder / "tensorboard")
         self._tensorboard = tensorboardX.SummaryWriter(
             str(self._events.local), purge_step=step + 1 if step else None
