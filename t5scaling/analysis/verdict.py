@@ -46,8 +46,8 @@ class Verdict:
     """word: None if the curve has too few sizes for any. reason: a sentence with the numbers.
 
     change: from the smallest to the largest size, in the metric's unit (mean over seeds).
-    noise: standard deviation of one point, in the metric's unit, known with noise_df degrees of
-    freedom; both 0 if nothing tells it.
+    noise: standard deviation of one point, in the metric's unit, 0 if nothing tells it; known with
+    noise_df degrees of freedom, 0 if those were not counted.
     """
 
     word: str | None
