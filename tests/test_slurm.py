@@ -22,6 +22,10 @@ STUDY = (
     "--gin.study.Study.pretrain_tokens=(0, 3_000, 6_000)",
     "--gin.study.Study.pretrain_data="
     "{'mini_span_en50_de50': {'en': 0.5, 'de': 0.5}, 'mini_span_en': {'en': 1.0}}",
+    # Small steps, each logged and saved: seconds between the first and the last, to be hit in.
+    "--gin.study.Study.pretrain_settings={'BATCH_SIZE': 4, 'LOG_EVERY': 1,"
+    " 'CHECKPOINT_MINUTES': 0.0, 'TASK_FEATURE_LENGTHS': {'inputs': 64, 'targets': 24},"
+    " 'TASK_MODULES': ('tests.mini_tasks',)}",
 )
 ON_SLURM = (
     "--gin_file=gin/executors/slurm.gin",
@@ -86,11 +90,19 @@ def test_twelve_runs_give_what_they_give_here(cluster, mini_root, tmp_path):
     controller = start(there, mini_root, cluster, *ON_SLURM)
     killed, requeued = (there / "runs/pretrain" / name for name in
                         ("mini_span_en50_de50", "mini_span_en"))  # fmt: skip
-    for run in (killed, requeued):
-        until(lambda run=run: (run / "metrics.jsonl").exists(), controller)
-    first = job_of(killed)
-    slurm_says(cluster, "scancel", first)
-    slurm_says(cluster, "scontrol", "requeue", job_of(requeued))
+    strike = {killed: ("scancel",), requeued: ("scontrol", "requeue")}
+    struck = {}
+    while len(struck) < 2:  # each as soon as it trains: they do not start together
+        run = until(
+            lambda: next(
+                (r for r in strike if r not in struck and (r / "metrics.jsonl").exists()), 0
+            ),
+            controller,
+        )
+        struck[run] = job_of(run)
+        slurm_says(cluster, *strike[run], struck[run])
+        assert not (run / "DONE").exists()
+    first = struck[killed]
     until(lambda: job_of(killed) != first, controller)  # the controller saw it
     # Back in the queue, Slurm would let the other wait for two minutes.
     again = job_of(requeued)
