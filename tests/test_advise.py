@@ -11,12 +11,11 @@ import pytest
 from rich.console import Console
 
 from t5scaling.analysis import valuation
-from t5scaling.analysis.advise import advise
+from t5scaling.analysis.advise import advise, sentence_of_exchange, times
 from t5scaling.analysis.curve_fit import fit_one
 from t5scaling.analysis.curves import Curve, Point
 from t5scaling.analysis.diagnosis import relate
 from t5scaling.analysis.draw import draw
-from t5scaling.analysis.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.load import Columns
 from t5scaling.analysis.valuation import NO, OPEN, YES
@@ -169,6 +168,7 @@ def test_the_exchange_rate_is_that_of_the_planted_joint_law():
         fits.append(fit_one(curve("cross_entropy", noisy(values, 0.001, i), {"pool": pool})))
     found = valuation.exchange(fits, pools)
     assert found.fit.law is law
+    assert found.told and found.miss < 2 * found.noise
     rate = (0.15 / X[-1]) / (0.1 / 1e6)
     assert found.rate == pytest.approx(rate, rel=0.05) and found.low < rate < found.high
     assert found.doubling == pytest.approx(2 ** (0.15 / 0.1), rel=0.06)
@@ -210,11 +210,34 @@ def test_figures_by_data_and_by_model_and_the_joint_plan(tmp_path):
     assert json.dumps(record(advice))
 
 
-def test_effective_data_transferred_is_read_off_the_curve_without_pretraining():
-    pools = 1e4 * 2.0 ** np.arange(8)
-    scratch = fit_curve(LAWS["power"], pools, 2 + 3 * (pools / 1e4) ** -0.4, hold_out=0)
-    as_of_eight_times = 2 + 3 * 8**-0.4
-    found = valuation.effective_data(scratch, as_of_eight_times, 1e4)
-    assert found == pytest.approx(7e4, rel=0.02)
-    assert valuation.effective_data(scratch, 1.9, 1e4) == math.inf
-    assert valuation.effective_data(scratch, 6.0, 1e4) == 0.0
+def test_no_rate_of_exchange_by_a_law_that_misses_its_points():
+    """Pretraining helps in the small pools alone, as every study of large pools finds."""
+    gains = {1e4: 0.4, 1e5: 0.1, 1e6: 0.0}
+    fits = []
+    for i, (pool, gain) in enumerate(gains.items()):
+        values = 1 + 5 * (pool / 1e4) ** -0.2 - gain * np.log2(X / 5e5) / 2
+        fits.append(fit_one(curve("cross_entropy", noisy(values, 0.004, i), {"pool": pool})))
+    found = valuation.exchange(fits, list(gains))
+    assert not found.told and found.miss > 3 * found.noise
+    said = sentence_of_exchange("here", found)
+    assert "no rate of exchange is told" in said and "replaces" not in said
+
+
+def test_effective_data_are_read_off_the_runs_without_pretraining():
+    """As of 6 times the data in the smallest pool, beyond all pools in the next, nothing after."""
+    pools = (1e4, 1e5, 1e6)
+    scratch = [6 * (pool / 1e4) ** -0.2 for pool in pools]
+    reached = (6 * 6**-0.2, scratch[2] - 0.1, scratch[2] + 0.2)
+    fits = []
+    for i, (none, best) in enumerate(zip(scratch, reached, strict=True)):
+        values = best + 0.2 * (7 - np.arange(8)) * (1 if best < none else -1)
+        made = curve("cross_entropy", noisy(values, 1e-4, i), {"pool": i}, (none, none))
+        fits.append(fit_one(made))
+    small, middle = valuation.transfers(fits[::-1], pools[::-1])  # in any order
+    assert (small.pool, small.pretrain, small.reach) == (1e4, X[-1], 100)
+    assert small.factor == pytest.approx(6, rel=0.01) and small.low < small.factor < small.high
+    assert times(small).startswith(f"{small.factor:.3g} (")
+    assert math.isinf(middle.factor) and times(middle) == "more than 10 times"
+    assert valuation.transfers(fits[:1], pools[:1]) == []
+    # Where more data without pretraining do not help, nothing can be read off.
+    assert valuation.transfers(fits, pools[::-1]) == []

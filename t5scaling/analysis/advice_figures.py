@@ -21,7 +21,7 @@ from t5scaling.analysis.diagnosis import Relation, paired
 from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.next_experiment import Design, candidates, half_width
 from t5scaling.analysis.style import COLOURS, MARKERS, STYLE, save, save_rows, short_size, size_axis
-from t5scaling.analysis.tables import metric_name
+from t5scaling.analysis.tables import metric_name, number
 from t5scaling.analysis.valuation import Exchange
 
 Drawn = tuple[str, str, str, Figure, list[list]]  # name, title, caption, page, rows
@@ -185,7 +185,9 @@ def joint(place: str, exchange: Exchange) -> Drawn:
         axes.set_ylabel("finetuning pool D_f (text tokens)")
         page.colorbar(shades, ax=axes, label=place.split(" · ")[0])
         axes.set_title("\n".join(place.split(" · ")[1:]), fontsize=10, loc="left")
-    return f"joint--{place}", f"Joint law of {place}", f"{fit.law.formula}.", page, rows
+    missed = f" It misses the measurements by {number(exchange.miss)} (RMS)."
+    caption = f"{fit.law.formula}.{'' if exchange.told else missed}"
+    return f"joint--{place}", f"Joint law of {place}", caption, page, rows
 
 
 def next_run(one: CurveAdvice, advice: Advice) -> Drawn:

@@ -1,8 +1,8 @@
 """`run.py advise`: what the measurements say about paying for pretraining data.
 
 For each curve: is pretraining worth it, do these data suffice for a law, what score at D_p = X; for
-each task and pool: which data set, and where one overtakes another; what a pretraining token is
-worth in finetuning tokens; whether scores and cross-entropy agree; and the next run to pay for.
+each task and pool: which data set, and where one overtakes another; what pretraining is worth in
+finetuning data; whether scores and cross-entropy agree; and the next run to pay for.
 How each is decided: `valuation`, `diagnosis`, `next_experiment`.
 """
 
@@ -39,7 +39,15 @@ from t5scaling.analysis.tables import (
     size,
     size_name,
 )
-from t5scaling.analysis.valuation import NO, Crossing, Decision, Exchange, Forecast, Outlook
+from t5scaling.analysis.valuation import (
+    NO,
+    Crossing,
+    Decision,
+    Exchange,
+    Forecast,
+    Outlook,
+    Transfer,
+)
 from t5scaling.errors import UserError
 
 TARGET = 4.0  # times the largest measured size, where no target is given
@@ -72,13 +80,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """Everything that is said. target: the size asked for."""
+    """Everything that is said. target: the size asked for. transfers, exchanges: with their place,
+    and the latter with the next runs for the joint law."""
 
     target: float
     cost: Cost
     cost_source: str
     curves: tuple[CurveAdvice, ...]
     choices: tuple[Choice, ...]
+    transfers: tuple[tuple[str, Transfer], ...]
     exchanges: tuple[tuple[str, Exchange, tuple[Run, ...]], ...]
     relations: tuple[Relation, ...]
     comparisons: list = field(default_factory=list)
@@ -176,10 +186,11 @@ def advise_curves(
                 outlook.break_even() if usable else None, tuple(runs),
             )
         )  # fmt: skip
+    pools = list(_pools([*fits, *other_pools]))
     return Advice(
         target, cost, source, tuple(advised), tuple(_choices(advised, target)),
-        tuple(_exchanges([*fits, *other_pools], target, cost, budget)), tuple(relations(fits)),
-        comparisons,
+        tuple((place, one) for place, *group in pools for one in valuation.transfers(*group)),
+        tuple(_exchanges(pools, target, cost, budget)), tuple(relations(fits)), comparisons,
     )  # fmt: skip
 
 
@@ -255,8 +266,8 @@ def data_column(key) -> str | None:
     return next(iter(key)) if len(key) == 1 else None
 
 
-def _exchanges(fits: Sequence[CurveFit], target: float, cost: Cost, budget: float):
-    """For losses of one place with 2 or more pools: (place, joint law, the next runs for it)."""
+def _pools(fits: Sequence[CurveFit]):
+    """Losses of one place in 2 or more pools: (place, their fits, D_f of each)."""
     groups: dict[tuple, list[CurveFit]] = {}
     for this in fits:
         key, facts = this.curve.key, this.curve.facts
@@ -265,14 +276,21 @@ def _exchanges(fits: Sequence[CurveFit], target: float, cost: Cost, budget: floa
             groups.setdefault((this.curve.metric, *rest), []).append(this)
     for (metric, *place), members in groups.items():
         if len(members) > 1:
-            pools = [float(m.curve.facts["finetune_tokens"]) for m in members]
-            with suppress(UserError):
-                label = " · ".join([metric_name(metric), *map(str, place)])
-                found = valuation.exchange(members, pools)
+            label = " · ".join([metric_name(metric), *map(str, place)])
+            yield label, members, [float(m.curve.facts["finetune_tokens"]) for m in members]
+
+
+def _exchanges(pools, target: float, cost: Cost, budget: float):
+    """(place, joint law, the next runs for it if it meets its points)."""
+    for place, members, sizes in pools:
+        with suppress(UserError):
+            found = valuation.exchange(members, sizes)
+            runs: Sequence[Run] = ()
+            if found.told:
                 places = next_experiment.candidates(found.fit, target)
-                at = np.array([[target], [max(pools)]])
+                at = np.array([[target], [max(sizes)]])
                 runs = next_experiment.plan(found.fit, at, places, cost, budget=budget)
-                yield label, found, tuple(runs)
+            yield place, found, tuple(runs)
 
 
 def show(advice: Advice, screen: Console) -> None:
@@ -302,6 +320,8 @@ def show(advice: Advice, screen: Console) -> None:
         for one, two, crossing in choice.crossings:
             screen.print(escape(f"{two} overtakes {one} at {_where(crossing)}."), soft_wrap=True)
         screen.print()
+    for place, transfer in advice.transfers:
+        screen.print(escape(sentence_of_transfer(place, transfer)), soft_wrap=True)
     for place, exchange, runs in advice.exchanges:
         said = sentence_of_exchange(place, exchange)
         if runs:
@@ -367,7 +387,32 @@ def sentence_of_next(runs: Sequence[Run], fit: Fit, advice: Advice) -> str:
     )
 
 
+def sentence_of_transfer(place: str, transfer: Transfer) -> str:
+    return (
+        f"{place}: in the pool of D_f = {size(transfer.pool)}, pretraining to D_p = "
+        f"{size(transfer.pretrain)} is worth {times(transfer)} the finetuning data."
+    )
+
+
+def times(transfer: Transfer) -> str:
+    """ "3.1 (2.9 to 3.4) times"; sizes beyond the largest pool are not read off."""
+    if math.isinf(transfer.factor):
+        return f"more than {transfer.reach:.3g} times"
+    ends = "" if transfer.low is None else (
+        f" ({transfer.low:.3g} to more than {transfer.reach:.3g})" if math.isinf(transfer.high)
+        else f" ({transfer.low:.3g} to {transfer.high:.3g})"
+    )  # fmt: skip
+    return f"{transfer.factor:.3g}{ends} times"
+
+
 def sentence_of_exchange(place: str, exchange: Exchange) -> str:
+    """Or why none is told."""
+    if not exchange.told:
+        return (
+            f"{place}: no rate of exchange is told, as the {exchange.fit.law.title} misses "
+            f"the measurements by {number(exchange.miss)} (RMS), where the noise of a point "
+            + (f"is {number(exchange.noise)}." if exchange.noise else "is not known.")
+        )
     doubling = (
         f"needs {number(exchange.doubling)} times the finetuning data"
         if math.isfinite(exchange.doubling) else "no amount of finetuning data brings"
@@ -421,10 +466,12 @@ def record(advice: Advice) -> dict[str, Any]:
                 }
                 for choice in advice.choices
             ],
+            "transfers": [{"place": place, **asdict(one)} for place, one in advice.transfers],
             "exchanges": [
                 {
-                    "place": place, "law": e.fit.law.name, "pretrain": e.pretrain,
-                    "finetune": e.finetune, "rate": e.rate, "low": e.low, "high": e.high,
+                    "place": place, "law": e.fit.law.name, "told": e.told, "miss": e.miss,
+                    "noise": e.noise, "pretrain": e.pretrain, "finetune": e.finetune,
+                    "rate": e.rate, "low": e.low, "high": e.high,
                     "doubling": e.doubling, "next_runs": [asdict(run) for run in runs],
                 }
                 for place, e, runs in advice.exchanges

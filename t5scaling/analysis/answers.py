@@ -7,19 +7,13 @@ nothing (`selection`); gains and differences with 90 % intervals (`evidence`).
 import math
 from statistics import median
 
-from t5scaling.analysis.advise import Advice
+from t5scaling.analysis.advise import Advice, times
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.evidence import LOSS, at_largest, better, means
 from t5scaling.analysis.selection import Selection
 from t5scaling.analysis.style import short_size
-from t5scaling.analysis.tables import (
-    UNDETERMINED,
-    interval,
-    listed,
-    metric_name,
-    number,
-)
-from t5scaling.analysis.valuation import SHAPELESS, Exchange, worth_it
+from t5scaling.analysis.tables import interval, listed, metric_name
+from t5scaling.analysis.valuation import SHAPELESS, Transfer, worth_it
 
 
 def answers(selection: Selection, advice: Advice | None) -> list[tuple[str, str]]:
@@ -66,27 +60,27 @@ def largest_of(this: CurveFit) -> float:
 
 
 def _worth(selection: Selection, advice: Advice | None) -> str:
-    """In units of finetuning data, where the joint laws tell it."""
-    told = []
-    for task in selection.tasks:
-        found = exchange_of(selection, advice, task)
-        if found and found.low > 0 and found.high < UNDETERMINED * found.low:
-            told.append(
-                f"{number(_short(found.rate))} ({interval(_short(found.low), _short(found.high))})"
-                f" in {selection.roles.pairs.get(task, task)}"
-            )
+    """In finetuning data, where the pools tell it."""
+    told = [
+        f"{times(found)} as much in {selection.roles.pairs.get(task, task)}"
+        for task in selection.tasks
+        if (found := transfer_of(selection, advice, task))
+    ]
     if told:
-        return f"There a pretraining token replaces this many finetuning tokens: {listed(told)}."
+        return (
+            f"Without pretraining, that cross-entropy takes more finetuning data: {listed(told)}."
+        )
     return "Its worth in finetuning data: not told by these pools."
 
 
-def exchange_of(selection: Selection, advice: Advice | None, task: str) -> Exchange | None:
-    """The joint law of the data that match the task best."""
+def transfer_of(selection: Selection, advice: Advice | None, task: str) -> Transfer | None:
+    """Of the data that match the task best, in the pool of the headline."""
     for this in selection.headline(task)[:1] if advice else ():
         place = " · ".join(
             [metric_name(LOSS), selection.model, this.curve.key["pretrain_data"], task]
         )
-        return next((found for label, found, _ in advice.exchanges if label == place), None)
+        pool = this.curve.facts.get("finetune_tokens")
+        return next((t for at, t in advice.transfers if at == place and t.pool == pool), None)
     return None
 
 

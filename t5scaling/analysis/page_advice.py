@@ -10,6 +10,7 @@ from t5scaling.analysis.advise import (
     lines_of,
     sentence_of_exchange,
     sentence_of_next,
+    sentence_of_transfer,
 )
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.evidence import LOSS
@@ -35,13 +36,13 @@ def section(selection: Selection, advice: Advice | None) -> str:
         f"intervals. Costs: {escape(advice.cost_source)}.</p>"
     ]
     html += [_group(selection, advice, members) for members in groups.values()]
-    said = [
-        sentence_of_exchange(place, exchange)
-        + (f" {sentence_of_next(runs, exchange.fit, advice)}" if runs else "")
-        for place, exchange, runs in _exchanges(selection, advice)
-    ]
+    words = _places(selection)
+    said = [sentence_of_transfer(words.get(at, at), one) for at, one in advice.transfers]
+    for at, exchange, runs in advice.exchanges:
+        said.append(sentence_of_exchange(words.get(at, at), exchange))
+        said[-1] += f" {sentence_of_next(runs, exchange.fit, advice)}" if runs else ""
     if said:
-        html.append("<h3>Pretraining tokens in finetuning tokens</h3>" + bullets(said))
+        html.append("<h3>Pretraining in finetuning data</h3>" + bullets(said))
     agree = bullets(f"{_place(selection, r.score.curve)}: {r.sentence}" for r in advice.relations)
     html.append(folded("Do score and cross-entropy tell the same story?", agree))
     reasons = "".join(
@@ -140,13 +141,12 @@ def _where(crossing: Crossing) -> str:
     return f"{short_size(crossing.x)} ({low} to {high}{sure})"
 
 
-def _exchanges(selection: Selection, advice: Advice):
-    """With the place in words."""
+def _places(selection: Selection) -> dict[str, str]:
+    """The places of `advise` in words."""
     words = {}
     for this in selection.curve_fits:
         curve = this.curve
         rest = [str(v) for name, v in curve.key.items() if name != "finetune_examples"]
         label = " · ".join([metric_name(curve.metric), *rest])
         words[label] = _place(selection, curve, metric=False, pool=False)
-    for label, exchange, runs in advice.exchanges:
-        yield words.get(label, label), exchange, runs
+    return words

@@ -12,6 +12,9 @@ The paper publishes the guide in outline and no threshold; all thresholds here a
   the best one's, the interval spans those of all.
 - Where do two data sets cross, and where a data set and the baseline? Both curves' laws are solved
   for it, in each bootstrap replicate, up to REACH times the largest fitted size.
+- What is pretraining worth in finetuning data? Effective data are read off between the runs without
+  pretraining in the pools measured. A joint law gives a rate of exchange, told only if the law
+  meets the measurements: its residuals are not above the noise of a point (F test at 5 %).
 """
 
 import math
@@ -273,7 +276,9 @@ class Exchange:
     """A joint law at one point: how many finetuning tokens a pretraining token replaces there.
 
     rate, low, high: d L / d D_p over d L / d D_f. doubling: by how much D_f must be multiplied for
-    what doubling D_p brings (inf if no D_f brings it).
+    what doubling D_p brings (inf if no D_f brings it). miss: RMS residual of the law over its
+    degrees of freedom. noise: standard deviation of a point over all pools (taken for one). told:
+    whether the law meets its points.
     """
 
     fit: Fit
@@ -284,6 +289,9 @@ class Exchange:
     high: float
     doubling: float
     comparison: Comparison | None
+    miss: float
+    noise: float
+    told: bool
 
 
 def exchange(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> Exchange:
@@ -315,8 +323,22 @@ def exchange(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> Exc
     return Exchange(
         fit, float(first.max()), float(second.max()),
         float(marginal_rate(fit, at, fit.theta[None])[0]), float(low), float(high),
-        _doubling(fit, at), comparison,
+        _doubling(fit, at), comparison, *_lack_of_fit(fit, curve_fits),
     )  # fmt: skip
+
+
+def _lack_of_fit(fit: Fit, curve_fits: Sequence[CurveFit]) -> tuple[float, float, bool]:
+    """(RMS residual, noise of a point, whether the first is no larger than the second makes it)."""
+    freedom = max(fit.y.size - fit.law.num_parameters, 1)
+    miss = float(np.sqrt(np.sum((fit.y - fit.predict(fit.x)) ** 2) / freedom))
+    known = [(v.noise, max(v.noise_df, 1)) for v in (c.verdict for c in curve_fits) if v.noise]
+    if not known:
+        return miss, 0.0, False
+    sigmas, dfs = np.array(known).T
+    noise = float(np.sqrt(np.average(sigmas**2, weights=dfs)))
+    from scipy.stats import f
+
+    return miss, noise, bool(f.sf((miss / noise) ** 2, freedom, dfs.sum()) >= 0.05)
 
 
 def marginal_rate(fit: Fit, at: np.ndarray, thetas: np.ndarray) -> np.ndarray:
@@ -339,17 +361,51 @@ def _doubling(fit: Fit, at: np.ndarray) -> float:
     return float(factors[enough.argmax()]) if enough.any() else math.inf
 
 
-def effective_data(scratch: Fit, value: float, finetune: float) -> float:
-    """Effective data transferred, D_T (Hernandez et al., arXiv 2102.01293): how much more
-    finetuning data a model without pretraining needs for this value than the `finetune` used.
+@dataclass(frozen=True)
+class Transfer:
+    """Effective data (Hernandez et al., arXiv 2102.01293): how many times its finetuning data a
+    model without pretraining needs for what pretraining on `pretrain` reaches in a pool.
 
-    Args:
-      scratch: a law of D_f without pretraining. value: what the pretrained model reaches.
-
-    Returns:
-      In the unit of D_f; inf if no amount reaches it, 0 if pretraining does not help.
+    factor, low, high: (D_f + D_T) / D_f, inf beyond `reach`, which is the largest pool over this
+    one. The interval is that of the gain in the pool (`worth_it`); the runs without pretraining in
+    the other pools are taken as they were measured.
     """
-    grid = np.linspace(0, math.log(1e12), 4000)
-    values = scratch.log_values(finetune * np.exp(grid))
-    enough = scratch.law.direction * (values - math.log(value)) >= 0
-    return float(finetune * np.expm1(grid[enough.argmax()])) if enough.any() else math.inf
+
+    pool: float
+    pretrain: float
+    factor: float
+    low: float | None
+    high: float | None
+    reach: float
+
+
+def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> list[Transfer]:
+    """Of every pool but the largest, from losses that differ in the pool alone.
+
+    The loss without pretraining is a power law of D_f between two neighbouring pools. Nothing is
+    said without two pools, or where that loss does not fall from each to the next.
+    """
+    pools = sorted(zip(pool_sizes, curve_fits, strict=True), key=lambda pair: pair[0])
+    pools = [(size, this) for size, this in pools if this.curve.baseline]
+    sizes = np.log([size for size, _ in pools])
+    base = np.array([np.mean([p.value for p in this.curve.baseline]) for _, this in pools])
+    if len(pools) < 2 or (np.diff(base) >= 0).any() or not (base > 0).all():
+        return []
+
+    def factor(i: int, gain: float | None) -> float | None:
+        if gain is None:
+            return None
+        loss = max(base[i] - gain, 1e-300)
+        if loss < base[-1]:
+            return math.inf
+        return float(np.exp(np.interp(-np.log(loss), -np.log(base), sizes) - sizes[i]))
+
+    found = []
+    for i, (size, this) in enumerate(pools[:-1]):
+        gain = worth_it(this)
+        if gain.answer == YES:
+            low, high = factor(i, gain.low), factor(i, gain.high)
+            largest = max(p.x for p in this.curve.points)
+            reach = pools[-1][0] / size
+            found.append(Transfer(size, largest, factor(i, gain.value), low, high, reach))
+    return found
