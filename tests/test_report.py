@@ -141,7 +141,8 @@ def test_page_is_self_contained_and_says_what_is_so(study):
         "BLEU stays below 1", "trendless", "predictable", "alignment score 1", "1 failed",
         "1 not finished", "NaN &lt;in&gt; the loss", "smallest or largest", "decades further",
         "470,000", "1,280,000", "tok:13a", "without pretraining it is 6.55",
-        "What to pay for", "Is pretraining worth it? yes", "one more pretraining token replaces",
+        "What to pay for", "Is pretraining worth it? yes", "is worth more than 10 times the",
+        "no rate of exchange is told, as the multiplicative joint law misses",
         "No forecast: no law should be read into this curve", "chrF and Cross-entropy DISAGREE",
         "assumed (a finetuning costs 1 unit",
     ):  # fmt: skip

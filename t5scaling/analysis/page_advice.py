@@ -42,7 +42,11 @@ def section(selection: Selection, advice: Advice | None) -> str:
         said.append(sentence_of_exchange(words.get(at, at), exchange))
         said[-1] += f" {sentence_of_next(runs, exchange.fit, advice)}" if runs else ""
     if said:
-        html.append("<h3>Pretraining in finetuning data</h3>" + bullets(said))
+        html.append(
+            "<h3>Pretraining in finetuning data</h3><p>How many times its finetuning data a model "
+            "without pretraining needs for the same cross-entropy, read off between the pools "
+            f"measured, each with its own steps.</p>{bullets(said)}"
+        )
     agree = bullets(f"{_place(selection, r.score.curve)}: {r.sentence}" for r in advice.relations)
     html.append(folded("Do score and cross-entropy tell the same story?", agree))
     reasons = "".join(
