@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -117,7 +116,6 @@ def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
     while progress_made(place) < 5 and time.monotonic() < deadline:
         assert process.poll() is None, "the study ended before it could be killed"
         time.sleep(0.2)
-    time.sleep(random.uniform(0, 0.5))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (storage.path(place) / FINETUNED / "DONE").exists()
