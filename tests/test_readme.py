@@ -232,6 +232,14 @@ def test_the_numbers_of_our_study_are_those_of_its_files():
         curves[pair, "bleu", pools[pair][2]][data]["baseline"] for pair, data in PAIRS.items()
     ]
     assert "BLEU {:.1f}, {:.1f} and {:.1f}".format(*baselines) in said
+    page = (results / "report.html").read_text()
+    worth = [float(times) for times in re.findall(r"is worth ([\d.]+) \(", page)]
+    few, more = worth[::2], worth[1::2]  # of each pair the two smaller pools
+    assert len(few) == len(more) == 3
+    assert (
+        f"worth {min(few):.0f} to {max(few):.0f} times the pairs where there are about 600, and "
+        f"{min(more):.1f} to {max(more):.1f} times where there are ten times as many"
+    ) in said
 
 
 def test_our_study_goes_on_where_it_was(here, mini_root, capsys):
