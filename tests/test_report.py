@@ -388,6 +388,7 @@ def test_first_screen_asks_shows_and_answers(study):
     assert places == sorted(places)
     answers = header[places[2] :]
     assert "Pretraining on balanced data (2.4M tokens) changes cross-entropy (nats) by -" in answers
+    assert "data: more than 10 times as much in en-de (a pool of 47k tokens)." in answers
     assert "which data are best cannot be told" in answers
     assert "Beyond 2.4M tokens nothing was checked" in answers
     assert header.count('<figure class="panel"') == 4  # two metrics, and again in the other pool

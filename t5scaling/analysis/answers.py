@@ -61,27 +61,35 @@ def largest_of(this: CurveFit) -> float:
 
 def _worth(selection: Selection, advice: Advice | None) -> str:
     """In finetuning data, where the pools tell it."""
-    told = [
-        f"{times(found)} as much in {selection.roles.pairs.get(task, task)}"
-        for task in selection.tasks
-        if (found := transfer_of(selection, advice, task))
-    ]
+    told = []
+    for task in selection.tasks:
+        found, here = transfer_of(selection, advice, task)
+        if found:
+            pair = selection.roles.pairs.get(task, task)
+            pool = "" if here else f" (a pool of {short_size(found.pool)} tokens)"
+            told.append(f"{times(found)} as much in {pair}{pool}")
     if told:
         return (
-            f"Without pretraining, that cross-entropy takes more finetuning data: {listed(told)}."
+            "Without pretraining, the same cross-entropy takes more finetuning data: "
+            f"{listed(told)}."
         )
     return "Its worth in finetuning data: not told by these pools."
 
 
-def transfer_of(selection: Selection, advice: Advice | None, task: str) -> Transfer | None:
-    """Of the data that match the task best, in the pool of the headline."""
+def transfer_of(
+    selection: Selection, advice: Advice | None, task: str
+) -> tuple[Transfer | None, bool]:
+    """Of the data that match the task best, in the headline's pool (then True), or else in the
+    largest that tells it."""
     for this in selection.headline(task)[:1] if advice else ():
         place = " · ".join(
             [metric_name(LOSS), selection.model, this.curve.key["pretrain_data"], task]
         )
+        found = {one.pool: one for at, one in advice.transfers if at == place}
         pool = this.curve.facts.get("finetune_tokens")
-        return next((t for at, t in advice.transfers if at == place and t.pool == pool), None)
-    return None
+        if found:
+            return found.get(pool, found[max(found)]), pool in found
+    return None, False
 
 
 def _which(selection: Selection) -> str:
