@@ -396,13 +396,11 @@ def sentence_of_transfer(place: str, transfer: Transfer) -> str:
 
 def times(transfer: Transfer) -> str:
     """ "3.1 (2.9 to 3.4) times"; sizes beyond the largest pool are not read off."""
+    beyond = f"more than {transfer.reach:.3g}"
     if math.isinf(transfer.factor):
-        return f"more than {transfer.reach:.3g} times"
-    ends = "" if transfer.low is None else (
-        f" ({transfer.low:.3g} to more than {transfer.reach:.3g})" if math.isinf(transfer.high)
-        else f" ({transfer.low:.3g} to {transfer.high:.3g})"
-    )  # fmt: skip
-    return f"{transfer.factor:.3g}{ends} times"
+        return f"{beyond} times"
+    high = beyond if math.isinf(transfer.high) else f"{transfer.high:.3g}"
+    return f"{transfer.factor:.3g} ({transfer.low:.3g} to {high}) times"
 
 
 def sentence_of_exchange(place: str, exchange: Exchange) -> str:

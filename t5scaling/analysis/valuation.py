@@ -374,13 +374,14 @@ class Transfer:
     pool: float
     pretrain: float
     factor: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     reach: float
 
 
 def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> list[Transfer]:
-    """Of every pool but the largest, from losses that differ in the pool alone.
+    """Of every pool but the largest where pretraining is worth it, from losses that differ in the
+    pool alone.
 
     The loss without pretraining is a power law of D_f between two neighbouring pools. Nothing is
     said without two pools, or where that loss does not fall from each to the next.
@@ -392,10 +393,8 @@ def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> li
     if len(pools) < 2 or (np.diff(base) >= 0).any() or not (base > 0).all():
         return []
 
-    def factor(i: int, gain: float | None) -> float | None:
-        if gain is None:
-            return None
-        loss = max(base[i] - gain, 1e-300)
+    def factor(i: int, gain: float) -> float:
+        loss = base[i] - gain
         if loss < base[-1]:
             return math.inf
         return float(np.exp(np.interp(-np.log(loss), -np.log(base), sizes) - sizes[i]))
@@ -404,8 +403,7 @@ def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> li
     for i, (size, this) in enumerate(pools[:-1]):
         gain = worth_it(this)
         if gain.answer == YES:
-            low, high = factor(i, gain.low), factor(i, gain.high)
             largest = max(p.x for p in this.curve.points)
-            reach = pools[-1][0] / size
-            found.append(Transfer(size, largest, factor(i, gain.value), low, high, reach))
+            factors = (factor(i, value) for value in (gain.value, gain.low, gain.high))
+            found.append(Transfer(size, largest, *factors, reach=pools[-1][0] / size))
     return found
