@@ -16,6 +16,15 @@ _MALLOPT = {
 }
 
 
+# What keeps a GPU's choice of algorithms fixed: see _repeat_exactly.
+GPU_FLAGS = (
+    "--xla_gpu_autotune_level=0",
+    "--xla_gpu_enable_triton_gemm=false",
+    # Products merged into a larger one are copied apart afterwards: 8 % of a T5 step.
+    "--xla_gpu_dot_merger_threshold_mb=0",
+)
+
+
 def prepare(cache_dir: str | None = None) -> str:
     """Makes later launches start without compiling, and steps on a CPU without page faults.
 
@@ -47,10 +56,17 @@ def prepare(cache_dir: str | None = None) -> str:
 
 
 def _repeat_exactly() -> None:
-    """On a GPU some sums depend on the order in which threads arrive, unless it is forbidden."""
+    """Keeps the choice of algorithms on a GPU from depending on what was fast at that moment.
+
+    XLA chooses among the algorithms for a product by timing them, and two runs may then round
+    differently. Without it cuBLAS's own rule chooses. Nothing that the step does depends on the
+    order of threads, so that XLA's deterministic replacements, which are slow, are not needed.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_gpu_deterministic_ops" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    for flag in GPU_FLAGS:
+        if flag.split("=")[0] not in flags:
+            flags = f"{flags} {flag}".strip()
+    os.environ["XLA_FLAGS"] = flags
 
 
 def _keep_freed_memory() -> None:

@@ -12,16 +12,26 @@ REMAT = {
     "full": "only each layer's input is kept",
 }
 
+# The backends of model/attention.py.
+ATTENTION = {
+    "auto": "the one that suits the device",
+    "plain": "matrix products and a softmax",
+    "fused": "kernels of our own",
+    "cudnn": "NVIDIA's, for rows that are not packed",
+}
+
 
 @dataclass(frozen=True)
 class T5Config:
     """The architecture. Sizes are counts; `dtype` is that of the activations.
 
     `scan_layers` compiles one layer of each stack instead of all, for models of many layers;
-    `remat` ("none", "minimal", "full") trades computation for memory. Neither changes a number.
+    `remat` ("none", "minimal", "full") trades computation for memory; `attention` ("auto", "plain",
+    "fused", "cudnn") is the backend of model/attention.py. None of them changes a number beyond
+    rounding.
 
     Raises UserError for a size below 1, an unknown activation, a dropout rate outside [0, 1), an
-    unknown `remat`, or a dtype other than float32 and bfloat16.
+    unknown `remat` or `attention`, or a dtype other than float32 and bfloat16.
     """
 
     vocab_size: int
@@ -37,6 +47,7 @@ class T5Config:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self):
         # A list would make the configuration, and so the module, unhashable.
@@ -55,6 +66,9 @@ class T5Config:
             raise UserError(f"T5Config.dropout_rate is {self.dropout_rate!r}; expected [0, 1)")
         if self.remat not in REMAT:
             raise UserError(f"T5Config.remat is {self.remat!r}{nearest(str(self.remat), REMAT)}")
+        if self.attention not in ATTENTION:
+            choice = nearest(str(self.attention), ATTENTION)
+            raise UserError(f"T5Config.attention is {self.attention!r}{choice}")
         if self.dtype in ("float16", "fp16", "half"):
             raise UserError(
                 f"T5Config.dtype is {self.dtype!r}: T5's activations overflow float16's range "

@@ -8,6 +8,8 @@ import contextlib
 import contextvars
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,23 +31,41 @@ ACTIVATIONS = {
 }
 
 
-# What holds activations to a mesh while the model is traced: (array, logical axis names) -> array.
-_constraint = contextvars.ContextVar("constraint", default=lambda x, axes: x)
+class Placement(NamedTuple):
+    """Where a model is traced for. Without a mesh: JAX's own default device.
+
+    platform: of the devices, "cpu", "gpu" or "tpu".
+    constrain: holds an activation to the mesh; (array, logical axis names) -> array.
+    on_each_device: (function of arrays, logical axis names of each argument or None for an argument
+        that is None, names of the result) -> function of global arrays, in which each device calls
+        it on what it holds.
+    """
+
+    platform: str
+    constrain: Callable = lambda x, axes: x
+    on_each_device: Callable = lambda function, in_axes, out_axes: function
+
+
+_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement")
 
 
 @contextlib.contextmanager
-def constraints(function):
-    """Inside, the model's activations pass through `function`. For use while tracing."""
-    token = _constraint.set(function)
+def placed(there: Placement):
+    """Inside, the model is traced for devices there."""
+    token = _placement.set(there)
     try:
         yield
     finally:
-        _constraint.reset(token)
+        _placement.reset(token)
+
+
+def placement() -> Placement:
+    return _placement.get(None) or Placement(jax.default_backend())
 
 
 def constrain(x, *axes):
     """Holds an activation, whose axes have these logical names, to the mesh, if there is one."""
-    return _constraint.get()(x, axes)
+    return placement().constrain(x, axes)
 
 
 def mask_bias(allowed):
@@ -121,8 +141,41 @@ class Dense(nn.Module):
         return checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x, scale_E, dtype):
+    """x (..., E) over the root of its mean square, times scale: in float32, returned as `dtype`.
+
+    Its gradient is written by hand to keep x in its own dtype for the backward pass, where the one
+    that JAX derives keeps float32 copies.
+    """
+    x = x.astype(jnp.float32)
+    return (x * _inverse_rms(x) * scale_E).astype(dtype)
+
+
+def _inverse_rms(x):
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def _rms_norm_fwd(x, scale_E, dtype):
+    return rms_norm(x, scale_E, dtype), (x, scale_E)
+
+
+def _rms_norm_bwd(dtype, residuals, dy):
+    x, scale_E = residuals
+    dtype, x, dy = x.dtype, x.astype(jnp.float32), dy.astype(jnp.float32)
+    inverse = _inverse_rms(x)
+    normed = x * inverse
+    dscale_E = jnp.sum(dy * normed, axis=tuple(range(x.ndim - 1)))
+    dnormed = dy * scale_E
+    dx = (dnormed - normed * jnp.mean(dnormed * normed, axis=-1, keepdims=True)) * inverse
+    return dx.astype(dtype), dscale_E
+
+
+rms_norm.defvjp(_rms_norm_fwd, _rms_norm_bwd)
+
+
 class Norm(nn.Module):
-    """Root mean square norm without mean or bias, in float32, returned in the activation dtype."""
+    """Root mean square norm without mean or bias; see `rms_norm`."""
 
     dtype: str
 
@@ -130,9 +183,7 @@ class Norm(nn.Module):
     def __call__(self, x_BxTxE):
         init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         scale_E = self.param("scale", init, x_BxTxE.shape[-1:])
-        x_BxTxE = x_BxTxE.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x_BxTxE), axis=-1, keepdims=True)
-        return (x_BxTxE * jax.lax.rsqrt(mean_square + 1e-6) * scale_E).astype(self.dtype)
+        return rms_norm(x_BxTxE, scale_E, self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -155,3 +206,124 @@ def _repeat_bwd(batch, _, grad_BxHxTxS):
 
 
 repeat_over_batch.defvjp(_repeat_fwd, _repeat_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def diagonals_to_matrix(diagonals_HxC, queries, keys):
+    """(H, queries+keys-1), by distance from key to query -> (H, queries, keys).
+
+    Its gradient, sums along diagonals, shifts each row and adds the rows up: the scatter that JAX
+    derives has a GPU's threads add in the order in which they come.
+    """
+    column_TxS = np.arange(keys)[None] - np.arange(queries)[:, None] + queries - 1
+    return diagonals_HxC[:, column_TxS]
+
+
+def _diagonals_fwd(diagonals_HxC, queries, keys):
+    return diagonals_to_matrix(diagonals_HxC, queries, keys), None
+
+
+def _diagonals_bwd(queries, keys, _, grad_HxTxS):
+    return (sums_of_diagonals(grad_HxTxS),)
+
+
+diagonals_to_matrix.defvjp(_diagonals_fwd, _diagonals_bwd)
+
+
+def sums_of_diagonals(x_HxTxS):
+    """(H, T, S) -> (H, T+S-1): column c is the sum of where key - query = c - (T-1)."""
+    heads, queries, keys = x_HxTxS.shape
+    columns = queries + keys - 1
+    # Rows upside down and one column too wide: read as rows of the right width, each begins one
+    # further to the right than the one above it.
+    wide = jnp.pad(x_HxTxS[:, ::-1], ((0, 0), (0, 0), (0, queries)))
+    shifted = wide.reshape(heads, -1)[:, : queries * columns].reshape(heads, queries, columns)
+    return jnp.sum(shifted, axis=1)
+
+
+def lookup(embedding_VxE, tokens_BxT):
+    """Rows of the table, (B, T, E) in its dtype.
+
+    On a GPU its gradient is written by hand: the one that JAX derives has threads add to a row in
+    the order in which they come, so that no two runs would be equal.
+    """
+    if placement().platform != "gpu":
+        return embedding_VxE[tokens_BxT]
+    return _lookup(embedding_VxE, tokens_BxT)
+
+
+@jax.custom_vjp
+def _lookup(embedding_VxE, tokens_BxT):
+    return embedding_VxE[tokens_BxT]
+
+
+def _lookup_fwd(embedding_VxE, tokens_BxT):
+    return _lookup(embedding_VxE, tokens_BxT), (tokens_BxT, len(embedding_VxE))
+
+
+def _lookup_bwd(residuals, dy_BxTxE):
+    tokens_BxT, vocab_size = residuals
+
+    def own_rows(tokens_BxT, dy_BxTxE):
+        return sums_by_token(
+            tokens_BxT.reshape(-1), dy_BxTxE.reshape(tokens_BxT.size, -1), vocab_size
+        )[None]
+
+    rows = ("lookup_batch", None)
+    sums_PxVxE = placement().on_each_device(
+        own_rows, (rows, (*rows, "embed")), ("lookup_batch", None, "embed")
+    )(tokens_BxT, dy_BxTxE)
+    return jnp.sum(sums_PxVxE, axis=0), None
+
+
+_lookup.defvjp(_lookup_fwd, _lookup_bwd)
+
+
+def sums_by_token(tokens_N, rows_NxE, vocab_size, at_a_time=128):
+    """(V, E) float32: for each token the sum of its rows, without two threads that add to one.
+
+    Rows are sorted by token and summed in chunks by a product with a 0/1 matrix, which adds the
+    rows of equal tokens up to each position; where a token's rows fill several chunks, what the
+    earlier ones hold is added.
+    """
+    count, E = rows_NxE.shape
+    padding = -count % at_a_time
+    tokens_N = jnp.pad(tokens_N, (0, padding), constant_values=vocab_size)  # sorted to the end
+    order_N = jnp.argsort(tokens_N)
+    sorted_N = tokens_N[order_N]
+    rows_NxE = jnp.pad(rows_NxE, ((0, padding), (0, 0)))[order_N]
+
+    tokens_KxC = sorted_N.reshape(-1, at_a_time)
+    same_KxCxC = tokens_KxC[:, :, None] == tokens_KxC[:, None, :]
+    up_to_KxCxC = (same_KxCxC & jnp.tril(jnp.ones((at_a_time, at_a_time), bool))).astype(
+        rows_NxE.dtype
+    )
+    sums_KxCxE = jnp.einsum(
+        "KCD,KDE->KCE", up_to_KxCxC, rows_NxE.reshape(-1, at_a_time, E),
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+    def join(before, after):
+        """Of runs of chunks: the sum of the last token's rows; whether all are of one token."""
+        (sum_before, one_before, last_before), (sum_after, one_after, last_after) = before, after
+        goes_on = one_after & (last_before == last_after)
+        return (
+            sum_after + jnp.where(goes_on[:, None], sum_before, 0.0),
+            one_before & goes_on,
+            last_after,
+        )
+
+    first_K, last_K = tokens_KxC[:, 0], tokens_KxC[:, -1]
+    carried_KxE, _, _ = jax.lax.associative_scan(
+        join, (sums_KxCxE[:, -1], first_K == last_K, last_K)
+    )
+
+    ends_V = jnp.searchsorted(sorted_N, jnp.arange(vocab_size), side="right")
+    last_V = jnp.maximum(ends_V - 1, 0)
+    chunk_V = last_V // at_a_time
+    sums_VxE = sums_KxCxE.reshape(-1, E)[last_V]
+    before_V = jnp.maximum(chunk_V - 1, 0)
+    goes_on_V = (chunk_V > 0) & (last_K[before_V] == jnp.arange(vocab_size))
+    sums_VxE += jnp.where(goes_on_V[:, None], carried_KxE[before_V], 0.0)
+    seen_V = sorted_N[last_V] == jnp.arange(vocab_size)
+    return jnp.where(seen_V[:, None], sums_VxE, 0.0)

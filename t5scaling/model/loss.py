@@ -16,9 +16,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-# Positions a device takes at a time. Their logits take 4 * V * CHUNK_POSITIONS / (vocabulary's
-# parts) bytes, twice while the gradient is taken.
-CHUNK_POSITIONS = 256
+from t5scaling.model.layers import placement
+
+
+def positions_at_a_time(platform: str, vocab_size: int) -> int:
+    """Positions whose logits a device of this platform holds at a time.
+
+    Their logits take 4 * V * positions / (vocabulary's parts) bytes, twice while the gradient is
+    taken; and with each chunk the gradient of the kernel is read and written once. A GPU's matrix
+    units need more positions to be busy, and it has the memory.
+    """
+    if platform != "gpu":
+        return 256
+    return max(256, min(2048, 2**28 // vocab_size // 256 * 256))  # 1 GiB of logits at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +75,7 @@ def cross_entropy(
     z_loss=1e-4,
     label_smoothing=0.0,
     tied=False,
-    chunk_positions=CHUNK_POSITIONS,
+    chunk_positions=None,
     split=None,
 ):
     """Sums over the weighted positions of a batch.
@@ -81,14 +91,17 @@ def cross_entropy(
       z_loss: coefficient of log(Z)^2, Z the softmax normaliser; keeps logits from drifting.
       label_smoothing: probability mass in [0, 1) spread evenly over the other tokens. The smoothed
         target's entropy is subtracted, so that a perfect prediction costs 0.
-      chunk_positions: positions a device takes at a time; the sums do not depend on it but for
-        rounding.
+      chunk_positions: positions a device takes at a time, by default `positions_at_a_time` of the
+        device; the sums do not depend on it but for rounding.
       split: how the arrays are split over a mesh; None on one device.
 
     Returns:
       (total, z_loss_part, weight_sum), float32 scalars: `total` includes the z-loss and is what is
       differentiated; (total - z_loss_part) / weight_sum is nats per target token.
     """
+    if chunk_positions is None:
+        vocab_size = kernel.shape[0 if tied else 1]
+        chunk_positions = positions_at_a_time(placement().platform, vocab_size)
     settings = _Settings(z_loss, label_smoothing, tied, chunk_positions, split)
     weights = weights.astype(jnp.float32)
     total, z_part = _sums(hidden, kernel, targets, weights, settings)

@@ -11,6 +11,7 @@ Axes in array names: B batch, T query position, S key position, L cache length, 
 cache slots, E embed, H head, D head dimension, J = H*D, M mlp, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5scaling.model import attention
 from t5scaling.model.cache import DecoderCache, DecoderContext
 from t5scaling.model.config import T5Config
 from t5scaling.model.layers import (
@@ -30,10 +32,13 @@ from t5scaling.model.layers import (
     RELPOS_BUCKETS,
     Dense,
     Norm,
+    Placement,
     constrain,
+    lookup,
     mask_bias,
+    placed,
+    placement,
     relative_position_bucket,
-    repeat_over_batch,
 )
 
 
@@ -49,16 +54,13 @@ class RelativePositionBias(nn.Module):
         shape = (self.config.num_heads, RELPOS_BUCKETS)
         self.rel_embedding = self.param("rel_embedding", init, shape)
 
-    def diagonals(self, query_len, key_len):
+    def __call__(self, query_len, key_len):
         """(H, query_len+key_len-1) float32; column c holds distance c - (query_len-1)."""
         distance = np.arange(query_len + key_len - 1) - (query_len - 1)
         buckets = relative_position_bucket(distance, bidirectional=self.bidirectional)
-        return self.rel_embedding[:, buckets]
-
-    def __call__(self, query_len, key_len):
-        """(H, query_len, key_len) float32."""
-        column_TxS = np.arange(key_len)[None] - np.arange(query_len)[:, None] + query_len - 1
-        return self.diagonals(query_len, key_len)[:, column_TxS]
+        # A product, not an index: the gradient of an index adds in no fixed order on a GPU.
+        one_hot = jnp.asarray(buckets == np.arange(RELPOS_BUCKETS)[:, None], jnp.float32)
+        return jnp.dot(self.rel_embedding, one_hot, precision=jax.lax.Precision.HIGHEST)
 
 
 class Attention(nn.Module):
@@ -83,28 +85,23 @@ class Attention(nn.Module):
         return constrain(x, "batch", "activation_length", "activation_heads", "activation_kv")
 
     def keys_values(self, x_BxSxE):
-        """(B, H, S, D) each: a head's positions side by side, as the products over them want."""
-        k_BxSxHxD = self._split_heads(self.key(x_BxSxE))
-        v_BxSxHxD = self._split_heads(self.value(x_BxSxE))
-        return k_BxSxHxD.swapaxes(1, 2), v_BxSxHxD.swapaxes(1, 2)
+        """(B, S, H, D) each."""
+        return self._split_heads(self.key(x_BxSxE)), self._split_heads(self.value(x_BxSxE))
 
-    def __call__(self, x_BxTxE, k_BxHxSxD, v_BxHxSxD, bias, *, deterministic):
-        """Attends from x to (k, v); `bias` broadcasts to (B, H, T, S) float32. -> (B, T, E)."""
+    def __call__(self, x_BxTxE, k_BxSxHxD, v_BxSxHxD, shared, *, deterministic):
+        """Attends from x to (k, v), with the mask and bias of `shared`. -> (B, T, E)."""
+        cfg = self.config
         q_BxTxHxD = self._split_heads(self.query(x_BxTxE))
-        logits_BxHxTxS = jnp.einsum(
-            "BTHD,BHSD->BHTS", q_BxTxHxD, k_BxHxSxD, preferred_element_type=jnp.float32
-        )
-        weights_BxHxTxS = jax.nn.softmax(logits_BxHxTxS + bias).astype(self.config.dtype)
-        rate = self.config.dropout_rate
+        rate = cfg.dropout_rate
         if not deterministic and rate > 0.0:
             # T5 drops a key for all queries of a head at once. Dropping the value instead of the
             # weight is the same product with T/D times fewer multiplications.
-            batch, heads, keys, _ = v_BxHxSxD.shape
+            batch, keys, heads, _ = v_BxSxHxD.shape
             keep = jax.random.bernoulli(
                 self.make_rng("dropout"), 1.0 - rate, (batch, heads, keys, 1)
-            )
-            v_BxHxSxD = jnp.where(keep, v_BxHxSxD / (1.0 - rate), 0.0).astype(v_BxHxSxD.dtype)
-        o_BxTxHxD = jnp.einsum("BHTS,BHSD->BTHD", weights_BxHxTxS, v_BxHxSxD)
+            ).swapaxes(1, 2)
+            v_BxSxHxD = jnp.where(keep, v_BxSxHxD / (1.0 - rate), 0.0).astype(v_BxSxHxD.dtype)
+        o_BxTxHxD = attention.attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, shared)
         return self.out(o_BxTxHxD.reshape(*o_BxTxHxD.shape[:-2], -1))
 
     def step(self, x_BxKxE, k_BxHxDxN, v_BxHxNxD, bias):
@@ -133,12 +130,19 @@ class Mlp(nn.Module):
             return Dense(features, axes, cfg.dtype, name=name)
 
         branches = []
-        for i, activation in enumerate(cfg.mlp_activations):
+        for i in range(len(cfg.mlp_activations)):
             name = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
             h_BxTxM = dense(cfg.mlp_dim, ("embed", "mlp"), name)(x_BxTxE)
-            h_BxTxM = constrain(h_BxTxM, "batch", "activation_length", "activation_mlp")
-            branches.append(ACTIVATIONS[activation](h_BxTxM))
-        h_BxTxM = functools.reduce(operator.mul, branches)
+            branches.append(constrain(h_BxTxM, "batch", "activation_length", "activation_mlp"))
+
+        def product(*branches):
+            pairs = zip(cfg.mlp_activations, branches, strict=True)
+            return functools.reduce(operator.mul, (ACTIVATIONS[name](h) for name, h in pairs))
+
+        if placement().platform == "gpu":
+            # Its intermediate values are bound by memory: cheaper to compute again than to keep.
+            product = jax.checkpoint(product)
+        h_BxTxM = product(*branches)
         h_BxTxM = _dropout(cfg)(h_BxTxM, deterministic=deterministic)
         return dense(cfg.emb_dim, ("mlp", "embed"), "wo")(h_BxTxM)
 
@@ -165,18 +169,22 @@ def _through_layers(config, layers, count, call, x_BxTxE):
     def one(layer, x_BxTxE, _):
         return call(layer, _constrain_residual(x_BxTxE)), None
 
+    # On a GPU the trips of a loop cost more than compiling them all: what the backward pass needs
+    # would be copied into stacks, and no kernel would reach across two layers.
+    unrolled = not config.scan_layers or placement().platform == "gpu"
     if config.remat != "none":
         policy = None
         if config.remat == "minimal":
             policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-        # Inside a scan nothing can be merged with the forward pass: the barrier is not needed.
-        one = nn.remat(one, policy=policy, prevent_cse=not config.scan_layers)
+        # Inside a loop nothing can be merged with the forward pass: the barrier is not needed.
+        one = nn.remat(one, policy=policy, prevent_cse=unrolled)
     if config.scan_layers:
         scan = nn.scan(
             one,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=count,
+            unroll=count if unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scan(layers, x_BxTxE, None)[0]
@@ -195,9 +203,10 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(self.config)
         self.dropout = _dropout(self.config)
 
-    def __call__(self, x_BxTxE, bias, *, deterministic):
+    def __call__(self, x_BxTxE, shared, *, deterministic):
         h = self.pre_attention_layer_norm(x_BxTxE)
-        h = self.attention(h, *self.attention.keys_values(h), bias, deterministic=deterministic)
+        k, v = self.attention.keys_values(h)
+        h = self.attention(h, k, v, shared, deterministic=deterministic)
         x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
         h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
         return x_BxTxE + self.dropout(h, deterministic=deterministic)
@@ -215,14 +224,15 @@ class DecoderLayer(nn.Module):
         self.mlp = Mlp(self.config)
         self.dropout = _dropout(self.config)
 
-    def __call__(self, x_BxTxE, encoded_BxSxE, self_bias, cross_bias, *, deterministic):
+    def __call__(self, x_BxTxE, encoded_BxSxE, shared, cross_shared, *, deterministic):
         h = self.pre_self_attention_layer_norm(x_BxTxE)
         k, v = self.self_attention.keys_values(h)
-        h = self.self_attention(h, k, v, self_bias, deterministic=deterministic)
+        h = self.self_attention(h, k, v, shared, deterministic=deterministic)
         x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
         h = self.pre_cross_attention_layer_norm(x_BxTxE)
-        k, v = self.cross_keys_values(encoded_BxSxE)
-        h = self.encoder_decoder_attention(h, k, v, cross_bias, deterministic=deterministic)
+        cross = self.encoder_decoder_attention
+        k, v = cross.keys_values(encoded_BxSxE)
+        h = cross(h, k, v, cross_shared, deterministic=deterministic)
         x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
         h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
         return x_BxTxE + self.dropout(h, deterministic=deterministic)
@@ -233,11 +243,11 @@ class DecoderLayer(nn.Module):
         In both attentions the beams of an example are its queries.
         """
         h_BxKxE = self.pre_self_attention_layer_norm(x_BxKxE)
-        k_BxHxKxD, v_BxHxKxD = self.self_attention.keys_values(h_BxKxE)
+        k_BxKxHxD, v_BxKxHxD = self.self_attention.keys_values(h_BxKxE)
         slot = index * x_BxKxE.shape[1]
         write = jax.lax.dynamic_update_slice
-        keys = write(cache[0], k_BxHxKxD.swapaxes(2, 3), (0, 0, 0, slot))
-        values = write(cache[1], v_BxHxKxD, (0, 0, slot, 0))
+        keys = write(cache[0], k_BxKxHxD.transpose(0, 2, 3, 1), (0, 0, 0, slot))
+        values = write(cache[1], v_BxKxHxD.swapaxes(1, 2), (0, 0, slot, 0))
         x_BxKxE = x_BxKxE + self.self_attention.step(h_BxKxE, keys, values, self_bias)
         h_BxKxE = self.pre_cross_attention_layer_norm(x_BxKxE)
         x_BxKxE = x_BxKxE + self.encoder_decoder_attention.step(h_BxKxE, *cross, cross_bias)
@@ -245,7 +255,9 @@ class DecoderLayer(nn.Module):
         return x_BxKxE + h_BxKxE, (keys, values)
 
     def cross_keys_values(self, encoded_BxSxE):
-        return self.encoder_decoder_attention.keys_values(encoded_BxSxE)
+        """(B, H, D, S), (B, H, S, D): as the products of `step` want them."""
+        k_BxSxHxD, v_BxSxHxD = self.encoder_decoder_attention.keys_values(encoded_BxSxE)
+        return k_BxSxHxD.transpose(0, 2, 3, 1), v_BxSxHxD.swapaxes(1, 2)
 
 
 class Encoder(nn.Module):
@@ -260,13 +272,13 @@ class Encoder(nn.Module):
         # T5X draws this one mask per position, unlike all others.
         self.final_dropout = nn.Dropout(cfg.dropout_rate)
 
-    def __call__(self, x_BxTxE, mask_bias, *, deterministic):
-        batch, length, _ = x_BxTxE.shape
-        bias = repeat_over_batch(self.relpos_bias(length, length), batch) + mask_bias
+    def __call__(self, x_BxTxE, mask, *, deterministic):
+        length = x_BxTxE.shape[1]
+        shared = attention.share(self.config, mask, self.relpos_bias(length, length))
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
 
         def call(layer, x_BxTxE):
-            return layer(x_BxTxE, bias, deterministic=deterministic)
+            return layer(x_BxTxE, shared, deterministic=deterministic)
 
         cfg = self.config
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_encoder_layers, call, x_BxTxE)
@@ -285,13 +297,14 @@ class Decoder(nn.Module):
         if not cfg.logits_via_embedding:
             self.logits_dense = OutputKernel(cfg)
 
-    def __call__(self, x_BxTxE, encoded_BxSxE, mask_bias, cross_bias, *, deterministic):
-        batch, length, _ = x_BxTxE.shape
-        self_bias = repeat_over_batch(self.relpos_bias(length, length), batch) + mask_bias
+    def __call__(self, x_BxTxE, encoded_BxSxE, mask, cross_mask, *, deterministic):
+        length = x_BxTxE.shape[1]
+        shared = attention.share(self.config, mask, self.relpos_bias(length, length))
+        cross_shared = attention.share(self.config, cross_mask)
         x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
 
         def call(layer, x_BxTxE):
-            return layer(x_BxTxE, encoded_BxSxE, self_bias, cross_bias, deterministic=deterministic)
+            return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, deterministic=deterministic)
 
         cfg = self.config
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_decoder_layers, call, x_BxTxE)
@@ -299,8 +312,7 @@ class Decoder(nn.Module):
 
     def context(self, encoded_BxSxE, cross_bias, max_decode_len):
         keys, values = zip(*(a.cross_keys_values(encoded_BxSxE) for a in self.layers), strict=True)
-        keys = tuple(k_BxHxSxD.swapaxes(2, 3) for k_BxHxSxD in keys)
-        diagonals = self.relpos_bias.diagonals(max_decode_len, max_decode_len)
+        diagonals = self.relpos_bias(max_decode_len, max_decode_len)
         return DecoderContext(keys, values, cross_bias, diagonals)
 
     def step(self, x_BxKxE, cache, index, visible_BxKxN, context):
@@ -347,7 +359,7 @@ class TokenEmbedder(nn.Module):
         self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
 
     def __call__(self, tokens_BxT):
-        x_BxTxE = self.embedding[tokens_BxT].astype(self.config.dtype)
+        x_BxTxE = lookup(self.embedding, tokens_BxT).astype(self.config.dtype)
         # Each device looks up its part of E for all rows: tokens travel, the table does not.
         x_BxTxE = constrain(x_BxTxE, "lookup_batch", "activation_length", "embed")
         return _constrain_residual(x_BxTxE)
@@ -412,14 +424,12 @@ class Transformer(nn.Module):
     def encode(self, encoder_input_tokens, encoder_segment_ids=None, *, deterministic=True):
         """(B, S) -> (B, S, E) in the activation dtype."""
         if encoder_segment_ids is None:
-            allowed = (encoder_input_tokens > 0)[:, None]
+            mask = attention.Mask.of_rows(encoder_input_tokens, encoder_input_tokens)
         else:
-            allowed = encoder_segment_ids[:, :, None] == encoder_segment_ids[:, None]
-        return self.encoder(
-            self.token_embedder(encoder_input_tokens),
-            mask_bias(allowed),
-            deterministic=deterministic,
-        )
+            segments = encoder_segment_ids
+            mask = attention.Mask(segments, segments, causal=False, packed=True)
+        x_BxSxE = self.token_embedder(encoder_input_tokens)
+        return self.encoder(x_BxSxE, mask, deterministic=deterministic)
 
     def decode(
         self,
@@ -434,18 +444,18 @@ class Transformer(nn.Module):
         """Teacher-forced decoder: `hidden` from the encoder's output on."""
         if (encoder_segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError("segment ids are needed for both the encoder and the decoder")
-        length = decoder_input_tokens.shape[1]
-        causal = jnp.tril(jnp.ones((1, length, length), bool))
         if encoder_segment_ids is None:
-            cross = (encoder_input_tokens > 0)[:, None]
+            mask = attention.Mask.of_rows(decoder_input_tokens, decoder_input_tokens, causal=True)
+            cross_mask = attention.Mask.of_rows(decoder_input_tokens, encoder_input_tokens)
         else:
-            causal &= decoder_segment_ids[:, :, None] == decoder_segment_ids[:, None]
-            cross = decoder_segment_ids[:, :, None] == encoder_segment_ids[:, None]
+            segments = decoder_segment_ids
+            mask = attention.Mask(segments, segments, causal=True, packed=True)
+            cross_mask = attention.Mask(segments, encoder_segment_ids, causal=False, packed=True)
         x_BxTxE = self.decoder(
             self.token_embedder(decoder_input_tokens),
             encoded_BxSxE,
-            mask_bias(causal),
-            mask_bias(cross),
+            mask,
+            cross_mask,
             deterministic=deterministic,
         )
         return self._scaled(x_BxTxE)
@@ -492,9 +502,23 @@ class Transformer(nn.Module):
         return self.logits(self._scaled(x_BxKxE)), cache
 
 
+def products_of(config: T5Config) -> contextlib.AbstractContextManager[None]:
+    """Inside, matrix products of a float32 model are traced as float32 products.
+
+    By default GPUs round float32 operands to TF32 and TPUs to bfloat16, and a float32 model would
+    differ from a CPU's in the third digit.
+    """
+    if config.dtype == "float32":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
+
+
 def _init_boxed(config, rng):
     tokens = jnp.ones((1, 1), jnp.int32)
-    return Transformer(config).init(rng, tokens, tokens)["params"]
+    # What the layers compute is thrown away: traced for a CPU, it is the least to compile.
+    with placed(Placement("cpu")):
+        plain = dataclasses.replace(config, attention="plain")
+        return Transformer(plain).init(rng, tokens, tokens)["params"]
 
 
 @functools.cache

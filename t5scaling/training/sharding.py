@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,8 +62,8 @@ class Rules:
                     choice = nearest(str(axis), MESH_AXES)
                     raise UserError(f"sharding rule {field.name}: no mesh axis {axis!r}{choice}")
 
-    def spec(self, logical_axes: Sequence[str]) -> PartitionSpec:
-        return PartitionSpec(*(getattr(self, name) for name in logical_axes))
+    def spec(self, logical_axes: Sequence[str | None]) -> PartitionSpec:
+        return PartitionSpec(*(name and getattr(self, name) for name in logical_axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +92,30 @@ class Layout:
         shared = tuple(axis for axis in batch if axis in wide)
         return loss.Split(self.mesh, batch, vocab, shared)
 
+    @property
+    def platform(self) -> str:
+        """Of the mesh's devices: "cpu", "gpu" or "tpu"."""
+        platform = self.mesh.devices.flat[0].platform
+        return "gpu" if platform in ("cuda", "rocm") else platform
+
     def constraints(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model's activations are held to the rules. For use while tracing."""
+        """Inside, the model is traced for this mesh and its activations are held to the rules."""
 
         def hold(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
             return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
-        return layers.constraints(hold)
+        def on_each_device(function: Callable, in_axes: Sequence, out_axes: Sequence) -> Callable:
+            if self.mesh.size == 1:
+                return function
+            return jax.shard_map(
+                function,
+                mesh=self.mesh,
+                in_specs=tuple(axes and self.rules.spec(axes) for axes in in_axes),
+                out_specs=self.rules.spec(out_axes),
+                check_vma=False,  # kernels of Pallas do not say how their results vary
+            )
+
+        return layers.placed(layers.Placement(self.platform, hold, on_each_device))
 
 
 def make_layout(

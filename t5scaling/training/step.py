@@ -28,22 +28,24 @@ class Objective:
     loss_normalizing_factor: the sum is divided by it, or by the batch's target tokens if it is
         "target_tokens"; None keeps the sum (Adafactor's updates do not depend on the gradient's
         scale).
-    chunk_positions: target positions whose logits a device holds at a time.
+    chunk_positions: target positions whose logits a device holds at a time; None for what suits
+        the device and the vocabulary.
     """
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     loss_normalizing_factor: float | str | None = None
-    chunk_positions: int = losses.CHUNK_POSITIONS
+    chunk_positions: int | None = None
 
     def __post_init__(self) -> None:
         for name, below in (("z_loss", math.inf), ("label_smoothing", 1.0)):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0.0 <= value < below):
                 raise UserError(f"Objective.{name} is {value!r}; expected [0, {below})")
-        if not isinstance(self.chunk_positions, int) or self.chunk_positions < 1:
+        positions = self.chunk_positions
+        if positions is not None and (not isinstance(positions, int) or positions < 1):
             raise UserError(
-                f"Objective.chunk_positions is {self.chunk_positions!r}; expected a number >= 1"
+                f"Objective.chunk_positions is {positions!r}; expected None or a number >= 1"
             )
         factor = self.loss_normalizing_factor
         if not (factor is None or factor == TARGET_TOKENS or _positive(factor)):
@@ -154,7 +156,7 @@ def train_step(
     dropout_key = None
     if model.config.dropout_rate > 0:
         dropout_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
-    with layout.constraints():
+    with layout.constraints(), network.products_of(model.config):
         grads, total, z_loss, weight_sum = gradients(
             train_state.params, batch, dropout_key, model, objective, layout, microbatches
         )
@@ -198,7 +200,7 @@ def eval_step(
 ) -> tuple[jax.Array, jax.Array]:
     """-> (cross-entropy summed over target tokens in nats, target tokens), teacher-forced."""
     plain = Objective(z_loss=0.0)
-    with layout.constraints():
+    with layout.constraints(), network.products_of(model.config):
         total, (_, weight_sum) = loss_fn(params, batch, None, model, plain, layout)
     return total, weight_sum
 
