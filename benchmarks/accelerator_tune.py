@@ -12,7 +12,6 @@ from typing import Any
 
 import accelerator_tools as tools
 
-KERNELS = ("output", "by_queries", "by_keys", "by_bias")
 CASES = {  # name: (B, H, T, S, D), causal, with bias
     "encoder 512": ((64, 12, 512, 512, 64), False, True),
     "head_dim 128": ((32, 16, 512, 512, 128), False, True),
@@ -35,7 +34,7 @@ def tune(bench: tools.Bench) -> None:
     for name in names:
         shape, causal, biased = cases[name]
         operands = _operands(*shape, biased)
-        kernels = [k for k in KERNELS if biased or k != "by_bias"]
+        kernels = [k for k in attention_gpu.KERNELS if biased or k != "by_bias"]
         variants = [(kernel, tile) for kernel in kernels for tile in grid]
         calls = [_call(kernel, tile, causal, shape[3], bench.rehearse) for kernel, tile in variants]
         jitted = [jax.jit(call) for call in calls]
@@ -60,16 +59,14 @@ def tune(bench: tools.Bench) -> None:
 def _call(kernel: str, tile: Any, causal: bool, keys: int, interpret: bool) -> Callable[[Any], Any]:
     from t5scaling.model import attention_gpu
 
-    settings = attention_gpu._Settings(
-        packed=False, causal=causal, tiles=attention_gpu.Tiles(*[tile] * 4), interpret=interpret
-    )
+    settings = attention_gpu.Settings(packed=False, causal=causal, interpret=interpret)
+    tiles = attention_gpu.Tiles(*[tile] * 4)
 
     def call(x: dict[str, Any]) -> Any:
         given = [x[key] for key in ("q", "k", "v", "bias", "q_segments", "k_segments")]
-        if kernel == "output":
-            return attention_gpu.output(*given, settings)
         more = [x["do"], x["row"], x["o" if kernel == "by_queries" else "row"]]
-        return getattr(attention_gpu, kernel)(*given, *more, settings)
+        operands = given if kernel == "output" else [*given, *more]
+        return attention_gpu.run(kernel, operands, settings, tiles)
 
     return call
 
