@@ -56,9 +56,10 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Does a verb whose settings are gin files."""
-    from t5scaling import compilation, config
+    from t5scaling import compilation, config, nvidia
 
     compilation.prepare()
+    nvidia.keep_quiet_without_a_driver()
     from t5scaling.training import distributed
 
     if arguments.verb == "plan":

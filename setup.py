@@ -49,6 +49,8 @@ setup(
         "gcs": ["gcsfs>=2026.8"],
         "tpu": ["jax[tpu]", "gcsfs>=2026.8"],
         "gpu": ["jax[cuda12]"],
+        # The compiler for GPUs, in the version of jax, without NVIDIA's libraries.
+        "plan-gpu": ["jax[cuda13-local]>=0.10"],
         "beam": ["apache-beam>=2.60"],
         "bench": ["torch>=2.4", "transformers>=4.44"],
         "test": [

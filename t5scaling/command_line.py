@@ -64,12 +64,15 @@ VERBS = {
         "run.py figures results.csv --x=tokens --y=bleu --group=data --output=figures",
     ),
     "plan": (
-        "Say whether a run or a study fits on TPUs that need not be there, or on the devices here, "
-        "and what it would cost: compiles the train step ahead of time. Exits with 1 if it does "
-        "not fit.",
+        "Say whether a run or a study fits on TPUs or GPUs that need not be there, or on the "
+        "devices here, and what it would cost: compiles the train step ahead of time. Exits with 1 "
+        "if it does not fit.",
         "run.py plan --gin_file=gin/models/isik2024/3b.gin --gin_file=gin/runs/pretrain.gin "
         "--gin.BATCH_SIZE=256 --gin.TRAIN_STEPS=1_000_000 "
-        "--gin.MESH_SHAPE='{\"fsdp\": 64}' --topology=v5e:8x8",
+        "--gin.MESH_SHAPE='{\"fsdp\": 64}' --topology=v5e:8x8; "
+        "for one NVIDIA H100: run.py plan --gin_file=gin/models/t5_1_1/base.gin "
+        "--gin_file=gin/runs/pretrain.gin --gin.BATCH_SIZE=64 --gin.TRAIN_STEPS=100_000 "
+        "--topology=h100",
     ),
     "doctor": (
         "Show versions, devices, caches and what is missing for which verb, and take ten training "
@@ -203,8 +206,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--topology",
                 default="local" if verb == "plan" else None,
-                help="a TPU slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:8x8; or local: "
-                "the devices here (default: "
+                help="a TPU slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:8x8; GPUs: a100, "
+                "a100-40gb, h100 or h200, h100:8 in one machine, h100:2x8 in two, or FILE.pbtxt:8 "
+                "as XLA describes another card; or local: the devices here (default: "
                 + ("local)" if verb == "plan" else "the study's, else local)"),
             )
             sub.add_argument(

@@ -16,7 +16,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from t5scaling import __version__
+from t5scaling import __version__, nvidia
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install --constraint constraints.txt"
@@ -125,6 +125,7 @@ def doctor(examples_root: str = "runs/examples") -> bool:
         from t5scaling import compilation
 
         cache = compilation.prepare()
+        nvidia.keep_quiet_without_a_driver()
         _print_devices(console)
         _print_places(console, cache, examples_root)
         result = self_test()
@@ -193,12 +194,15 @@ def _known_good() -> dict[str, str]:
 
 def purposes(main: Iterable[str]) -> tuple[Purpose, ...]:
     """What a user may want to do, and the packages for it; `main` as from `requirements`."""
+    # Either of JAX's CUDA plugins will do, and two would be in each other's way.
+    plugin = "jax-cuda12-plugin" if _version("jax-cuda12-plugin") else "jax-cuda13-plugin"
     return (
         Purpose("train, eval, infer, plan", tuple(n for n in main if n not in MATERIALIZE)),
         Purpose("fit, report", ANALYSIS),
         Purpose("materialize; train and study without examples", MATERIALIZE),
         Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),
+        Purpose("plan for GPUs that are not here", (plugin,), "plan-gpu"),
         Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff"), "test"),
         Purpose("benchmarks against Hugging Face", ("torch", "transformers"), "bench"),
     )
@@ -378,8 +382,7 @@ def _print_devices(console: Any) -> None:
     total, free = _host_memory("SC_PHYS_PAGES"), _host_memory("SC_AVPHYS_PAGES")
     rows.append((f"host, {_cores()} cores", platform.machine(), f"{total}, {free} free"))
     _table(console, "Devices", rows, ("device", "platform", "memory"))
-    nvidia = os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi")
-    if nvidia and jax.default_backend() == "cpu":
+    if nvidia.driver_is_here() and jax.default_backend() == "cpu":
         command = install_command(Purpose("", (), "gpu"), ())
         _say(console, "yellow", f"an NVIDIA GPU is here that JAX does not use:\n  {command}")
 

@@ -113,6 +113,7 @@ def test_versions(installed):
         ("seqio", "materialize; train and study without examples", '"seqio>='),
         ("scipy", "fit, report", '"scipy>='),
         ("libtpu", "TPUs; plan for their topologies", '--editable ".[tpu]"'),
+        ("jax-cuda13-plugin", "plan for GPUs that are not here", '--editable ".[plan-gpu]"'),
         ("apache-beam", "materialize on Apache Beam", '--editable ".[beam]"'),
         ("ruff", "make test", '--editable ".[test]"'),
         ("torch", "benchmarks against Hugging Face", '--editable ".[bench]"'),

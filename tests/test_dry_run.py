@@ -138,7 +138,10 @@ def test_the_numbers_are_plans_and_the_studys(mini_root, tmp_path):
         assert row.positions == sum(run.positions for run in like)
     last = max(runs[0].record["checkpoints"].values())
     assert rows[0].text_tokens == last and "counted in the examples" in text
-    assert "50% ASSUMED" in text and "v4:2x2x1's 4 chips" in text
+    assert "50% ASSUMED" in text and "On v4:2x2x1's 4 chips:" in text
+    for topology, devices in (("h100:8", "h100:8's 8 GPUs"), ("h100", "one device of h100")):
+        _, text = rows_of("tests/mini/study.gin", places, topology=topology)
+        assert "989 TFLOP/s of a device of h100" in text and f"On {devices}:" in text
 
 
 def test_mistakes():

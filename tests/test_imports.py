@@ -17,8 +17,9 @@ ALLOWED = {
     "study": {"model", "data", "training", "evaluation", "config"},
     "analysis": set(),
     "config": set(),
-    "doctor": {"model", "training", "compilation"},
+    "doctor": {"model", "training", "compilation", "nvidia"},
     "compilation": set(),
+    "nvidia": set(),
     "errors": set(),
     "storage": set(),
 }

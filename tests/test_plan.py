@@ -50,8 +50,8 @@ def _in_repository(monkeypatch):
 )
 def test_topologies_are_chips_and_a_shape(name, chips, kind):
     tpu = topologies.parse(name)
-    assert (tpu.name, tpu.chips, tpu.chip.device_kind) == (name, chips, kind)
-    assert tpu.chip.peak_flops_per_s > 1e14
+    assert (tpu.name, tpu.devices, tpu.chip.device_kind) == (name, chips, kind)
+    assert tpu.peak_flops_per_s > 1e14
 
 
 def test_local_is_no_slice():
@@ -63,8 +63,11 @@ def test_local_is_no_slice():
     [
         ("v7:2x2", "no chip 'v7'.*'v4'"),
         ("loca", "did you mean 'local'"),
-        ("4x4", "no chip '4x4'; expected one of: local, v4, v5e, v5p, v6e"),
-        ("v4", "not a chip and a shape; expected e.g. v4:4x4x4"),
+        (
+            "4x4",
+            "no chip '4x4'; expected one of: a100, a100-40gb, h100, h200, local, v4, v5e, v5p, v6e",
+        ),
+        ("v4", "not a chip and a shape; expected e.g. v4:4x4x4.* h100"),
         ("v4:4xx4", "not a chip and a shape"),
         ("v5e:4x2", "did you mean 'v5e:2x4'"),
         ("v5e:3x5", "did you mean 'v5e:4x4'.* 8x16, 16x16"),
@@ -85,8 +88,8 @@ def test_a_wrong_topology_is_one_line_with_the_nearest_choice(name, words):
 def test_larger_slices_grow_to_the_largest(kind):
     chip = topologies.CHIPS[kind]
     smallest = topologies.Slice(chip, topologies.shapes_of(chip)[0])
-    sizes = [tpu.chips for tpu in smallest.larger()]
-    assert sizes == sorted(set(sizes)) and sizes[0] > smallest.chips and sizes[-1] == chip.most
+    sizes = [tpu.devices for tpu in smallest.larger()]
+    assert sizes == sorted(set(sizes)) and sizes[0] > smallest.devices and sizes[-1] == chip.most
     assert all(topologies.parse(tpu.name) == tpu for tpu in smallest.larger())
 
 
@@ -332,13 +335,13 @@ ASKED = ahead_of_time.Program(
 V5E = topologies.parse("v5e:4x4")
 
 
-def answer(program, tpu, needed, memory):
+def answer(program, topology, needed, memory):
     """What a compiler would say that finds `program` to need so many bytes."""
-    mesh = {"data": tpu.chips, "fsdp": 1, "model": 1} | {
+    mesh = {"data": topology.devices, "fsdp": 1, "model": 1} | {
         axis: size for axis, size in program.mesh_shape.items() if size != -1
     }
     return ahead_of_time.Compiled(
-        device_kind=tpu.chip.device_kind,
+        device_kind="device",
         mesh=mesh,
         hosts=4,
         parameters=1,
@@ -347,7 +350,7 @@ def answer(program, tpu, needed, memory):
         optimizer_bytes=1,
         batch_bytes=1,
         memory_bytes=memory,
-        peak_flops_per_s=tpu.chip.peak_flops_per_s,
+        peak_flops_per_s=topology.peak_flops_per_s,
         seconds=1.0,
         temporary_bytes=int(needed),
     )
@@ -390,7 +393,7 @@ def test_the_estimate_falls_with_every_change():
 def test_remat_is_the_first_thing_to_change():
     suggestion, compiler = search(memory=int(1.01 * estimated("minimal")))
     assert suggestion.changes == {"REMAT_POLICY": "minimal"} and len(compiler.asked) == 1
-    assert suggestion.compiled.fits and suggestion.tpu == V5E
+    assert suggestion.compiled.fits and suggestion.topology == V5E
     suggestion, _ = search(memory=int(1.01 * estimated("full")))
     assert suggestion.changes == {"REMAT_POLICY": "full"}
 
@@ -435,7 +438,7 @@ def test_a_larger_slice_is_the_last_resort():
     )
     memory = int(0.95 * suggest.estimate(least))
     suggestion, _ = search(memory, program=program, compilations=1000)
-    assert suggestion.changes["topology"] == suggestion.tpu.name == "v5e:4x8"
+    assert suggestion.changes["topology"] == suggestion.topology.name == "v5e:4x8"
     assert suggestion.compiled.fits and suggestion.compiled.devices == 32
     # 16 rows cannot be split over more than 16 devices.
     program = dataclasses.replace(program, batch_size=16)

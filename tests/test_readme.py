@@ -52,6 +52,7 @@ UNMATCHED = {"en_de": ("en", "fr"), "en_fr": ("en", "de"), "en_ro": ("en", "de")
 # What needs more than this machine: part of the command -> the test that runs its like.
 ELSEWHERE = {
     "--topology=v5e:8x8": "test_plan.test_the_child_compiles_for_what_is_described",
+    "--topology=h100": "test_plan_gpus.test_the_child_compiles_for_the_card",
     "--coordinator=": "test_distributed.test_two_processes_train_as_one_and_survive_a_kill",
     "--runner=FlinkRunner": "test_beam.test_the_direct_runner_writes_what_this_process_writes",
 }
@@ -133,13 +134,15 @@ def test_the_readmes_commands_one_after_the_other(here, mini_root, capsys):
 def test_there_is_what_commands_name(document):
     """Targets, extras, scripts and files; and no command of a kind that no test looks at."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    extras = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    extras = set(
+        re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    )
     for words in commands(document):
         match words:
             case ["make", target]:
                 assert target in targets
             case ["pip", "install", *_]:
-                assert set(re.findall(r"\[(\w+)\]", " ".join(words))) <= extras
+                assert set(re.findall(r"\[([\w-]+)\]", " ".join(words))) <= extras
             case ["python", "run.py", verb, *_]:
                 assert verb in command_line.VERBS or verb == "--help"
             case ["python", script, *_]:

@@ -1,7 +1,7 @@
 """Compiles the train step for devices that need not be there, and says what memory it takes.
 
-For a TPU slice the work is done in a child process: there JAX is told to look for no TPU, and what
-happens in it cannot harm this process's JAX, whose devices stay untouched. The child is
+For a TPU slice or a GPU the work is done in a child process: there JAX is told to look for no such
+device, and what happens in it cannot harm this process's JAX, whose devices stay untouched. It is
 `python -m t5scaling.study.ahead_of_time`: a program as JSON on stdin, the result as JSON on stdout.
 
 Times are never taken from the compiler: XLA's cost analysis counts the body of a loop once.
@@ -30,7 +30,7 @@ from rich.console import Console
 
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.study import topologies
+from t5scaling.study import gpus, topologies
 from t5scaling.training import sharding, step, throughput
 
 # libtpu asks a metadata server what machine it is on, and waits for an answer, unless it is told.
@@ -130,6 +130,8 @@ class Compiled:
         peak_bytes: arguments, temporaries and outputs alive at the same time, at most, in all of
             a chip's memories: a small model's temporaries may never leave the compute units.
         memory_bytes: that a program may use.
+        whole_memory_bytes: all of the device's, of which `memory_bytes` is a share that the user
+            may change (`gpus.memory_fraction`); None where there is no such share.
         peak_flops_per_s: of a device.
         seconds: tracing and compiling took.
         refused: the compiler's words, when it found the program too large; the bytes that it
@@ -153,6 +155,7 @@ class Compiled:
     code_bytes: int = 0
     peak_bytes: int = 0
     refused: str | None = None
+    whole_memory_bytes: int | None = None
 
     @property
     def devices(self) -> int:
@@ -168,22 +171,24 @@ class Compiled:
         return self.refused is None and self.total_bytes <= self.memory_bytes
 
 
-def compile_program(program: Program, tpu: topologies.Slice | None) -> Compiled:
-    """Compiles for the slice `tpu`, or for the devices that JAX finds here if it is None.
+def compile_program(program: Program, topology: topologies.Topology | None) -> Compiled:
+    """Compiles for `topology`, or for the devices that JAX finds here if it is None.
 
-    Raises UserError if the mesh or the batch cannot be split over the devices, if libtpu is
-    missing, or if it refuses the slice.
+    Raises UserError if the mesh or the batch cannot be split over the devices, if libtpu or the
+    CUDA plugin is missing, or if it refuses the topology.
     """
-    if tpu is None:
+    if topology is None:
         with _clock(f"compiling for {topologies.LOCAL} devices ({program.summary()})"):
             return compile_on(program, jax.devices(), _local_memory(), local_peak())
-    if importlib.util.find_spec("libtpu") is None:
+    if isinstance(topology, gpus.Gpus):
+        gpus.check_plugin(topology)
+    elif importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"planning for {tpu.name} needs libtpu, which is not installed; "
+            f"planning for {topology.name} needs libtpu, which is not installed; "
             "pip install libtpu, or install t5scaling with the extra [tpu]"
         )
-    with _clock(f"compiling for {tpu.name} ({program.summary()})"):
-        return _compile_in_child(program, tpu)
+    with _clock(f"compiling for {topology.name} ({program.summary()})"):
+        return _compile_in_child(program, topology)
 
 
 @functools.lru_cache
@@ -279,8 +284,16 @@ def _clock(doing: str) -> Any:
         yield
 
 
-def _compile_in_child(program: Program, tpu: topologies.Slice) -> Compiled:
-    request = json.dumps({"topology": tpu.name, "program": program.to_json()})
+def _child_environment(topology: topologies.Topology) -> dict[str, str]:
+    if not isinstance(topology, gpus.Gpus):
+        return _NO_TPU_HERE
+    # Of flags that are given twice XLA heeds the last.
+    flags = " ".join([os.environ.get("XLA_FLAGS", ""), *gpus.FLAGS]).strip()
+    return {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", "XLA_FLAGS": flags}
+
+
+def _compile_in_child(program: Program, topology: topologies.Topology) -> Compiled:
+    request = json.dumps({"topology": topology.name, "program": program.to_json()})
     # The child finds what this process finds, wherever it was started from.
     path = os.pathsep.join(entry for entry in [os.getcwd(), *sys.path] if entry)
     with tempfile.TemporaryFile("w+") as log:
@@ -290,7 +303,7 @@ def _compile_in_child(program: Program, tpu: topologies.Slice) -> Compiled:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | _NO_TPU_HERE | {"PYTHONPATH": path},
+            env=os.environ | _child_environment(topology) | {"PYTHONPATH": path},
         )
         log.seek(0)
         complaints = [line.strip() for line in log if line.strip()]
@@ -298,42 +311,55 @@ def _compile_in_child(program: Program, tpu: topologies.Slice) -> Compiled:
         raise UserError(done.stdout.strip())
     if done.returncode == -9:
         raise UserError(
-            f"the compiler was killed while compiling for {tpu.name}, as the system does when "
+            f"the compiler was killed while compiling for {topology.name}, as the system does when "
             "memory runs out; compile on a machine with more"
         )
     if done.returncode != 0:
         last = complaints[-1] if complaints else "without a word"
-        raise RuntimeError(f"compiling for {tpu.name} ended with status {done.returncode}: {last}")
+        raise RuntimeError(
+            f"compiling for {topology.name} ended with status {done.returncode}: {last}"
+        )
     return Compiled(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> int:
-    from jax.experimental import topologies as described
-
     request = json.load(sys.stdin)
-    tpu = topologies.parse(request["topology"])
-    assert tpu is not None
-    options = {"chip_config_name": tpu.chip.config} if tpu.chip.config else {}
+    topology = topologies.parse(request["topology"])
+    assert topology is not None
     try:
+        devices, unready = _described(topology)
         try:
-            topology = described.get_topology_desc(
-                platform="tpu", topology_name=tpu.name, **options
+            compiled = compile_on(
+                Program.from_json(request["program"]),
+                devices,
+                topology.memory_bytes,
+                topology.peak_flops_per_s,
             )
-        except jax.errors.JaxRuntimeError as error:
-            raise UserError(
-                f"libtpu refuses the topology {tpu.name}: {_first_line(error)}"
-            ) from None
-        compiled = compile_on(
-            Program.from_json(request["program"]),
-            topology.devices,
-            int(tpu.chip.hbm_gib * 2**30),
-            tpu.chip.peak_flops_per_s,
-        )
+        except UserError:
+            raise
+        except Exception as error:
+            if not unready:
+                raise
+            raise UserError(f"{_first_line(error)} ({unready})") from None
     except UserError as error:
         print(error)
         return 2
+    compiled = dataclasses.replace(compiled, whole_memory_bytes=topology.whole_memory_bytes)
     print(json.dumps(dataclasses.asdict(compiled)))
     return 0
+
+
+def _described(topology: topologies.Topology) -> tuple[list[Any], str]:
+    """The devices of a topology that is not here, and what could not be prepared for them."""
+    try:
+        if isinstance(topology, gpus.Gpus):
+            return gpus.describe(topology), gpus.prepare_lowering(topology.card)
+        return topologies.describe(topology), ""
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        who = "JAX's CUDA plugin" if isinstance(topology, gpus.Gpus) else "libtpu"
+        raise UserError(
+            f"{who} refuses the topology {topology.name}: {_first_line(error)}"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -93,17 +93,20 @@ def dry_run(
         root = "runs/examples"  # not given; then nothing is materialised there either
     parts = parts_of(study)
     topology = topology or parts[0].topology
-    tpu = topologies.parse(topology)
-    peak = tpu.chip.peak_flops_per_s if tpu else ahead_of_time.local_peak()
+    where = topologies.parse(topology)
+    peak = where.peak_flops_per_s if where else ahead_of_time.local_peak()
     grid = points(study)
     rows = [_row(group, root, utilization * peak) for group in plan.of_study(study, root)]
     rows.sort(key=lambda row: [part.part for part in parts].index(row.part))
-    devices = tpu.chips if tpu else 1
+    devices = where.devices if where else 1
+    on = f"one device of {topology}" if where else "one device here"
+    if where and devices > 1:
+        on = f"{topology}'s {devices} {where.unit}"
     chain = _longest_chain(rows) / devices
     out = console or Console()
     screen = Console(file=out.file, width=max(out.width, _WIDTH))
     with screen.capture() as captured:
-        _show(screen, parts, rows, grid, topology, utilization, peak, devices, chain)
+        _show(screen, parts, rows, grid, topology, on, utilization, peak, devices, chain)
     text = captured.get()
     out.file.write(text)
     if output:
@@ -179,6 +182,7 @@ def _show(
     rows: Sequence[Row],
     grid: Sequence[Point],
     topology: str,
+    on: str,
     utilization: float,
     peak: float,
     devices: int,
@@ -188,7 +192,6 @@ def _show(
         screen.print(text, markup=False, highlight=False, soft_wrap=True)
 
     total = _total(rows)
-    device = f"{topology}'s {devices} chips" if devices > 1 else "one device here"
     say(f"study {parts[0].name}: {total['runs']:,} runs; nothing is run or compiled")
     say()
     table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
@@ -221,7 +224,7 @@ def _show(
     say("Not counted: evaluation and decoding, input, saving, examples, starts after preemption. "
         "Whether a step fits: run.py plan.")  # fmt: skip
     one_by_one = plan.duration(3600 * total["device_hours"] / devices)
-    say(f"On {device}: the longest chain, a pretraining and a finetuning after it, "
+    say(f"On {on}: the longest chain, a pretraining and a finetuning after it, "
         f"{plan.duration(3600 * chain)}; everything one after the other {one_by_one}")  # fmt: skip
     others = [
         f"{kind} {total['flops'] / (utilization * tera * 1e12) / 3600:,.3g}"

@@ -30,7 +30,7 @@ from t5scaling.data import budget
 from t5scaling.data.examples import DataSpec, Examples
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.study import ahead_of_time, expand, runner, suggest, topologies
+from t5scaling.study import ahead_of_time, expand, gpus, runner, suggest, topologies
 from t5scaling.study.study import Point, Study, points
 from t5scaling.training import loop, run_directory
 
@@ -79,19 +79,20 @@ def plan(
 
     Args:
         gin_files, overrides: as for `config.load`; they bind `loop.train` or `runner.run_study`.
-        topology: a TPU slice such as "v4:4x4x4", or "local" for the devices that JAX finds here.
+        topology: a TPU slice such as "v4:4x4x4", GPUs such as "h100:8" (`gpus`), or "local" for
+            the devices that JAX finds here.
         utilization: share of the chips' peak FLOP/s that the runs are assumed to reach, in (0, 1].
         output: directory for plan.txt and plan.json.
 
     Raises UserError for an unknown topology, missing settings, a model or batch that cannot be
-    split over the devices, or a missing libtpu.
+    split over the devices, or a missing libtpu or CUDA plugin.
     """
-    tpu = topologies.parse(topology)
+    where = topologies.parse(topology)
     if not 0 < utilization <= 1:
         raise UserError(f"--utilization={utilization}: expected a share of the peak in (0, 1]")
     if output and os.path.exists(output) and not os.path.isdir(output):
         raise UserError(f"--output={output} is a file; expected a directory")
-    groups = [_planned(group, tpu, utilization) for group in groups_of(gin_files, overrides)]
+    groups = [_planned(group, where, utilization) for group in groups_of(gin_files, overrides)]
     result = {
         "topology": topology,
         "utilization": utilization,
@@ -230,17 +231,17 @@ def _merged(groups: list[Group]) -> list[Group]:
     return list(merged.values())
 
 
-def _planned(group: Group, tpu: topologies.Slice | None, utilization: float) -> dict[str, Any]:
+def _planned(group: Group, where: topologies.Topology | None, utilization: float) -> dict[str, Any]:
     """A group's entry in plan.json."""
     program = group.program
-    compiled = ahead_of_time.compile_program(program, tpu)
+    compiled = ahead_of_time.compile_program(program, where)
     flops = program.batch_size * network.model_flops(
         program.config, program.input_length, program.target_length
     )
     seconds = flops / (utilization * compiled.peak_flops_per_s * compiled.devices)
     suggestion = None
     if not compiled.fits:
-        found = suggest.search(program, tpu, compiled, ahead_of_time.compile_program)
+        found = suggest.search(program, where, compiled, ahead_of_time.compile_program)
         suggestion = found and {
             "changes": found.changes,
             "estimated_bytes": found.estimated_bytes,
@@ -268,7 +269,7 @@ def _planned(group: Group, tpu: topologies.Slice | None, utilization: float) -> 
 
 def _versions() -> dict[str, str]:
     versions = {"t5scaling": __version__}
-    for package in ("jax", "jaxlib", "libtpu"):
+    for package in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -280,10 +281,17 @@ def render(result: Mapping[str, Any]) -> str:
     """plan.txt from what plan.json holds."""
     first = result["programs"][0]["compiled"]
     devices = math.prod(first["mesh"].values())
+    whole = first.get("whole_memory_bytes")  # older plans have none
+    share = (
+        f" ({first['memory_bytes'] / whole:.0%} of its {size(whole)}, as JAX takes unless "
+        f"{gpus.FRACTION_VARIABLES[0]} says otherwise)"
+        if whole
+        else ""
+    )
     lines = [
         f"plan for {result['topology']}: {devices} x {first['device_kind']}, "
         f"{first['hosts']} host{'s' if first['hosts'] > 1 else ''}; a device has "
-        f"{size(first['memory_bytes'])} of memory for programs and a peak of "
+        f"{size(first['memory_bytes'])} of memory for programs{share} and a peak of "
         f"{first['peak_flops_per_s'] / 1e12:,.4g} TFLOP/s"
         + (" (a float32 matrix product, just now)" if first["device_kind"] == "cpu" else ""),
         f"ASSUMED, not measured: {result['utilization']:.0%} of that peak is reached "
@@ -374,10 +382,10 @@ def _memory_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("  padding", f"{size(compiled['argument_bytes'] - sum(parts))} and counters"),
             ("  temporaries", size(compiled["temporary_bytes"])),
             ("  outputs", f"{size(compiled['output_bytes'])} not in the place of arguments"),
-            ("  program", size(compiled["code_bytes"])),
+            *([("  program", size(compiled["code_bytes"]))] if compiled["code_bytes"] else []),
             ("  total", f"{size(total)} of {size(memory)}: {verdict}"),
         ]
-        if compiled["device_kind"] != "cpu":  # whose compiler leaves temporaries out of it
+        if compiled["device_kind"].startswith("TPU"):  # others count differently, or not all
             alive = f"{size(compiled['peak_bytes'])} alive at a time, on-chip buffers included"
             rows.append(("  at the peak", alive))
     return rows + _suggestion_rows(group)
@@ -387,22 +395,27 @@ def _suggestion_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     suggestion = group["suggestion"]
     if suggestion is None:
         return [] if group["fits"] else [("suggestion", "none: no change was found that would fit")]
-    changes = []
+    changes, environment = [], []
     for name, value in suggestion["changes"].items():
+        if name in gpus.FRACTION_VARIABLES:
+            environment.append(f"{name}={value} in the environment")
+            continue
         value = value if isinstance(value, str) else json.dumps(value)  # no quotes within quotes
         changes.append(
             shlex.quote(f"--topology={value}" if name == "topology" else f"--gin.{name}={value}")
         )
     found = suggestion["compiled"]
     if found:
+        compiled_in = f", compiled in {duration(found['seconds'])}" if changes else ""
         says = (
             f"fits when compiled: {size(suggestion['total_bytes'])} of "
-            f"{size(found['memory_bytes'])}, compiled in {duration(found['seconds'])}"
+            f"{size(found['memory_bytes'])}{compiled_in}"
         )
     else:
         says = f"ONLY AN ESTIMATE: about {size(suggestion['estimated_bytes'])}; not compiled"
-    where = "" if group["kind"] == "train" else f" in the study's {group['kind']}_settings:"
-    return [("suggestion", " ".join([where.strip(), *changes]).strip()), ("", says)]
+    where = f"in the study's {group['kind']}_settings:"
+    named = [where] if changes and group["kind"] != "train" else []
+    return [("suggestion", " ".join([*environment, *named, *changes])), ("", says)]
 
 
 def size(n: float) -> str:

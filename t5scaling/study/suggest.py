@@ -3,15 +3,17 @@ confirms.
 
 Changes are tried in this order:
 
+0. a GPU's memory: JAX takes a share of it, and may be told to take a larger one;
 1. remat: "minimal" computes again what lies between matrix products, "full" a layer's forward
    pass, about a third more work;
 2. fsdp: parameters, optimizer and gradients split over more devices, which send them about;
 3. microbatches: a batch done in more parts, each with less work for a device to do at once;
 4. model: heads, MLP and vocabulary split too, with exchanges in every layer;
-5. a larger slice.
+5. a larger slice, or more GPUs.
 
-Each is tried with all combinations of those before it, so the first that fits leaves the most of
-what was asked for as it was. It need not be the fastest: a larger "fsdp" may allow a lighter remat.
+Of 1 to 5, each is tried with all combinations of those before it, so the first that fits leaves
+the most of what was asked for as it was. It need not be the fastest: a larger "fsdp" may allow a
+lighter remat.
 """
 
 import dataclasses
@@ -20,32 +22,33 @@ from collections.abc import Callable, Iterator, Mapping
 
 from t5scaling.errors import UserError
 from t5scaling.model.config import REMAT
-from t5scaling.study import topologies
+from t5scaling.study import gpus, topologies
 from t5scaling.study.ahead_of_time import Compiled, Program
 
 COMPILATIONS = 6  # that a search may ask for: seconds each where it does not fit, else minutes
 # A program estimated at more than this many times the memory is not worth asking the compiler,
-# which was seen to need from 0.4 (TPU, remat "full") to 1.15 times the estimate.
+# which was seen to need from 0.4 (TPU, remat "full") to 1.15 times the estimate (H100: 1.13).
 _DOUBT = 2.5
 _MICROBATCHES = 64  # more parts than this are no small change
 
-Compile = Callable[[Program, topologies.Slice | None], Compiled]
+Compile = Callable[[Program, topologies.Topology | None], Compiled]
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """A program that fits, on the slice asked for or on a larger one.
+    """A program that fits, on the topology asked for or on a larger one.
 
     Attributes:
-        program, tpu: what to compile, for what.
-        changes: parameter -> its new value, e.g. {"REMAT_POLICY": "full"}.
+        program, topology: what to compile, for what.
+        changes: parameter -> its new value, e.g. {"REMAT_POLICY": "full"}; "topology", and the
+            environment variable that sets a GPU's share of memory, are named among them.
         estimated_bytes: of one device, by `estimate`.
         compiled: the compiler's confirmation; None where the search's limit was reached before,
             so that the suggestion is only an estimate.
     """
 
     program: Program
-    tpu: topologies.Slice | None
+    topology: topologies.Topology | None
     changes: Mapping[str, object]
     estimated_bytes: float
     compiled: Compiled | None
@@ -53,7 +56,7 @@ class Suggestion:
 
 def search(
     program: Program,
-    tpu: topologies.Slice | None,
+    topology: topologies.Topology | None,
     found: Compiled,
     compile_program: Compile,
     compilations: int = COMPILATIONS,
@@ -61,7 +64,7 @@ def search(
     """The first change, in the order above, that the compiler finds to fit.
 
     Args:
-        program, tpu: what does not fit.
+        program, topology: what does not fit.
         found: the compiler's answer to them.
         compile_program: asks the compiler.
         compilations: how often it may be asked; after that the first change whose estimate fits
@@ -69,40 +72,55 @@ def search(
 
     Returns None if no change fits, by estimate.
     """
-    for candidate, slice_, changes in _candidates(program, tpu, found):
+    as_it_is = _larger_share(program, topology, found)
+    if as_it_is:
+        return as_it_is
+    for candidate, where, changes in _candidates(program, topology, found):
         size = estimate(candidate)
         if size > (_DOUBT if compilations else 1.0) * found.memory_bytes:
             continue
         if not compilations:
-            return Suggestion(candidate, slice_, changes, size, None)
+            return Suggestion(candidate, where, changes, size, None)
         try:
-            compiled = compile_program(candidate, slice_)
+            compiled = compile_program(candidate, where)
         except UserError:  # rules of the user's own may forbid this mesh
             continue
         compilations -= 1
         if compiled.fits:
-            return Suggestion(candidate, slice_, changes, size, compiled)
+            return Suggestion(candidate, where, changes, size, compiled)
     return None
 
 
+def _larger_share(
+    program: Program, topology: topologies.Topology | None, found: Compiled
+) -> Suggestion | None:
+    """The program as it is, if it fits a GPU of whose memory JAX takes the largest share."""
+    memory = int(gpus.LARGEST_FRACTION * (found.whole_memory_bytes or 0))
+    if found.refused or memory <= found.memory_bytes or found.total_bytes > memory:
+        return None
+    changes = {gpus.fraction_variable(): gpus.LARGEST_FRACTION}
+    with_more = dataclasses.replace(found, memory_bytes=memory)
+    return Suggestion(program, topology, changes, found.total_bytes, with_more)
+
+
 def _candidates(
-    program: Program, tpu: topologies.Slice | None, found: Compiled
-) -> Iterator[tuple[Program, topologies.Slice | None, dict[str, object]]]:
+    program: Program, topology: topologies.Topology | None, found: Compiled
+) -> Iterator[tuple[Program, topologies.Topology | None, dict[str, object]]]:
     """Programs with explicit meshes, smallest change first; those that cannot be split are out."""
     before = (program.config.remat, dict(found.mesh), program.microbatches)
     remats = list(REMAT)[list(REMAT).index(program.config.remat) :]
     parts = [n for n in _doublings(program.microbatches) if n <= _MICROBATCHES]
     fsdps, models = _doublings(found.mesh["fsdp"]), _doublings(found.mesh["model"])
-    for slice_ in [tpu, *tpu.larger()] if tpu else [None]:
-        larger = {} if slice_ == tpu else {"topology": slice_.name}
-        devices = slice_.chips if slice_ else found.devices
+    for where in [topology, *topology.larger()] if topology else [None]:
+        larger = {} if where == topology else {"topology": where.name}
+        devices = where.devices if where else found.devices
         for model, microbatches, fsdp, remat in itertools.product(models, parts, fsdps, remats):
             mesh = _mesh(devices, fsdp, model)
             if mesh is None or (not larger and (remat, mesh, microbatches) == before):
                 continue
             candidate = _changed(program, remat, mesh, microbatches)
             if _divides(candidate):
-                yield candidate, slice_, larger | _changes(before, remat, mesh, microbatches)
+                yield candidate, where, larger | _changes(before, remat, mesh, microbatches)
 
 
 def _doublings(first: int) -> list[int]:

@@ -1,11 +1,14 @@
-"""TPU slices by name, e.g. "v4:4x4x4": which there are, and what their chips hold and do."""
+"""Devices by name: TPU slices, e.g. "v4:4x4x4", which there are and what their chips hold and do;
+GPUs, e.g. "h100:8", by `gpus`."""
 
 import dataclasses
 import itertools
 import math
 import re
+from typing import Any
 
 from t5scaling.errors import UserError, nearest
+from t5scaling.study import gpus
 from t5scaling.training import throughput
 
 LOCAL = "local"  # the devices that JAX finds here
@@ -50,7 +53,7 @@ CHIPS = {
         Chip("v6e", "TPU v6 lite", 31.24, 2, 16, 256),
     )
 }
-_EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:2x2x2, v6e:4x4 or local"
+_EXAMPLES = "v4:4x4x4, v5e:4x4, v5p:2x2x2, v6e:4x4, h100, h100:8 or local"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,26 @@ class Slice:
     chip: Chip
     shape: tuple[int, ...]
 
+    unit = "chips"
+    whole_memory_bytes = None  # libtpu tells only what it gives to programs
+
     @property
     def name(self) -> str:
         return f"{self.chip.name}:{_by(self.shape)}"
 
     @property
-    def chips(self) -> int:
+    def devices(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def peak_flops_per_s(self) -> float:
+        """Of one chip, bfloat16."""
+        return self.chip.peak_flops_per_s
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one chip, that a program may use."""
+        return int(self.chip.hbm_gib * 2**30)
 
     def larger(self) -> list["Slice"]:
         """The slices of more chips, smallest first; of equal ones the most compact."""
@@ -75,8 +91,11 @@ class Slice:
         return [
             Slice(self.chip, one_of_a_size[size])
             for size in sorted(one_of_a_size)
-            if size > self.chips
+            if size > self.devices
         ]
+
+
+Topology = Slice | gpus.Gpus
 
 
 def shapes_of(chip: Chip) -> list[tuple[int, ...]]:
@@ -91,17 +110,21 @@ def shapes_of(chip: Chip) -> list[tuple[int, ...]]:
     return parts + [shape for shape in whole if math.prod(shape) <= chip.most]
 
 
-def parse(name: str) -> Slice | None:
-    """ "v4:4x4x4" -> Slice; "local" -> None.
+def parse(name: str) -> Topology | None:
+    """ "v4:4x4x4" -> Slice; "h100:8" -> Gpus; "local" -> None.
 
-    Raises UserError for a malformed name, an unknown chip, or a slice that does not exist.
+    Raises UserError for a malformed name, an unknown chip or card, or a slice that does not exist.
     """
     if name == LOCAL:
         return None
+    found = gpus.parse(name)
+    if found:
+        return found
     match = re.fullmatch(r"([^:]+):(\d+(?:x\d+)*)", name)
     kind = match.group(1) if match else name.split(":", 1)[0]
     if kind not in CHIPS:
-        raise UserError(f"topology {name!r}: no chip {kind!r}{nearest(kind, [*CHIPS, LOCAL])}")
+        choices = [*CHIPS, *gpus.CARDS, LOCAL]
+        raise UserError(f"topology {name!r}: no chip {kind!r}{nearest(kind, choices)}")
     chip = CHIPS[kind]
     if not match:
         raise UserError(f"topology {name!r} is not a chip and a shape; expected e.g. {_EXAMPLES}")
@@ -112,6 +135,14 @@ def parse(name: str) -> Slice | None:
         f"topology {name!r}: there is no such slice; did you mean "
         f"{Slice(chip, _nearest_shape(chip, shape)).name!r}? {chip.name} has {_in_words(chip)}"
     )
+
+
+def describe(tpu: Slice) -> list[Any]:
+    """JAX's devices of a slice that is not here. For the child process of `ahead_of_time`."""
+    from jax.experimental import topologies as described
+
+    options = {"chip_config_name": tpu.chip.config} if tpu.chip.config else {}
+    return described.get_topology_desc(platform="tpu", topology_name=tpu.name, **options).devices
 
 
 def _nearest_shape(chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,11 +23,19 @@ PEAK_TFLOPS = {
     "TPU v6e": 918.0,
     "NVIDIA H200": 989.0,
     "NVIDIA H100": 989.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H100 NVL": 835.0,
     "NVIDIA A100": 312.0,
     "NVIDIA L4": 121.0,
     "Tesla V100": 125.0,
     "Tesla T4": 65.0,
 }
+
+
+def known_peak(device_kind: str) -> float | None:
+    """FLOP/s of a device, from the table above; None if it does not hold such devices."""
+    matches = [name for name in PEAK_TFLOPS if device_kind.startswith(name)]
+    return PEAK_TFLOPS[max(matches, key=len)] * 1e12 if matches else None
 
 
 @functools.cache
@@ -38,9 +46,9 @@ def peak_flops_per_s() -> float:
     (a CPU: its simulated devices share the cores, so the product is counted once).
     """
     kind = jax.devices()[0].device_kind
-    matches = [name for name in PEAK_TFLOPS if kind.startswith(name)]
-    if matches:
-        return PEAK_TFLOPS[max(matches, key=len)] * 1e12 * jax.device_count()
+    known = known_peak(kind)
+    if known is not None:
+        return known * jax.device_count()
     return _measured_flops_per_s() * (1 if kind == "cpu" else jax.device_count())
 
 
