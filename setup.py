@@ -17,26 +17,26 @@ setup(
     package_data={"tasks": ["corpus/*"]},
     python_requires=">=3.11",
     install_requires=[
-        "absl-py>=2.1",
         "array_record>=0.8.1",
         "etils[epath]>=1.9",
         "fsspec>=2024.10",
         "flax>=0.10.2",
         "gin-config>=0.5.0",
         "grain>=0.2.10",
-        "jax>=0.5.0",
+        "jax>=0.8.2",  # has jax_enable_preemption_service
         "matplotlib>=3.9",
         "msgpack>=1.0.8",
         "numpy>=2.0",
         "optax>=0.2.4",
-        "orbax-checkpoint>=0.11.20",
+        "orbax-checkpoint>=0.12.3",  # saves where that service is off
         "packaging>=24.0",
         "pandas>=2.2",
         "rich>=13.7",
         "rouge_score>=0.1.2",
         "sacrebleu>=2.4",
         "scipy>=1.13",
-        "sentencepiece>=0.2.0",
+        # 0.2.3 needs a newer protobuf than TensorFlow comes with, and `import seqio` fails.
+        "sentencepiece>=0.2.0,<0.2.3",
         "tensorboardX>=2.6",
         # What the data is: only materialisation imports these.
         "seqio>=0.0.20",
@@ -48,7 +48,8 @@ setup(
     extras_require={
         "gcs": ["gcsfs>=2026.8"],
         "tpu": ["jax[tpu]", "gcsfs>=2026.8"],
-        "gpu": ["jax[cuda12]"],
+        "gpu": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]"],
         # The compiler for GPUs, in the version of jax, without NVIDIA's libraries.
         "plan-gpu": ["jax[cuda13-local]>=0.10"],
         "beam": ["apache-beam>=2.60"],

@@ -6,11 +6,9 @@ and it never loads TensorFlow.
 
 import ast
 import dataclasses
-import math
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -20,13 +18,18 @@ from t5scaling import __version__, nvidia
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install --constraint constraints.txt"
-ANALYSIS = ("matplotlib", "numpy", "pandas", "rich", "scipy")
-MATERIALIZE = ("seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text")
 
-STEPS = 10
-LEARNING_RATE = 0.01
-# The batch's tokens are drawn from so many: their frequencies are what a few steps can learn.
-TOKENS_IN_USE = 32
+# What is imported for what; packaging is for this file alone.
+TRAIN = (
+    "array_record", "etils", "flax", "gin-config", "grain", "jax", "jaxlib", "msgpack", "numpy",
+    "optax", "orbax-checkpoint", "rich", "rouge_score", "sacrebleu", "sentencepiece",
+    "tensorboardX",
+)  # fmt: skip
+ANALYSIS = ("etils", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
+MATERIALIZE = (
+    "importlib_resources", "seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text",
+)  # fmt: skip
+BUCKETS = ("fsspec", "gcsfs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,46 +62,6 @@ class Purpose:
     extra: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What the self-test trains: a T5Config, rows of each device, positions of a row."""
-
-    config: Any
-    rows: int
-    input_len: int
-    target_len: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SelfTest:
-    """What the self-test measured. Losses are in nats per target token, one for each step.
-
-    `peak_share` is the model's FLOP/s over the peak of `throughput.peak_flops_per_s`.
-    """
-
-    parameters: int
-    losses: tuple[float, ...]
-    compile_s: float
-    from_cache: bool  # the compiled step was loaded, not compiled
-    steps_per_s: float
-    positions_per_s: float
-    model_tflops_per_s: float
-    peak_share: float
-    repeats: bool  # a second run gave the same parameters, bit for bit
-
-    def failures(self) -> list[str]:
-        """What is wrong, in words; empty if nothing is."""
-        first, last = self.losses[0], self.losses[-1]
-        found = []
-        if not all(math.isfinite(loss) for loss in self.losses):
-            found.append(f"a loss is not finite: {', '.join(f'{x:.3f}' for x in self.losses)}")
-        elif last >= first:
-            found.append(f"the loss does not fall: {first:.3f} -> {last:.3f} nats per target token")
-        if not self.repeats:
-            found.append("the same steps taken twice give different parameters")
-        return found
-
-
 def doctor(examples_root: str = "runs/examples") -> bool:
     """Prints versions, what is missing for which verb and how to get it, devices, places on disk
     and the numbers of a self-test.
@@ -114,10 +77,9 @@ def doctor(examples_root: str = "runs/examples") -> bool:
 
     console = Console()
     main, extras = requirements()
-    packages = look_up([*main, "jaxlib"], main)
-    _print_versions(console, packages)
-    _print_purposes(console, purposes(main), {**extras, **main})
-    missing = [p.name for p in packages if p.installed is None and p.name not in MATERIALIZE]
+    _print_versions(console, look_up([*main, "jaxlib"], main))
+    _print_purposes(console, purposes(), {**extras, **main})
+    missing = [p.name for p in look_up(TRAIN, main) if p.installed is None]
     if missing:
         _say(console, "red", f"self-test not run: {', '.join(missing)} missing")
         return False
@@ -126,14 +88,19 @@ def doctor(examples_root: str = "runs/examples") -> bool:
 
         cache = compilation.prepare()
         nvidia.keep_quiet_without_a_driver()
+        from t5scaling import self_test
+
         _print_devices(console)
         _print_places(console, cache, examples_root)
-        result = self_test()
+        platform, memory = self_test.this_device()
+        workload = self_test.default_workload(platform, memory)
+        _print_attention(console, self_test.attention_choices(workload.config, platform))
+        result = self_test.run(workload)
     except Exception as error:  # whatever fails here is what the user wants to be told
         reason = (str(error).splitlines() or [""])[0]
         _say(console, "red", f"self-test failed: {type(error).__name__}: {reason}")
         return False
-    _print_self_test(console, result)
+    _print_self_test(console, workload, result)
     for failure in result.failures():
         _say(console, "red", f"self-test failed: {failure}")
     if not result.failures():
@@ -192,15 +159,16 @@ def _known_good() -> dict[str, str]:
     return dict(line.split("==", 1) for line in lines if "==" in line)
 
 
-def purposes(main: Iterable[str]) -> tuple[Purpose, ...]:
-    """What a user may want to do, and the packages for it; `main` as from `requirements`."""
+def purposes() -> tuple[Purpose, ...]:
+    """What a user may want to do, and the packages for it."""
     # Either of JAX's CUDA plugins will do, and two would be in each other's way.
     plugin = "jax-cuda12-plugin" if _version("jax-cuda12-plugin") else "jax-cuda13-plugin"
     return (
-        Purpose("train, eval, infer, plan", tuple(n for n in main if n not in MATERIALIZE)),
+        Purpose("train, eval, infer, plan", TRAIN),
         Purpose("fit, report", ANALYSIS),
         Purpose("materialize; train and study without examples", MATERIALIZE),
         Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
+        Purpose("directories in a bucket, gs://", BUCKETS, "gcs"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),
         Purpose("plan for GPUs that are not here", (plugin,), "plan-gpu"),
         Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff"), "test"),
@@ -213,113 +181,6 @@ def install_command(purpose: Purpose, lacking: Sequence[Package]) -> str:
     if purpose.extra:
         return f'{INSTALL} --editable ".[{purpose.extra}]"'
     return f"{INSTALL} " + " ".join(f'"{p.name}{p.wanted}"' for p in lacking)
-
-
-# --- self-test ------------------------------------------------------------------------------------
-
-
-def default_workload(backend: str) -> Workload:
-    """On a CPU a model for seconds; elsewhere layers wide enough to keep an accelerator busy, in
-    about 6 GiB of each device."""
-    from t5scaling.model import network
-
-    sizes = {
-        "vocab_size": 4096,
-        "emb_dim": 128,
-        "num_heads": 4,
-        "head_dim": 32,
-        "num_encoder_layers": 2,
-        "num_decoder_layers": 2,
-        "mlp_dim": 256,
-        "dropout_rate": 0.0,
-    }
-    if backend == "cpu":
-        return Workload(network.T5Config(**sizes), rows=32, input_len=128, target_len=128)
-    sizes |= {"vocab_size": 32128, "emb_dim": 1024, "num_heads": 16, "head_dim": 64}
-    sizes |= {"num_encoder_layers": 4, "num_decoder_layers": 4, "mlp_dim": 2816}
-    config = network.T5Config(**sizes, dtype="bfloat16", scan_layers=True)
-    return Workload(config, rows=8, input_len=512, target_len=128)
-
-
-def self_test(workload: Workload | None = None, steps: int = STEPS) -> SelfTest:
-    """Trains twice for `steps` on one batch, data parallel on all devices; see SelfTest."""
-    import jax
-    import numpy as np
-
-    from t5scaling.model import network
-    from t5scaling.training import sharding, step, throughput
-
-    workload = workload or default_workload(jax.default_backend())
-    config, layout = workload.config, sharding.make_layout()
-    rows = workload.rows * jax.device_count()
-    batch = sharding.put_batch(_batch(workload, rows), layout)
-    init = step.jit_init(config, layout)
-    settings = (np.float32(LEARNING_RATE), np.uint32(0), np.bool_(True))  # a window of each step
-
-    entries = _cache_entries()
-    start = time.perf_counter()
-    jitted = step.jit_train_step(config, step.Objective(), layout)
-    compiled = jitted.lower(step.abstract_state(config, layout), batch, *settings).compile()
-    compile_s = time.perf_counter() - start
-    from_cache = bool(entries) and _cache_entries() == entries
-
-    def run() -> tuple[float, list[float], Any]:
-        state = jax.block_until_ready(init(np.uint32(0)))
-        start = time.perf_counter()
-        windows = []
-        for _ in range(steps):
-            state, (window, *_) = compiled(state, batch, *settings)
-            windows.append(window)
-        jax.block_until_ready(state)
-        seconds = time.perf_counter() - start
-        losses = [float(w.loss) / float(w.target_tokens) for w in windows]
-        return seconds, losses, jax.device_get(state.params)
-
-    first_s, losses, params = run()
-    second_s, _, params_again = run()
-    same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), params, params_again)
-
-    steps_per_s = steps / min(first_s, second_s)
-    lengths = (workload.input_len, workload.target_len)
-    flops_per_s = steps_per_s * rows * network.model_flops(config, *lengths)
-    return SelfTest(
-        parameters=network.count_parameters(config),
-        losses=tuple(losses),
-        compile_s=compile_s,
-        from_cache=from_cache,
-        steps_per_s=steps_per_s,
-        positions_per_s=steps_per_s * rows * sum(lengths),
-        model_tflops_per_s=flops_per_s / 1e12,
-        peak_share=flops_per_s / throughput.peak_flops_per_s(),
-        repeats=all(jax.tree.leaves(same)),
-    )
-
-
-def _batch(workload: Workload, rows: int) -> dict[str, Any]:
-    """The arrays (rows, length) of one training batch, without padding."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-
-    def draw(length: int) -> Any:
-        return rng.integers(1, 1 + TOKENS_IN_USE, (rows, length), np.int32)
-
-    targets = draw(workload.target_len)
-    return {
-        "encoder_input_tokens": draw(workload.input_len),
-        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": targets,
-        "decoder_loss_weights": np.ones(targets.shape, np.float32),
-    }
-
-
-def _cache_entries() -> set[str]:
-    """Files of JAX's compilation cache, if one is in use."""
-    import jax
-
-    folder = jax.config.jax_compilation_cache_dir
-    names = os.listdir(folder) if folder and os.path.isdir(folder) else []
-    return {name for name in names if name.endswith("-cache")}
 
 
 # --- printing -------------------------------------------------------------------------------------
@@ -383,8 +244,18 @@ def _print_devices(console: Any) -> None:
     rows.append((f"host, {_cores()} cores", platform.machine(), f"{total}, {free} free"))
     _table(console, "Devices", rows, ("device", "platform", "memory"))
     if nvidia.driver_is_here() and jax.default_backend() == "cpu":
-        command = install_command(Purpose("", (), "gpu"), ())
-        _say(console, "yellow", f"an NVIDIA GPU is here that JAX does not use:\n  {command}")
+        _say(console, "yellow", _how_to_use_the_gpu(os.environ))
+
+
+def _how_to_use_the_gpu(environment: Mapping[str, str]) -> str:
+    here = "an NVIDIA GPU is here that JAX does not use"
+    if forced := environment.get("JAX_PLATFORMS"):
+        return f"{here}, as JAX_PLATFORMS is {forced!r}"
+    cuda13, cuda12 = (install_command(Purpose("", (), e), ()) for e in ("gpu", "cuda12"))
+    return (
+        f"{here}; if its driver, which nvidia-smi shows, is 580 or newer, it takes CUDA 13:\n"
+        f"  {cuda13}\nand if it is older, CUDA 12:\n  {cuda12}"
+    )
 
 
 def _cores() -> int:
@@ -432,10 +303,32 @@ def _size(count: float) -> str:
     return f"{count:.4g} TiB"
 
 
-def _print_self_test(console: Any, result: SelfTest) -> None:
+def _print_attention(console: Any, choices: Mapping[str, Any]) -> None:
+    rows = [(kind, choice.backend, choice.reason) for kind, choice in choices.items()]
+    _table(console, "Attention in the self-test", rows, ("of", "backend", "reason"))
+
+
+def products_in_words(errors: tuple[float, float]) -> str:
+    """What `self_test.product_errors` mean for a float32 model."""
+    from t5scaling import self_test
+
+    highest, default = errors
+    if highest >= self_test.FLOAT32_ERROR:
+        return f"rounded even at JAX's highest precision: relative error {highest:.0e}"
+    ours = f"float32 models take them in full float32: relative error {highest:.0e}"
+    if default < self_test.FLOAT32_ERROR:
+        return f"{ours}; JAX's default on this device does so too: {default:.0e}"
+    rounded = "TF32" if default < self_test.TF32_ERROR else "bfloat16"
+    return f"{ours}; JAX's default on this device would round to {rounded}: {default:.0e}"
+
+
+def _print_self_test(console: Any, workload: Any, result: Any) -> None:
     steps = len(result.losses)
     origin = "loaded" if result.from_cache else "compiled"
+    lengths = f"{workload.input_len} + {workload.target_len} positions"
+    peak = result.model_tflops_per_s / result.peak_share
     rows = [
+        ("rows of each device", f"{workload.rows} of {lengths}, {workload.config.dtype}"),
         ("parameters", f"{result.parameters:,}"),
         ("loss of the first step", f"{result.losses[0]:.3f} nats per target token"),
         (f"loss of step {steps}", f"{result.losses[-1]:.3f} nats per target token"),
@@ -443,7 +336,8 @@ def _print_self_test(console: Any, result: SelfTest) -> None:
         ("speed", f"{result.steps_per_s:.2f} steps/s"),
         ("", f"{result.positions_per_s:,.0f} positions/s"),
         ("", f"{result.model_tflops_per_s:.3g} model TFLOP/s"),
-        ("share of the devices' peak", f"{result.peak_share:.1%}"),
-        ("the same again, bit for bit", "yes" if result.repeats else "no"),
+        ("share of the devices' peak", f"{result.peak_share:.1%} of {peak:,.3g} TFLOP/s"),
+        (f"the {steps} steps repeat bit for bit", "yes" if result.repeats else "no"),
+        ("float32 products", products_in_words(result.product_errors)),
     ]
     _table(console, f"Self-test: {steps} training steps", rows)

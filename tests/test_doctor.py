@@ -5,6 +5,7 @@ import importlib.metadata
 import math
 import re
 import shutil
+import subprocess
 import sys
 import types
 from importlib import util
@@ -13,16 +14,18 @@ import jax
 import numpy as np
 import pytest
 
-from t5scaling import compilation, doctor
+from t5scaling import compilation, doctor, self_test
 from t5scaling.model import network
 from t5scaling.training import step, throughput
 from tests.conftest import REPOSITORY
 from tests.test_imports import imports, sources
 
-SMALL = doctor.Workload(
+SMALL = self_test.Workload(
     network.T5Config(128, 32, 2, 16, 1, 1, 64, dropout_rate=0.0), rows=4, input_len=16, target_len=8
 )
-GOOD = doctor.SelfTest(
+# Module -> the distributions it may be from.
+OWNERS = {name: set(found) for name, found in importlib.metadata.packages_distributions().items()}
+GOOD = self_test.Result(
     parameters=1,
     losses=(8.0, 5.0, 4.0),
     compile_s=1.0,
@@ -32,7 +35,10 @@ GOOD = doctor.SelfTest(
     model_tflops_per_s=1.0,
     peak_share=0.5,
     repeats=True,
+    product_errors=(4e-7, 4e-7),
 )
+FUSED = types.SimpleNamespace(backend="fused", reason="the kernels are for such rows")
+PLAIN = types.SimpleNamespace(backend="plain", reason="the kernels know no segments")
 
 
 @pytest.fixture
@@ -55,7 +61,9 @@ def examine(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(compilation, "prepare", lambda: str(tmp_path))
-    monkeypatch.setattr(doctor, "default_workload", lambda backend: SMALL)
+    monkeypatch.setattr(self_test, "default_workload", lambda platform, memory: SMALL)
+    choices = {"unpacked rows": FUSED, "packed rows": PLAIN}
+    monkeypatch.setattr(self_test, "attention_choices", lambda config, platform: choices)
 
     def call():
         passed = doctor.doctor(str(tmp_path / "examples"))
@@ -114,7 +122,9 @@ def test_versions(installed):
         ("scipy", "fit, report", '"scipy>='),
         ("libtpu", "TPUs; plan for their topologies", '--editable ".[tpu]"'),
         ("jax-cuda13-plugin", "plan for GPUs that are not here", '--editable ".[plan-gpu]"'),
+        ("importlib_resources", "materialize; train and study without examples", '"importlib_res'),
         ("apache-beam", "materialize on Apache Beam", '--editable ".[beam]"'),
+        ("gcsfs", "directories in a bucket, gs://", '--editable ".[gcs]"'),
         ("ruff", "make test", '--editable ".[test]"'),
         ("torch", "benchmarks against Hugging Face", '--editable ".[bench]"'),
     ],
@@ -122,18 +132,121 @@ def test_versions(installed):
 def test_what_is_missing_for_which_purpose(installed, package, purpose, command):
     installed[package] = None
     main, extras = doctor.requirements()
-    found = {p.name: p for p in doctor.purposes(main)}[purpose]
+    found = {p.name: p for p in doctor.purposes()}[purpose]
     lacking = [p for p in doctor.look_up(found.packages, {**extras, **main}) if p.problem]
     assert package in [p.name for p in lacking]
     assert command in doctor.install_command(found, lacking)
 
 
+def test_every_package_of_the_main_list_has_a_purpose():
+    main, _ = doctor.requirements()
+    listed = {name for purpose in doctor.purposes() for name in purpose.packages}
+    assert main.keys() - listed == {"packaging"}  # which is for the doctor
+
+
+@pytest.fixture
+def alone():
+    """A Python in which nothing of the main list can be imported but what training needs."""
+    main, _ = doctor.requirements()
+    not_needed = main.keys() - set(doctor.TRAIN) - {"packaging"}
+    assert {"importlib_resources", "matplotlib", "pandas", "scipy", "tensorflow"} <= not_needed
+    modules = [name for name, owners in OWNERS.items() if not_needed & owners]
+    assert "tensorflow_text" in modules
+    return f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
+
+
+def test_training_evaluation_and_the_self_test_need_no_other_package(alone, mini_root, tmp_path):
+    code = f"""
+from pathlib import Path
+from tests import mini
+from t5scaling import self_test
+from t5scaling.evaluation import evaluate, infer
+from t5scaling.study import plan, runner
+from t5scaling.study.executors import local
+
+mini.train(Path({str(tmp_path / "run")!r}), {mini_root!r}, train_steps=2)
+assert self_test.run(self_test.default_workload("cpu", None), steps=2).repeats
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", alone + code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "DONE").exists()
+
+
 # --- self-test ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gib", "rows"), [(None, 32), (18, 32), (12, 16), (6, 8), (3, 4)])
+def test_the_workload_is_one_for_the_device(gib, rows):
+    memory = gib and int(gib * 2**30)
+    workload = self_test.default_workload("gpu", memory)
+    assert (workload.rows, workload.input_len, workload.target_len) == (rows, 512, 128)
+    assert workload.config.dtype == "bfloat16"
+
+
+def test_a_cpu_and_the_smallest_cards_have_a_smaller_one():
+    small = self_test.default_workload("cpu", None)
+    assert small.config.dtype == "float32" and small.input_len == 128
+    assert self_test.default_workload("gpu", 2**30) == small
+
+
+def test_the_memory_that_a_device_has_for_us(monkeypatch):
+    assert self_test.this_device() == ("cpu", None)
+    stats = {"bytes_limit": 60 << 30, "bytes_in_use": 2 << 30}
+    device = types.SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert self_test.this_device() == ("gpu", 58 << 30)
+
+
+def test_the_attention_that_models_take_is_asked_for(monkeypatch):
+    import t5scaling.model
+
+    def choose(setting, *, platform, dtype, head_dim, packed):
+        return setting, platform, dtype, head_dim, packed
+
+    attention = types.SimpleNamespace(choose=choose)
+    monkeypatch.setattr(t5scaling.model, "attention", attention, raising=False)
+    config = types.SimpleNamespace(attention="auto", dtype="bfloat16", head_dim=64)
+    assert self_test.attention_choices(config, "gpu") == {
+        "unpacked rows": ("auto", "gpu", "bfloat16", 64, False),
+        "packed rows": ("auto", "gpu", "bfloat16", 64, True),
+    }
+
+
+def test_the_attention_of_the_self_tests_model():
+    pytest.importorskip("t5scaling.model.attention")
+    config = self_test.default_workload("gpu", None).config
+    for choice in self_test.attention_choices(config, "cpu").values():
+        assert choice.backend == "plain" and "cpu" in choice.reason
+    for choice in self_test.attention_choices(config, "gpu").values():
+        assert choice.backend in ("fused", "cudnn") and choice.reason
+
+
+@pytest.mark.parametrize(
+    ("mantissa_bits", "low", "high", "words"),
+    [(23, 1e-8, 1e-6, "does so too"), (10, 1e-4, 5e-4, "to TF32"), (7, 1e-3, 4e-3, "to bfloat16")],
+)
+def test_float32_products_are_measured(monkeypatch, mantissa_bits, low, high, words):
+    real, dropped = jax.numpy.matmul, 23 - mantissa_bits
+
+    def rounded(x):
+        bits = x.view(np.uint32).astype(np.uint64) + (1 << dropped >> 1)
+        return (bits >> dropped << dropped).astype(np.uint32).view(np.float32)
+
+    def matmul(a, b, precision):
+        return real(a, b) if precision == "highest" else real(rounded(a), rounded(b))
+
+    monkeypatch.setattr(jax.numpy, "matmul", matmul)
+    highest, default = self_test.product_errors()
+    assert 1e-8 < highest < 1e-6 and low < default < high
+    assert words in doctor.products_in_words((highest, default))
 
 
 @pytest.fixture(scope="module")
 def result():
-    return doctor.self_test(SMALL, steps=10)
+    return self_test.run(SMALL, steps=10)
 
 
 def test_the_self_test_trains(result):
@@ -162,6 +275,8 @@ def test_the_speeds_follow_from_one_another(result):
         ({"losses": (8.0, math.nan, 4.0)}, "a loss is not finite: 8.000, nan, 4.000"),
         ({"losses": (8.0, 7.0, 8.0)}, "does not fall: 8.000 -> 8.000"),
         ({"repeats": False}, "give different parameters"),
+        ({"product_errors": (3e-4, 3e-4)}, "a relative error of 3.0e-04 at JAX's highest"),
+        ({"product_errors": (math.nan, 4e-7)}, "a relative error of nan"),
     ],
 )
 def test_what_fails_the_self_test(changes, expected):
@@ -171,15 +286,15 @@ def test_what_fails_the_self_test(changes, expected):
 
 
 def test_a_step_that_does_not_learn_fails_it(monkeypatch):
-    monkeypatch.setattr(doctor, "LEARNING_RATE", 0.0)
-    (failure,) = doctor.self_test(SMALL, steps=3).failures()
+    monkeypatch.setattr(self_test, "LEARNING_RATE", 0.0)
+    (failure,) = self_test.run(SMALL, steps=3).failures()
     assert "the loss does not fall" in failure
 
 
 def test_initialisation_that_is_not_the_same_twice_fails_it(monkeypatch):
     real, seeds = step.jit_init, iter(np.arange(2, dtype=np.uint32))
     monkeypatch.setattr(step, "jit_init", lambda *a: lambda _: real(*a)(next(seeds)))
-    (failure,) = doctor.self_test(SMALL, steps=3).failures()
+    (failure,) = self_test.run(SMALL, steps=3).failures()
     assert "different parameters" in failure
 
 
@@ -189,8 +304,8 @@ def test_initialisation_that_is_not_the_same_twice_fails_it(monkeypatch):
 )
 def test_whether_the_step_was_compiled_or_loaded(monkeypatch, before, after, from_cache):
     entries = iter([before, after])
-    monkeypatch.setattr(doctor, "_cache_entries", lambda: next(entries))
-    assert doctor.self_test(SMALL, steps=2).from_cache == from_cache
+    monkeypatch.setattr(self_test, "_cache_entries", lambda: next(entries))
+    assert self_test.run(SMALL, steps=2).from_cache == from_cache
 
 
 # --- the whole ------------------------------------------------------------------------------------
@@ -205,23 +320,47 @@ def test_a_healthy_machine(examine):
     assert line_of(shown, f"{jax.device_count()} x cpu")[1] == "cpu"
     assert line_of(shown, "examples")[2] == "not there yet"
     assert line_of(shown, "parameters")[1] == f"{network.count_parameters(SMALL.config):,}"
-    assert line_of(shown, "the same again, bit for bit")[1] == "yes"
+    assert line_of(shown, "the 10 steps repeat bit for bit")[1] == "yes"
+    assert line_of(shown, "rows of each device")[1] == "4 of 16 + 8 positions, float32"
+    assert line_of(shown, "float32 products")[1].startswith(
+        "float32 models take them in full float32"
+    )
+    assert line_of(shown, "unpacked rows")[1:] == ["fused", "the kernels are for such rows"]
+    assert line_of(shown, "packed rows")[1:] == ["plain", "the kernels know no segments"]
+
+
+def test_the_peak_is_named_that_its_share_is_of(examine, monkeypatch):
+    fast = dataclasses.replace(GOOD, model_tflops_per_s=346.15, peak_share=0.35)
+    monkeypatch.setattr(self_test, "run", lambda workload: fast)
+    _, shown = examine()
+    assert line_of(shown, "share of the devices' peak")[1] == "35.0% of 989 TFLOP/s"
 
 
 def test_accelerators_are_shown_with_their_memory(examine, monkeypatch):
     stats = {"bytes_limit": 32 << 30, "bytes_in_use": 3 << 20}
     tpu = types.SimpleNamespace(platform="tpu", device_kind="TPU v4", memory_stats=lambda: stats)
     monkeypatch.setattr(jax, "devices", lambda: [tpu] * 4)
-    monkeypatch.setattr(doctor, "self_test", lambda: GOOD)
+    monkeypatch.setattr(self_test, "run", lambda workload: GOOD)
     _, shown = examine()
     assert line_of(shown, "4 x TPU v4")[1:] == ["tpu", "32 GiB each, 3 MiB in use"]
 
 
 def test_a_gpu_that_jax_does_not_use_is_told(examine, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(doctor, "self_test", lambda: GOOD)
+    monkeypatch.setattr(self_test, "run", lambda workload: GOOD)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     _, shown = examine()
-    assert f'{doctor.INSTALL} --editable ".[gpu]"' in shown
+    assert f'580 or newer, it takes CUDA 13:\n  {doctor.INSTALL} --editable ".[gpu]"\n' in shown
+    assert f'CUDA 12:\n  {doctor.INSTALL} --editable ".[cuda12]"\n' in shown
+
+
+def test_a_gpu_that_jax_is_kept_from_needs_no_package(examine, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(self_test, "run", lambda workload: GOOD)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    _, shown = examine()
+    assert "an NVIDIA GPU is here that JAX does not use, as JAX_PLATFORMS is 'cpu'\n" in shown
+    assert "[gpu]" not in shown
 
 
 def test_an_old_version_is_flagged(examine, installed):
@@ -235,7 +374,7 @@ def test_an_old_version_is_flagged(examine, installed):
 
 def test_a_missing_package_of_training_fails(examine, installed, monkeypatch):
     installed["flax"] = None
-    monkeypatch.setattr(doctor, "self_test", lambda: pytest.fail("no self-test without flax"))
+    monkeypatch.setattr(self_test, "run", lambda _: pytest.fail("no self-test without flax"))
     passed, shown = examine()
     assert not passed and "self-test not run: flax missing" in shown
     assert line_of(shown, "flax")[-1] == "missing"
@@ -246,8 +385,15 @@ def test_materialisation_may_be_missing(examine, installed):
     passed, shown = examine()
     assert passed
     purpose = "materialize; train and study without examples"
-    missing = "seqio, tensorflow, tensorflow-datasets, tensorflow-text"
-    assert line_of(shown, purpose)[1] == missing
+    assert line_of(shown, purpose)[1] == ", ".join(doctor.MATERIALIZE)
+
+
+def test_the_analysis_may_be_missing(examine, installed):
+    installed.update(dict.fromkeys(("matplotlib", "pandas", "scipy")))
+    passed, shown = examine()
+    assert passed and "self-test passed" in shown
+    assert line_of(shown, "fit, report")[1] == "matplotlib, pandas, scipy"
+    assert line_of(shown, "train, eval, infer, plan")[1] == "nothing"
 
 
 def test_without_rich_one_line_says_so(monkeypatch, capsys):
@@ -260,10 +406,10 @@ def test_without_rich_one_line_says_so(monkeypatch, capsys):
 
 
 def test_a_self_test_that_breaks_is_told_in_one_line(examine, monkeypatch):
-    def broken():
+    def broken(workload):
         raise RuntimeError("out of [memory]\nand a long trace")
 
-    monkeypatch.setattr(doctor, "self_test", broken)
+    monkeypatch.setattr(self_test, "run", broken)
     passed, shown = examine()
     assert not passed
     assert shown.splitlines()[-1] == "self-test failed: RuntimeError: out of [memory]"
@@ -271,7 +417,7 @@ def test_a_self_test_that_breaks_is_told_in_one_line(examine, monkeypatch):
 
 def test_a_self_test_that_fails_is_told(examine, monkeypatch):
     bad = dataclasses.replace(GOOD, losses=(1.0, math.inf))
-    monkeypatch.setattr(doctor, "self_test", lambda: bad)
+    monkeypatch.setattr(self_test, "run", lambda workload: bad)
     passed, shown = examine()
     assert not passed and "self-test failed: a loss is not finite" in shown
     assert "self-test passed" not in shown
