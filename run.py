@@ -56,10 +56,9 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Does a verb whose settings are gin files."""
-    from t5scaling import compilation, config, nvidia
+    from t5scaling import compilation, config
 
     compilation.prepare()
-    nvidia.keep_quiet_without_a_driver()
     from t5scaling.training import distributed
 
     if arguments.verb == "plan":

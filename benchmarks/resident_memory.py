@@ -37,6 +37,7 @@ def main() -> None:
     import compiled_costs
     import jax
 
+    from t5scaling.model import loss
     from t5scaling.training import sharding, step
 
     # Compiling takes memory too: it is not to be spared by an earlier run.
@@ -66,7 +67,7 @@ def main() -> None:
     def mib(tree: Any) -> float:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 2**20
 
-    chunk = 4 * step.Objective().chunk_positions * VOCABULARY
+    chunk = 4 * loss.positions_at_a_time("cpu", VOCABULARY) * VOCABULARY
     activations = compiled_costs.train_step_temporary_bytes(tiny.model(128))
     terms = {
         "process with its compiled program": stages["compilation"],

@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 
+from t5scaling import nvidia
+
 # mallopt's parameters (glibc malloc.h) and their values: keep freed memory in the process. XLA on
 # a CPU frees and takes hundreds of megabytes a step, and giving them back to the system each time
 # costs a page fault per 4 kB: about a third of a small model's step.
@@ -16,11 +18,12 @@ _MALLOPT = {
 }
 
 
-# What keeps a GPU's choice of algorithms fixed: see _repeat_exactly.
+# What keeps a GPU's choice of algorithms fixed, see _repeat_exactly; and ahead of time, without a
+# device to time them on, there is no other choice.
 GPU_FLAGS = (
     "--xla_gpu_autotune_level=0",
     "--xla_gpu_enable_triton_gemm=false",
-    # Products merged into a larger one are copied apart afterwards: 8 % of a T5 step.
+    # Products merged into a larger one are copied apart afterwards.
     "--xla_gpu_dot_merger_threshold_mb=0",
 )
 
@@ -35,6 +38,7 @@ def prepare(cache_dir: str | None = None) -> str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log lines, below errors
     _repeat_exactly()
     _keep_freed_memory()
+    nvidia.keep_quiet_without_a_driver()
     import jax
 
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

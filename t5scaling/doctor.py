@@ -87,7 +87,6 @@ def doctor(examples_root: str = "runs/examples") -> bool:
         from t5scaling import compilation
 
         cache = compilation.prepare()
-        nvidia.keep_quiet_without_a_driver()
         from t5scaling import self_test
 
         _print_devices(console)

@@ -366,7 +366,8 @@ class Compiler:
 
     def __call__(self, program, tpu):
         self.asked.append((program, tpu))
-        return answer(program, tpu, self.factor * suggest.estimate(program), self.memory)
+        estimate = suggest.estimate(program, tpu.platform)
+        return answer(program, tpu, self.factor * estimate, self.memory)
 
 
 def search(memory, factor=1.0, program=ASKED, **options):
@@ -379,7 +380,8 @@ def estimated(remat, fsdp=1, model=1, microbatches=1):
     mesh = {"data": 16 // (fsdp * model), "fsdp": fsdp, "model": model}
     settings = dataclasses.replace(LARGE, remat=remat)
     return suggest.estimate(
-        dataclasses.replace(ASKED, config=settings, mesh_shape=mesh, microbatches=microbatches)
+        dataclasses.replace(ASKED, config=settings, mesh_shape=mesh, microbatches=microbatches),
+        "tpu",
     )
 
 
@@ -415,7 +417,7 @@ def test_hopeless_candidates_are_not_compiled():
     memory = int(0.3 * estimated("full", fsdp=16))
     _, compiler = search(memory=memory, compilations=1000)
     assert compiler.asked
-    assert all(suggest.estimate(program) < 3 * memory for program, _ in compiler.asked)
+    assert all(suggest.estimate(program, "tpu") < 3 * memory for program, _ in compiler.asked)
 
 
 def test_after_enough_compilations_the_suggestion_is_only_an_estimate():
@@ -436,14 +438,14 @@ def test_a_larger_slice_is_the_last_resort():
         mesh_shape={"data": 1, "fsdp": 16, "model": 1},
         microbatches=4,
     )
-    memory = int(0.95 * suggest.estimate(least))
+    memory = int(0.95 * suggest.estimate(least, "tpu"))
     suggestion, _ = search(memory, program=program, compilations=1000)
     assert suggestion.changes["topology"] == suggestion.topology.name == "v5e:4x8"
     assert suggestion.compiled.fits and suggestion.compiled.devices == 32
     # 16 rows cannot be split over more than 16 devices.
     program = dataclasses.replace(program, batch_size=16)
     least = dataclasses.replace(least, batch_size=16, microbatches=1)
-    memory = int(0.95 * suggest.estimate(least))
+    memory = int(0.95 * suggest.estimate(least, "tpu"))
     assert search(memory, program=program, compilations=1000)[0] is None
 
 

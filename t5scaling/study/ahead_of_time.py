@@ -28,6 +28,7 @@ import numpy as np
 from rich import progress as rich_progress
 from rich.console import Console
 
+from t5scaling import compilation
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import gpus, topologies
@@ -288,7 +289,7 @@ def _child_environment(topology: topologies.Topology) -> dict[str, str]:
     if not isinstance(topology, gpus.Gpus):
         return _NO_TPU_HERE
     # Of flags that are given twice XLA heeds the last.
-    flags = " ".join([os.environ.get("XLA_FLAGS", ""), *gpus.FLAGS]).strip()
+    flags = " ".join([os.environ.get("XLA_FLAGS", ""), *compilation.GPU_FLAGS]).strip()
     return {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", "XLA_FLAGS": flags}
 
 

@@ -24,10 +24,6 @@ from typing import Any
 from t5scaling.errors import UserError
 from t5scaling.training import throughput
 
-# Autotuning needs a device to measure on. Without one XLA takes the first tiling of a Triton matrix
-# product that compiles, or fails ("Failed to get configs"); calls to cuBLAS need no choice.
-FLAGS = ("--xla_gpu_enable_triton_gemm=false", "--xla_gpu_autotune_level=0")
-
 # Of a card's memory JAX takes this share for programs, unless one of the variables says otherwise.
 FRACTION = 0.75
 FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
@@ -71,6 +67,11 @@ class Gpus:
     each: int = 1
 
     unit = "GPUs"
+
+    @property
+    def platform(self) -> str:
+        """As JAX names it."""
+        return "gpu"
 
     @property
     def name(self) -> str:

@@ -20,7 +20,10 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
+
 from t5scaling.errors import UserError
+from t5scaling.model import attention, loss
 from t5scaling.model.config import REMAT
 from t5scaling.study import gpus, topologies
 from t5scaling.study.ahead_of_time import Compiled, Program
@@ -76,7 +79,8 @@ def search(
     if as_it_is:
         return as_it_is
     for candidate, where, changes in _candidates(program, topology, found):
-        size = estimate(candidate)
+        platform = where.platform if where else jax.default_backend()
+        size = estimate(candidate, platform)
         if size > (_DOUBT if compilations else 1.0) * found.memory_bytes:
             continue
         if not compilations:
@@ -162,14 +166,15 @@ def _divides(program: Program) -> bool:
     )
 
 
-def estimate(program: Program) -> float:
+def estimate(program: Program, platform: str) -> float:
     """Bytes that a step takes on one device, roughly: to order candidates, not to be reported as
     what a program needs.
 
     Counted are parameters, gradients (twice with microbatches) and a gathered layer; what each
     layer keeps for the backward pass; one layer's work; and the loss: its chunk of logits, and
     the output matrix and its gradient, or the rows, brought together over "fsdp", whichever is
-    less. Adafactor's state is small beside them. The mesh must name its three sizes.
+    less. Adafactor's state is small beside them. The mesh must name its three sizes. `platform`, of
+    the devices: "cpu", "gpu" or "tpu".
     """
     config, mesh = program.config, program.mesh_shape
     assert mesh is not None
@@ -179,6 +184,13 @@ def estimate(program: Program) -> float:
     E, M, V = config.emb_dim, config.mlp_dim / model, config.vocab_size / model
     H, J = config.num_heads / model, config.num_heads * config.head_dim / model
     act = 2 if config.dtype == "bfloat16" else 4
+    backend, _ = attention.choose(
+        config.attention,
+        platform=platform,
+        dtype=config.dtype,
+        head_dim=config.head_dim,
+        packed=program.packed,
+    )
     branches = len(config.mlp_activations)
     mlp = (branches + 1) * E * M
     encoder, decoder = 4 * E * J + mlp, 8 * E * J + mlp
@@ -196,7 +208,8 @@ def estimate(program: Program) -> float:
             return rows * length * products * act
         between = attentions * (J + 2 * E) + (branches + 1) * M + 3 * E
         # Scores stay in float32 (softmax), and once more as the weights of the values.
-        return rows * length * (products + between) * act + rows * H * scores * (4 + act)
+        in_scores = rows * H * scores * (4 + act) if backend == "plain" else 0.0
+        return rows * length * (products + between) * act + in_scores
 
     def layers(remat: str) -> tuple[float, float]:
         return kept(remat, S, 1, S * S), kept(remat, T, 2, T * T + T * S)
@@ -205,8 +218,10 @@ def estimate(program: Program) -> float:
     activations = config.num_encoder_layers * in_encoder + config.num_decoder_layers * in_decoder
     working = 2 * max(layers("none")) + 8 * rows * H * S * S  # and the bias with its gradient
     gathered = (4 + act) * max(encoder, decoder) if fsdp > 1 else 0.0
-    chunk = 3 * 4 * V * min(program.objective.chunk_positions, rows * T)
+    at_a_time = program.objective.chunk_positions
+    at_a_time = at_a_time or loss.positions_at_a_time(platform, config.vocab_size)
+    chunk = 3 * 4 * V * min(at_a_time, rows * T)
     together = rows * fsdp * T  # positions of the devices that split a parameter
     matrix, moved = (V / fsdp, together) if together < config.vocab_size else (V, 0)
-    loss = chunk + (4 + act) * E * (matrix + moved)
-    return state + activations + max(working + gathered, loss)
+    of_loss = chunk + (4 + act) * E * (matrix + moved)
+    return state + activations + max(working + gathered, of_loss)

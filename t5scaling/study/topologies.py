@@ -67,6 +67,11 @@ class Slice:
     whole_memory_bytes = None  # libtpu tells only what it gives to programs
 
     @property
+    def platform(self) -> str:
+        """As JAX names it."""
+        return "tpu"
+
+    @property
     def name(self) -> str:
         return f"{self.chip.name}:{_by(self.shape)}"
 
