@@ -186,7 +186,7 @@ def by_bias_kernel(
     dscores_ref, *, tile, settings,
 ):  # fmt: skip
     first_query, first_key = pl.program_id(1) * tile.queries, pl.program_id(2) * tile.keys
-    block, bias = _Block(settings, first_query, first_key), bias_ref[...]
+    block, bias = _Block(settings, first_query, first_key), bias_ref[...].astype(jnp.float32)
 
     def body(b, dscores):
         q_segments, k_segments = q_seg_ref[b], k_seg_ref[b]
