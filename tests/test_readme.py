@@ -145,7 +145,7 @@ def test_there_is_what_commands_name(document):
                 assert set(re.findall(r"\[([\w-]+)\]", " ".join(words))) <= extras
             case ["python", "run.py", verb, *_]:
                 assert verb in command_line.VERBS or verb == "--help"
-            case ["python", script, *_]:
+            case ["python" | "bash", script, *_]:
                 assert (ROOT / script).is_file(), script
             case ["cp", source, _]:
                 assert (ROOT / source).is_file(), source
