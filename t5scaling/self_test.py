@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5scaling.model import network
+from t5scaling.model import attention, layers, network
 from t5scaling.training import sharding, step, throughput
 
 STEPS = 10
@@ -118,17 +118,17 @@ def this_device() -> tuple[str, int | None]:
     return jax.default_backend(), limit and limit - memory.get("bytes_in_use", 0)
 
 
-def attention_choices(config: network.T5Config, platform: str) -> dict[str, Any]:
-    """Kind of rows -> the attention.Choice of such a model on this platform."""
-    from t5scaling.model import attention
+def attention_choices(config: network.T5Config, platform: str) -> dict[str, attention.Choice]:
+    """Kind of rows -> what such a model takes on this platform."""
 
-    def choose(packed: bool) -> Any:
+    def choose(packed: bool) -> attention.Choice:
         return attention.choose(
             config.attention,
             platform=platform,
             dtype=config.dtype,
             head_dim=config.head_dim,
             packed=packed,
+            capability=layers.capability_of(jax.local_devices()[0]),
         )
 
     return {"unpacked rows": choose(packed=False), "packed rows": choose(packed=True)}

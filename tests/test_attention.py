@@ -79,6 +79,12 @@ def test_the_backend_suits_the_device(setting, platform, dtype, head_dim, backen
         assert choice.reason
 
 
+def test_gpus_without_bfloat16_products_take_the_plain_attention():
+    asked = {"platform": "gpu", "dtype": "bfloat16", "head_dim": 64, "packed": False}
+    assert attention.choose("auto", **asked, capability=7.5).backend == "plain"
+    assert attention.choose("auto", **asked, capability=8.0).backend == "fused"
+
+
 def test_cudnn_refuses_packed_rows():
     (q, k, v, bias, _), mask = _arrays(16, 16, False, True, 64, True, "bfloat16")
     with pytest.raises(UserError, match="packed rows need 'fused' or 'plain'"):

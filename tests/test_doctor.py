@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from t5scaling import compilation, doctor, self_test
-from t5scaling.model import network
+from t5scaling.model import attention, network
 from t5scaling.training import step, throughput
 from tests.conftest import REPOSITORY
 from tests.test_imports import imports, sources
@@ -37,8 +37,6 @@ GOOD = self_test.Result(
     repeats=True,
     product_errors=(4e-7, 4e-7),
 )
-FUSED = types.SimpleNamespace(backend="fused", reason="the kernels are for such rows")
-PLAIN = types.SimpleNamespace(backend="plain", reason="the kernels know no segments")
 
 
 @pytest.fixture
@@ -62,8 +60,6 @@ def examine(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(compilation, "prepare", lambda: str(tmp_path))
     monkeypatch.setattr(self_test, "default_workload", lambda platform, memory: SMALL)
-    choices = {"unpacked rows": FUSED, "packed rows": PLAIN}
-    monkeypatch.setattr(self_test, "attention_choices", lambda config, platform: choices)
 
     def call():
         passed = doctor.doctor(str(tmp_path / "examples"))
@@ -144,34 +140,29 @@ def test_every_package_of_the_main_list_has_a_purpose():
     assert main.keys() - listed == {"packaging"}  # which is for the doctor
 
 
-@pytest.fixture
-def alone():
-    """A Python in which nothing of the main list can be imported but what training needs."""
+def test_training_imports_no_other_package(mini_root, tmp_path):
     main, _ = doctor.requirements()
-    not_needed = main.keys() - set(doctor.TRAIN) - {"packaging"}
-    assert {"importlib_resources", "matplotlib", "pandas", "scipy", "tensorflow"} <= not_needed
-    modules = [name for name, owners in OWNERS.items() if not_needed & owners]
-    assert "tensorflow_text" in modules
-    return f"import sys; sys.modules.update(dict.fromkeys({modules}))\n"
-
-
-def test_training_evaluation_and_the_self_test_need_no_other_package(alone, mini_root, tmp_path):
+    others = main.keys() - set(doctor.TRAIN) - {"packaging"}
+    assert {"importlib_resources", "matplotlib", "pandas", "scipy", "tensorflow"} <= others
+    blocked = [module for module, owners in OWNERS.items() if others & owners]
+    assert "tensorflow_text" in blocked
     code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked}))
 from pathlib import Path
-from tests import mini
+from t5scaling import compilation
+compilation.prepare()
 from t5scaling import self_test
 from t5scaling.evaluation import evaluate, infer
 from t5scaling.study import plan, runner
 from t5scaling.study.executors import local
-
-mini.train(Path({str(tmp_path / "run")!r}), {mini_root!r}, train_steps=2)
-assert self_test.run(self_test.default_workload("cpu", None), steps=2).repeats
+from tests import mini
+mini.train(Path({str(tmp_path)!r}), {mini_root!r}, train_steps=2)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", alone + code], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "DONE").exists()
+    assert (tmp_path / "DONE").exists()
 
 
 # --- self-test ------------------------------------------------------------------------------------
@@ -200,28 +191,18 @@ def test_the_memory_that_a_device_has_for_us(monkeypatch):
     assert self_test.this_device() == ("gpu", 58 << 30)
 
 
-def test_the_attention_that_models_take_is_asked_for(monkeypatch):
-    import t5scaling.model
-
-    def choose(setting, *, platform, dtype, head_dim, packed):
-        return setting, platform, dtype, head_dim, packed
-
-    attention = types.SimpleNamespace(choose=choose)
-    monkeypatch.setattr(t5scaling.model, "attention", attention, raising=False)
-    config = types.SimpleNamespace(attention="auto", dtype="bfloat16", head_dim=64)
-    assert self_test.attention_choices(config, "gpu") == {
-        "unpacked rows": ("auto", "gpu", "bfloat16", 64, False),
-        "packed rows": ("auto", "gpu", "bfloat16", 64, True),
-    }
-
-
-def test_the_attention_of_the_self_tests_model():
-    pytest.importorskip("t5scaling.model.attention")
+@pytest.mark.parametrize(("setting", "gpu"), [("auto", "fused"), ("plain", "plain")])
+def test_the_attention_of_both_kinds_of_rows(monkeypatch, setting, gpu):
     config = self_test.default_workload("gpu", None).config
-    for choice in self_test.attention_choices(config, "cpu").values():
-        assert choice.backend == "plain" and "cpu" in choice.reason
-    for choice in self_test.attention_choices(config, "gpu").values():
-        assert choice.backend in ("fused", "cudnn") and choice.reason
+    config = dataclasses.replace(config, attention=setting)
+    for platform, backend in (("gpu", gpu), ("cpu", "plain")):
+        choices = self_test.attention_choices(config, platform)
+        assert {c.backend for c in choices.values()} == {backend}
+    asked = []
+    monkeypatch.setattr(attention, "choose", lambda setting, **about: asked.append(about))
+    self_test.attention_choices(config, "gpu")
+    about = {"platform": "gpu", "dtype": "bfloat16", "head_dim": 64, "capability": None}
+    assert asked == [{**about, "packed": False}, {**about, "packed": True}]
 
 
 @pytest.mark.parametrize(
@@ -325,8 +306,9 @@ def test_a_healthy_machine(examine):
     assert line_of(shown, "float32 products")[1].startswith(
         "float32 models take them in full float32"
     )
-    assert line_of(shown, "unpacked rows")[1:] == ["fused", "the kernels are for such rows"]
-    assert line_of(shown, "packed rows")[1:] == ["plain", "the kernels know no segments"]
+    for kind in ("unpacked rows", "packed rows"):
+        backend, reason = line_of(shown, kind)[1:]
+        assert backend == "plain" and "cpu" in reason
 
 
 def test_the_peak_is_named_that_its_share_is_of(examine, monkeypatch):

@@ -62,16 +62,28 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(setting: str, *, platform: str, dtype: str, head_dim: int, packed: bool) -> Choice:
+def choose(
+    setting: str,
+    *,
+    platform: str,
+    dtype: str,
+    head_dim: int,
+    packed: bool,
+    capability: float | None = None,
+) -> Choice:
     """The backend for a setting of `T5Config.attention` on a device of this platform.
 
-    platform: as JAX names it, "cpu", "gpu" or "tpu". Raises nothing: a backend that is asked for by
-    name is taken, and fails where it cannot run.
+    platform, capability: as in layers.Placement; None if it is not known. A backend that is asked
+    for by name is taken, and fails where it cannot run.
     """
     if setting != "auto":
         return Choice(setting, f"ATTENTION={setting!r} asks for it")
     if platform != "gpu":
         return Choice("plain", f"there is no fused kernel for this platform, {platform}")
+    if capability is not None and capability < 8.0:
+        return Choice(
+            "plain", f"compute capability {capability} is below 8.0: no bfloat16 products"
+        )
     if dtype != "bfloat16":
         return Choice("plain", f"{dtype} is for exact numbers, which fused kernels round to TF32")
     if head_dim not in FUSED_HEAD_DIMS:
@@ -96,6 +108,7 @@ def share(config: T5Config, mask: Mask, bias_HxC: jax.Array | None = None) -> Sh
         dtype=config.dtype,
         head_dim=config.head_dim,
         packed=mask.packed,
+        capability=placement().capability,
     )
     if bias_HxC is None or backend == "fused":
         return Shared(mask, backend, bias_HxC)

@@ -35,6 +35,7 @@ class Placement(NamedTuple):
     """Where a model is traced for. Without a mesh: JAX's own default device.
 
     platform: of the devices, "cpu", "gpu" or "tpu".
+    capability: of NVIDIA's GPUs, CUDA's compute capability, such as 9.0; else None.
     constrain: holds an activation to the mesh; (array, logical axis names) -> array.
     on_each_device: (function of arrays, logical axis names of each argument or None for an argument
         that is None, names of the result) -> function of global arrays, in which each device calls
@@ -42,6 +43,7 @@ class Placement(NamedTuple):
     """
 
     platform: str
+    capability: float | None = None
     constrain: Callable = lambda x, axes: x
     on_each_device: Callable = lambda function, in_axes, out_axes: function
 
@@ -60,7 +62,16 @@ def placed(there: Placement):
 
 
 def placement() -> Placement:
-    return _placement.get(None) or Placement(jax.default_backend())
+    there = _placement.get(None)
+    return there or Placement(jax.default_backend(), capability_of(jax.local_devices()[0]))
+
+
+def capability_of(device) -> float | None:
+    """CUDA's compute capability of a device, or None if it has none."""
+    try:
+        return float(device.compute_capability)
+    except (AttributeError, ValueError):
+        return None
 
 
 def constrain(x, *axes):

@@ -115,7 +115,8 @@ class Layout:
                 check_vma=False,  # kernels of Pallas do not say how their results vary
             )
 
-        return layers.placed(layers.Placement(self.platform, hold, on_each_device))
+        capability = layers.capability_of(self.mesh.devices.flat[0])
+        return layers.placed(layers.Placement(self.platform, capability, hold, on_each_device))
 
 
 def make_layout(
