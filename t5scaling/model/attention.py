@@ -1,7 +1,7 @@
 """Attention between queries and keys, by the backend that suits the device and the rows.
 
 plain   matrix products and a softmax, by XLA: any device, all weights (B, H, T, S) in memory
-fused   kernels of our own, without any such array: attention_gpu.py
+fused   kernels of our own, without any such array: attention_gpu.py, attention_tpu.py
 cudnn   NVIDIA's kernels, for rows that are not packed
 
 Axes in array names: B batch, T query position, S key position, H head, D head dimension,
@@ -78,18 +78,21 @@ def choose(
     """
     if setting != "auto":
         return Choice(setting, f"ATTENTION={setting!r} asks for it")
-    if platform != "gpu":
+    if platform not in ("gpu", "tpu"):
         return Choice("plain", f"there is no fused kernel for this platform, {platform}")
     if capability is not None and capability < 8.0:
         return Choice(
             "plain", f"compute capability {capability} is below 8.0: no bfloat16 products"
         )
     if dtype != "bfloat16":
-        return Choice("plain", f"{dtype} is for exact numbers, which fused kernels round to TF32")
+        return Choice("plain", f"{dtype} is for exact numbers; the fused kernels are for bfloat16")
     if head_dim not in FUSED_HEAD_DIMS:
         return Choice("plain", f"the fused kernels are for heads of 64 or 128, not {head_dim}")
     rows = "packed rows" if packed else "rows that are not packed"
-    return Choice("fused", f"bfloat16 and heads of {head_dim} on a GPU, for {rows}")
+    reason = f"bfloat16 and heads of {head_dim} on a {platform.upper()}, for {rows}"
+    if platform == "tpu":
+        reason += "; these kernels save memory and are compiled and tested, but not timed"
+    return Choice("fused", reason)
 
 
 class Shared(NamedTuple):
@@ -154,11 +157,14 @@ def _plain(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias_HxTxS, mask: Mask) -> jax.Array
 
 
 def _fused(q, k, v, bias_HxC, mask: Mask) -> jax.Array:
-    from t5scaling.model import attention_gpu  # Pallas takes a while to import
-
-    return attention_gpu.attend(
+    platform = placement().platform
+    if platform == "tpu":  # Pallas takes a while to import
+        from t5scaling.model import attention_tpu as kernels
+    else:
+        from t5scaling.model import attention_gpu as kernels
+    return kernels.attend(
         q, k, v, bias_HxC, mask.query_segments_BxT, mask.key_segments_BxS,
-        causal=mask.causal, packed=mask.packed, interpret=placement().platform == "cpu",
+        causal=mask.causal, packed=mask.packed, interpret=platform == "cpu",
     )  # fmt: skip
 
 
