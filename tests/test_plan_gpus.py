@@ -342,26 +342,26 @@ def test_attention_kernels_are_compiled_for_a_card_that_is_not_here(name):
         env=os.environ | environment | {"PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
-    platform, pallas, cudnn = done.stdout.splitlines()[-3:]
+    platform, padded, packed, cudnn = done.stdout.splitlines()[-4:]
     assert platform == "gpu"
-    assert "xla.gpu.triton" in pallas and "fmha" in cudnn
+    assert "xla.gpu.triton" in padded and "xla.gpu.triton" in packed and "fmha" in cudnn
 
 
 KERNELS = """
-import re, sys
+import functools, re, sys
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from t5scaling.model import attention
+from t5scaling.model.network import T5Config
 from t5scaling.study import gpus, topologies
+from t5scaling.training import sharding
 
 topology = topologies.parse(sys.argv[1])
 devices = gpus.describe(topology)
 assert gpus.prepare_lowering(topology.card) == ""
 print(devices[0].platform)
-mesh = Mesh(devices, ("data",))
-rows = NamedSharding(mesh, PartitionSpec("data"))
+layout = sharding.make_layout(devices=devices)
+rows = sharding.batch_sharding(layout)
 
 
 def compiled(function, *shapes):
@@ -371,31 +371,24 @@ def compiled(function, *shapes):
     return sorted(set(re.findall('custom_call_target="([^"]+)"', text)))
 
 
-def kernel(x, y):
-    y[...] = x[...] * 2
+def gradients(backend, causal, packed, q, k, v):
+    # Of the model's own attention, with a bias; on several devices each does its rows.
+    segments = jnp.ones(q.shape[:2], jnp.int32)
+    mask = attention.Mask(segments, segments, causal, packed)
+    config = T5Config(1, 1, q.shape[2], q.shape[3], 1, 1, 1, dtype="bfloat16", attention=backend)
+
+    def attend(q, k, v, bias):
+        out = attention.attend(q, k, v, attention.share(config, mask, bias))
+        return out.astype(jnp.float32).sum()
+
+    bias = jnp.ones((q.shape[2], 2 * q.shape[1] - 1), jnp.float32)
+    with layout.constraints():
+        return jax.grad(attend, (0, 1, 2))(q, k, v, bias)
 
 
-def double(x):
-    block = pl.BlockSpec((64, 64), lambda i: (i, 0))
-    call = pl.pallas_call(
-        kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), grid=(x.shape[0] // 64,),
-        in_specs=[block], out_specs=block, compiler_params=triton.CompilerParams(num_warps=4),
-    )
-    return call(x)
-
-
-part = PartitionSpec("data")
-double_parts = jax.shard_map(double, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
-print(compiled(double if len(devices) == 1 else double_parts, (512, 64)))
-
-
-def attention(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-
-
-def gradient(q, k, v):
-    return jax.grad(lambda *x: attention(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
-
-
-print(compiled(gradient, *[(4, 128, 2, 64)] * 3))
+for causal, packed, length, dim in ((False, False, 512, 64), (True, True, 114, 128)):
+    fused = functools.partial(gradients, "fused", causal, packed)
+    print(compiled(fused, *[(4, length, 2, dim)] * 3))
+cudnn = functools.partial(gradients, "cudnn", False, False)
+print(compiled(cudnn, *[(4, 128, 2, 64)] * 3))
 """
