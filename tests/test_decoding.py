@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from t5scaling.errors import UserError
+from t5scaling.model import decoding
 from t5scaling.model.decoding import (
     SHORTEST_STAGE,
     BeamSearch,
@@ -210,6 +211,14 @@ def test_a_batch_of_padding_takes_no_step(search):
     assert steps == [] and not np.any(tokens)
 
 
+@pytest.mark.parametrize("search", [greedy, beam_search])
+def test_without_an_end_token_every_position_is_decoded(search):
+    """As benchmarks decode, to do the same work for any parameters."""
+    options = dict(max_decode_len=LENGTH, eos_id=-1)
+    (_, scores), steps = _steps(search, _params(CONFIG), _inputs(), **options)
+    assert steps == list(range(LENGTH)) and np.all(np.isfinite(scores))
+
+
 def _beam_by_hand(oracle, inputs, beam_size, alpha):
     """One example, Python lists; (score, tokens) worst to best, and the steps taken."""
     live, finished = [(0.0, [])], []
@@ -328,6 +337,83 @@ def test_bfloat16_gives_the_same_answers_where_the_choice_is_clear():
     assert clear >= 2 * len(inputs)
     best, scores = BeamSearch()(model, params, inputs, max_decode_len=LENGTH)
     assert best.shape == (len(inputs), LENGTH) and np.all(np.isfinite(scores))
+
+
+class UncastTransformer(Transformer):
+    """Another class, so that what is compiled for it is not what is compiled for Transformer."""
+
+
+def _as_each_step_would_cast(model, params):
+    """In place of `decoding._cast_once`: the parameters as they are."""
+    return params
+
+
+@pytest.mark.parametrize(
+    ("decoder", "config"),
+    [(Greedy(), CONFIG), (Greedy(), TIED), (BeamSearch(), CONFIG)],
+    ids=["greedy", "greedy-tied", "beam"],
+)
+def test_parameters_cast_once_give_the_same_numbers(decoder, config, monkeypatch):
+    config = dataclasses.replace(config, dtype="bfloat16")
+    params, inputs = _params(config), _inputs()
+    options = dict(max_decode_len=LENGTH)
+    tokens, scores = decoder(Transformer(config), params, inputs, **options)
+    monkeypatch.setattr(decoding, "_cast_once", _as_each_step_would_cast)
+    uncast_tokens, uncast_scores = decoder(UncastTransformer(config), params, inputs, **options)
+    np.testing.assert_array_equal(tokens, uncast_tokens)
+    np.testing.assert_array_equal(scores, uncast_scores)
+
+
+def test_in_float32_nothing_is_cast():
+    params = _params(CONFIG)
+    same = jax.tree.map(
+        lambda a, b: a is b, params, decoding._cast_once(Transformer(CONFIG), params)
+    )
+    assert jax.tree.all(same)
+
+
+def test_scales_and_relative_positions_stay_float32():
+    model = Transformer(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    cast = jax.eval_shape(lambda params: decoding._cast_once(model, params), _params(CONFIG))
+    names = {}
+    for path, param in jax.tree_util.tree_leaves_with_path(cast):
+        names.setdefault(path[-1].key, set()).add(param.dtype.name)
+    assert names == {
+        "kernel": {"bfloat16"},
+        "embedding": {"bfloat16"},
+        "scale": {"float32"},
+        "rel_embedding": {"float32"},
+    }
+
+
+def _casts_of_matrices_in_loops(jaxpr, inside=False):
+    """How often a step casts a whole float32 matrix, which only parameters are."""
+    count = 0
+    for equation in jaxpr.eqns:
+        loop = inside or equation.primitive.name == "while"
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            count += _casts_of_matrices_in_loops(inner, loop)
+        if inside and equation.primitive.name == "convert_element_type":
+            [operand], [result] = equation.invars, equation.outvars
+            shapes = len(operand.aval.shape) == 2
+            count += shapes and (operand.aval.dtype, result.aval.dtype) == (
+                jnp.float32,
+                jnp.bfloat16,
+            )
+    return count
+
+
+@pytest.mark.parametrize("search", [greedy, beam_search])
+def test_no_step_casts_a_parameter(search, monkeypatch):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+
+    def casts(model):
+        traced = search.trace(model, _params(CONFIG), _inputs(), max_decode_len=LENGTH)
+        return _casts_of_matrices_in_loops(traced.jaxpr.jaxpr)
+
+    assert casts(Transformer(config)) == 0
+    monkeypatch.setattr(decoding, "_cast_once", _as_each_step_would_cast)
+    assert casts(UncastTransformer(config)) > 0
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from t5scaling.model import decoding, network
 from t5scaling.training import sharding, step
 from tasks import metrics
 from tests import mini
+from tests.conftest import REPOSITORY
+from tests.test_distributed import _launch as launch_two
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,28 @@ def test_batch_size_changes_nothing(mini_root, layout, params):
     ]
     assert values[0]["target_tokens"] == values[1]["target_tokens"]
     assert values[0]["cross_entropy"] == pytest.approx(values[1]["cross_entropy"], rel=1e-6)
+
+
+def test_the_next_batch_is_dispatched_before_a_loss_is_fetched(
+    mini_root, layout, params, monkeypatch
+):
+    events = []
+
+    class Loss(float):
+        def __float__(self):
+            events.append("fetch")
+            return 1.0
+
+    def eval_step(params, batch):
+        events.append("dispatch")
+        return Loss(), 1
+
+    monkeypatch.setattr(step, "jit_eval_step", lambda config, layout: eval_step)
+    got = evaluation(mini_root).cross_entropy(
+        params, mini.CONFIG, layout, find_examples(mini.TEST, mini_root)
+    )
+    assert got["target_tokens"] == 3 and got["cross_entropy"] == 1.0
+    assert events == ["dispatch", "dispatch", "fetch", "dispatch", "fetch", "fetch"]
 
 
 def test_predictions_in_the_order_of_the_examples(mini_root, layout, params, tmp_path):
@@ -212,3 +237,33 @@ def test_the_decoder_is_recorded(run, mini_root):
         [evaluation(mini_root, metrics=(metrics.chrf,), decoder=beams, max_decode_len=4)],
     )
     assert [line.get("decoder") for line in lines].count(beams.name) == 1
+
+
+def test_two_processes_evaluate_as_one(run, mini_root, tmp_path):
+    """Each decodes its rows, three batches of them, and process 0 writes all answers."""
+    measure(run, [evaluation(mini_root, batch_size=8, metrics="task", max_decode_len=8)])
+    ignored = shutil.ignore_patterns("eval.jsonl", "inference_eval")
+    shutil.copytree(run, tmp_path / "two", ignore=ignored)
+    settings = {
+        "MIXTURE_OR_TASK_NAME": "mini_translate_en_de",
+        "TASK_MODULES": str(mini.MODULES),
+        "EVAL_FEATURE_LENGTHS": str(mini.LONG),
+        "EXAMPLES_ROOT": mini_root,
+        "EVAL_BATCH_SIZE": 8,
+        "MAX_DECODE_LENGTH": 8,
+        "MODEL_DIR": str(tmp_path / "two"),
+    }
+    files = ("tests/mini/model.gin", "gin/runs/eval.gin")
+    arguments = [f"--gin_file={REPOSITORY}/{file}" for file in files]
+    arguments += [f"--gin.{name}={value}" for name, value in settings.items()]
+    for process in launch_two(["eval", *arguments]):
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said[-2000:]
+    name = "inference_eval/mini_translate_en_de-000006.jsonl"
+    assert (tmp_path / "two" / name).read_text() == (run / name).read_text()
+    [line] = mini.lines(tmp_path / "two", "eval.jsonl")
+    [one] = [
+        one for one in mini.lines(run, "eval.jsonl") if one["evaluation"] == line["evaluation"]
+    ]
+    assert line["cross_entropy"] == pytest.approx(one["cross_entropy"], rel=1e-6)
+    assert line["chrf"] == one["chrf"]

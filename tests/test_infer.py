@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -184,6 +185,78 @@ def test_killed_it_goes_on_with_the_next_block(run, tmp_path):
         input_length=64, max_decode_len=16, block=400,
     )  # fmt: skip
     assert (tmp_path / "out.txt").read_text() == (tmp_path / "whole.txt").read_text()
+
+
+def test_wider_batches_change_no_answer(run, sentences, tmp_path, monkeypatch):
+    widths = set()
+    original = sharding.put_batch
+
+    def watched(batch, layout):
+        widths.add(batch["tokens"].shape[1])
+        return original(batch, layout)
+
+    monkeypatch.setattr(sharding, "put_batch", watched)
+    settings = {"prompt": "", "max_decode_len": 12, "batch_size": 2, "block": 5}
+    seen, answers = [], []
+    for min_batches in (1, generate.MIN_BATCHES):
+        monkeypatch.setattr(generate, "MIN_BATCHES", min_batches)
+        widths.clear()
+        answer(run, sentences, tmp_path / f"{min_batches}.jsonl", **settings)
+        lines = (tmp_path / f"{min_batches}.jsonl").read_text().splitlines()
+        answers.append([json.loads(line) for line in lines])
+        seen.append(sorted(widths))
+    assert seen == [[4, 16, 32], [32]]
+    for narrow, wide in zip(*answers, strict=True):
+        assert narrow["prediction"] == wide["prediction"]
+        assert narrow["score"] == pytest.approx(wide["score"], rel=1e-5)
+
+
+def test_the_next_batch_is_dispatched_before_one_is_fetched(run):
+    events = []
+
+    def decoder(transformer, params, tokens_BxS, *, max_decode_len, example_ids):
+        """The numbers of the inputs as answers."""
+        events.append("dispatch")
+        tokens_BxL = jnp.repeat(example_ids[:, None], max_decode_len, axis=1)
+        return tokens_BxL, example_ids.astype(jnp.float32)
+
+    layout = sharding.make_layout()
+    generator = generate.Generator(
+        mini.CONFIG, {}, layout, Vocabulary(run / "vocabulary.model"), decoder,
+        input_length=8, max_decode_len=3, batch_size=2,
+    )  # fmt: skip
+    inputs = [np.full(length, 5) for length in (3, 8, 2, 7, 6)]
+    answers = generator(inputs, first_id=100, progress=events.append)
+    assert [answer.score for answer in answers] == [100, 101, 102, 103, 104]
+    assert events == ["dispatch", "dispatch", 2, "dispatch", 4, 5]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_one_ahead_keeps_the_order(count):
+    made = []
+
+    def items():
+        for number in range(count):
+            made.append(number)
+            yield number
+
+    for place, number in enumerate(generate.one_ahead(items())):
+        assert number == place and len(made) == min(place + 2, count)
+    assert len(made) == count
+
+
+def test_few_batches_share_a_width():
+    def widths(*lengths, min_batches):
+        batches = generate.batches_by_length(lengths, 1, min_batches)
+        return [width for _, width in batches]
+
+    assert widths(0.9, 0.4, 0.2, 0.1, min_batches=1) == [1.0, 0.5, 0.25, 0.125]
+    assert widths(0.9, 0.4, 0.2, 0.1, min_batches=5) == [1.0] * 4
+    assert widths(0.2, 0.1, min_batches=5) == [0.25] * 2
+    assert widths(0.9, 0.4, 0.2, 0.1, min_batches=2) == [1.0, 1.0, 0.25, 0.25]
+    assert widths(0.9, 0.4, 0.1, 0.1, min_batches=2) == [1.0, 1.0, 0.125, 0.125]
+    assert widths(0.9, 0.3, 0.3, 0.3, 0.1, min_batches=3) == [1.0, 0.5, 0.5, 0.5, 0.5]
+    assert widths(min_batches=2) == []
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])

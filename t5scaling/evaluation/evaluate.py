@@ -28,6 +28,7 @@ from t5scaling.evaluation.generate import (
     Generator,
     batches_by_length,
     check_decoder,
+    one_ahead,
 )
 from t5scaling.model import decoding, network
 from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
@@ -116,8 +117,11 @@ class Evaluation:
         "truncated": examples whose inputs or targets did not fit the feature lengths}."""
         eval_step = step.jit_eval_step(config, layout)
         total, tokens = 0.0, 0
-        for _, batch in self._batches(examples):
-            loss, weight = eval_step(params, sharding.put_batch(batch, layout))
+        dispatched = (
+            eval_step(params, sharding.put_batch(batch, layout))
+            for batch in self._batches(examples)
+        )
+        for loss, weight in one_ahead(dispatched):
             total += float(loss)  # float64 on the host: thousands of batches lose nothing
             tokens += int(weight)
         if not tokens:
@@ -171,15 +175,15 @@ class Evaluation:
     def _count(self, examples: Examples) -> int:
         return min(len(examples), self.max_examples or len(examples))
 
-    def _batches(self, examples: Examples) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        """(numbers of the examples, batch): by length, padded to a bucket, none left out."""
+    def _batches(self, examples: Examples) -> Iterator[dict[str, np.ndarray]]:
+        """All examples: by length, padded to a bucket, none left out."""
         lengths = self.dataset.feature_lengths
         records = examples.read_many(range(self._count(examples)))
         shares = [max(len(r[name]) / lengths[name] for name in lengths) for r in records]
         for chosen, bucket in batches_by_length(shares, self.batch_size):
             rows = [records[i] for i in chosen]
             batch = loader.make_batch(examples, rows, rows=self.batch_size)
-            yield chosen, {k: v[:, : math.ceil(v.shape[1] * bucket)] for k, v in batch.items()}
+            yield {k: v[:, : math.ceil(v.shape[1] * bucket)] for k, v in batch.items()}
 
     def identity(self) -> str:
         """Equal for evaluations that measure the same in the same way."""

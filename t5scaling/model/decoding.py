@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from t5scaling.errors import UserError
+from t5scaling.model import choosing
 from t5scaling.model.cache import DecoderCache, DecoderContext
 from t5scaling.model.network import Transformer
 from t5scaling.model.stacking import unrolled
 
 IMPOSSIBLE = -1e7  # log-probability of a beam that does not exist; finite: sums stay ordered
 SHORTEST_STAGE = 16  # positions; see _stages
-BLOCK = 128  # of the vocabulary
 NARROWING = 4  # once no more than one row in so many is open, the others are left behind
 
 
@@ -156,7 +156,7 @@ def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, 
 
     def choose(logits_BxV, index, ids_B):
         del index, ids_B
-        return _argmax(logits_BxV)
+        return choosing.argmax(logits_BxV)
 
     ids_B = jnp.zeros(len(encoder_input_tokens), jnp.int32)
     return _one_by_one(
@@ -211,7 +211,7 @@ def sample(
 
     def choose(logits_BxV, index, ids_B):
         uniform_B = jax.vmap(uniform, (0, None))(ids_B, index)
-        return _draw(uniform_B, logits_BxV / temperature, top_k, top_p)
+        return choosing.draw(uniform_B, logits_BxV / temperature, top_k, top_p)
 
     return _one_by_one(
         model, params, encoder_input_tokens, example_ids, choose, max_decode_len, eos_id, shards
@@ -231,6 +231,7 @@ class _Rows(NamedTuple):
 def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_len, eos_id, shards):
     """The loop of `greedy` and `sample`; `choose(logits_BxV, index, ids_B)` gives (B,) int32."""
     model, params = unrolled(model, params)
+    params = _cast_once(model, params)
     variables = {"params": params}
 
     def advance(index, rows, cache, context):
@@ -246,7 +247,8 @@ def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_l
         )
         logits_BxV = logits_Bx1xV[:, 0]
         token_B = choose(logits_BxV, index, rows.ids)
-        log_prob_B = _take(logits_BxV, token_B[:, None])[:, 0] - _logsumexp(logits_BxV)
+        logit_B = choosing.take(logits_BxV, token_B[:, None])[:, 0]
+        log_prob_B = logit_B - choosing.logsumexp(logits_BxV)
         token_B = jnp.where(rows.ended, 0, token_B)
         rows = _Rows(
             rows.ids,
@@ -271,6 +273,23 @@ def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_l
     )
     rows = _decode(lambda rows: ~rows.ended, advance, rows, cache, context, max_decode_len, shards)
     return rows.tokens, rows.log_probs
+
+
+def _cast_once(model, params):
+    """Kernels and embeddings in the activation dtype, which the model would give them at each step.
+
+    The numbers are the same. A barrier for each array keeps the compiler from moving its cast back
+    into the loop, and lets it leave out an array that nothing uses. What the model uses in float32,
+    the norms' scales and the relative position embeddings, stays as it is.
+    """
+    dtype = jnp.dtype(model.config.dtype)
+
+    def cast(path, param):
+        if path[-1].key not in ("kernel", "embedding") or param.dtype == dtype:
+            return param
+        return jax.lax.optimization_barrier(param.astype(dtype))
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _stages(max_decode_len):
@@ -352,7 +371,7 @@ def _narrowing(open_B, shards):
         return x.reshape(shards, -1, *x.shape[1:])
 
     def pick(x):
-        return _take(by_shard(x), chosen_GxF).reshape(-1, *x.shape[1:])
+        return choosing.take(by_shard(x), chosen_GxF).reshape(-1, *x.shape[1:])
 
     def put_back(x, new):
         put = jax.vmap(lambda shard, places, new: shard.at[places].set(new))
@@ -406,6 +425,7 @@ def beam_search(
       Stops once no live hypothesis of any example can displace a finished one.
     """
     model, params = unrolled(model, params)
+    params = _cast_once(model, params)
     variables = {"params": params}
     K = beam_size
 
@@ -436,19 +456,19 @@ def beam_search(
         )
         # Of 2K candidates at most K end here (one per beam), so K remain to go on.
         log_probs_BxKxV = (
-            logits_BxKxV + (beams.live_log_probs - _logsumexp(logits_BxKxV))[..., None]
+            logits_BxKxV + (beams.live_log_probs - choosing.logsumexp(logits_BxKxV))[..., None]
         )
         vocab = logits_BxKxV.shape[-1]
-        log_probs_Bx2K, flat_Bx2K = _top(log_probs_BxKxV.reshape(batch, -1), 2 * K)
+        log_probs_Bx2K, flat_Bx2K = choosing.top(log_probs_BxKxV.reshape(batch, -1), 2 * K)
         parent_Bx2K, token_Bx2K = flat_Bx2K // vocab, flat_Bx2K % vocab
         tokens_Bx2KxL = jax.lax.dynamic_update_slice(
-            _take(beams.live_tokens, parent_Bx2K), token_Bx2K[..., None], (0, 0, index)
+            choosing.take(beams.live_tokens, parent_Bx2K), token_Bx2K[..., None], (0, 0, index)
         )
         ended_Bx2K = token_Bx2K == eos_id
 
         live_log_probs = log_probs_Bx2K + ended_Bx2K * IMPOSSIBLE
-        survivors_BxK = _best(live_log_probs, K)
-        live_log_probs, live_tokens, parent_BxK = _take(
+        survivors_BxK = choosing.best(live_log_probs, K)
+        live_log_probs, live_tokens, parent_BxK = choosing.take(
             (live_log_probs, tokens_Bx2KxL, parent_Bx2K), survivors_BxK
         )
 
@@ -458,11 +478,11 @@ def beam_search(
             jnp.concatenate([beams.finished_tokens, tokens_Bx2KxL], 1),
             jnp.concatenate([beams.finished, ended_Bx2K], 1),
         )
-        finished_scores, finished_tokens, finished = _take(pool, _best(pool[0], K))
+        finished_scores, finished_tokens, finished = choosing.take(pool, choosing.best(pool[0], K))
         beams = _Beams(
             live_log_probs,
             live_tokens,
-            _take(writers_BxKxL, parent_BxK),
+            choosing.take(writers_BxKxL, parent_BxK),
             finished_scores,
             finished_tokens,
             finished,
@@ -493,94 +513,3 @@ def beam_search(
     # Slots without an ended hypothesis hold the open one that came closest: not an answer.
     empty_BxK = any_B[:, None] & ~beams.finished
     return jnp.where(empty_BxK[..., None], 0, tokens), scores
-
-
-def _best(scores_BxN, count):
-    """Indices (B, count) of the largest scores, worst of them first."""
-    return jnp.flip(jax.lax.top_k(scores_BxN, count)[1], axis=1)
-
-
-# Choosing among the logits of a vocabulary. On a CPU XLA finds a maximum with vector instructions,
-# but an argmax, the largest few or a running sum one number at a time: so these look at blocks of
-# the vocabulary first.
-
-
-def _take(tree, indices_BxM):
-    """Row-wise selection along axis 1 of every array (B, N, ...) -> (B, M, ...)."""
-    return jax.tree.map(lambda x: jax.vmap(lambda row, indices: row[indices])(x, indices_BxM), tree)
-
-
-def _blocks(x, fill):
-    """(..., V) -> (..., V / BLOCK rounded up, BLOCK), filled up with `fill`."""
-    padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)]
-    return jnp.pad(x, padding, constant_values=fill).reshape(*x.shape[:-1], -1, BLOCK)
-
-
-def _argmax(x_BxV):
-    """(B,) int32: the first largest of each row."""
-    blocks_BxMxW = _blocks(x_BxV, -jnp.inf)
-    best_B = jnp.argmax(jnp.max(blocks_BxMxW, axis=-1), axis=-1)
-    inside_B = jnp.argmax(_take(blocks_BxMxW, best_B[:, None])[:, 0], axis=-1)
-    return (best_B * BLOCK + inside_B).astype(jnp.int32)
-
-
-def _top(x_BxN, count):
-    """Values (B, count) and int32 indices of the largest, best first, as `jax.lax.top_k`.
-
-    They lie in the `count` blocks with the largest maxima.
-    """
-    blocks_BxMxW = _blocks(x_BxN, -jnp.inf)
-    if blocks_BxMxW.shape[1] <= count:
-        return jax.lax.top_k(x_BxN, count)
-    chosen_BxC = jax.lax.top_k(jnp.max(blocks_BxMxW, axis=-1), count)[1]
-    chosen_BxC = jnp.sort(chosen_BxC, axis=-1)  # of equal values the first come first
-    rest = _take(blocks_BxMxW, chosen_BxC).reshape(len(x_BxN), -1)
-    values, inside = jax.lax.top_k(rest, count)
-    return values, _take(chosen_BxC, inside // BLOCK) * BLOCK + inside % BLOCK
-
-
-def _logsumexp(x):
-    """(..., V) -> (...)."""
-    blocks = _blocks(x, -jnp.inf)
-    largest = jnp.max(blocks, axis=(-2, -1))
-    sums = jnp.sum(jnp.exp(blocks - largest[..., None, None]), axis=-2)
-    return largest + jnp.log(jnp.sum(sums, axis=-1))
-
-
-def _draw(uniform_B, logits_BxV, top_k, top_p):
-    """(B,) int32: tokens by the inverse of the cumulative distribution at `uniform_B` in [0, 1)."""
-    vocab = logits_BxV.shape[-1]
-    tokens_BxN = None  # those that `logits` belong to, most probable first, once they are sorted
-    if 0 < top_k < vocab:
-        logits_BxV, tokens_BxN = _top(logits_BxV, top_k)
-    elif top_p < 1.0:
-        logits_BxV, tokens_BxN = jax.lax.top_k(logits_BxV, vocab)
-    probs_BxN = jnp.exp(logits_BxV - _logsumexp(logits_BxV)[:, None])
-    if top_p < 1.0:
-        before_BxN = jnp.cumsum(probs_BxN, axis=-1) - probs_BxN
-        # The first is kept whatever rounding does to the sums.
-        kept_BxN = (before_BxN < top_p) | (jnp.arange(probs_BxN.shape[-1]) == 0)
-        probs_BxN = jnp.where(kept_BxN, probs_BxN, 0.0)
-    blocks_BxMxW = _blocks(probs_BxN, 0.0)
-    sums_BxM = jnp.sum(blocks_BxMxW, axis=-1)
-    target_B = uniform_B * jnp.sum(sums_BxM, axis=-1)
-    block_B, target_B = _first_above(sums_BxM, target_B)
-    inside_B, _ = _first_above(_take(blocks_BxMxW, block_B[:, None])[:, 0], target_B)
-    place_B = block_B * BLOCK + inside_B
-    return place_B if tokens_BxN is None else _take(tokens_BxN, place_B[:, None])[:, 0]
-
-
-def _first_above(weights_BxN, target_B):
-    """Where the running sum of the weights first exceeds the target, (B,) int32, and the target's
-    distance from the sum before. Always a place of positive weight, whatever rounding does."""
-    sums_BxN = jnp.cumsum(weights_BxN, axis=-1)
-    places_N = jnp.arange(weights_BxN.shape[-1], dtype=jnp.int32)
-    last_B = jnp.max(jnp.where(weights_BxN > 0, places_N, 0), axis=-1)
-    above_BxN = (sums_BxN > target_B[:, None]) & (weights_BxN > 0)
-    place_B = jnp.where(jnp.any(above_BxN, axis=-1), _argmax_bool(above_BxN), last_B)
-    before_B = _take(sums_BxN - weights_BxN, place_B[:, None])[:, 0]
-    return place_B, target_B - before_B
-
-
-def _argmax_bool(x_BxN):
-    return jnp.argmax(x_BxN, axis=-1).astype(jnp.int32)
