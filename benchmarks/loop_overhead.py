@@ -19,14 +19,15 @@ import tiny
 
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, find_examples
+from t5scaling.model import network
 from t5scaling.training import loop, optimizer, sharding, step, tracker
 
 TASK = "techdoc_span_en50_de50"
 VOCABULARY = 8192  # the embedded corpus's, rounded up
 LOG_EVERY = 20
-# Steps of a leg; one line of metrics is within those that are measured. The loop is broken off
-# while the loader still has batches to make, as in the middle of a run.
-SKIPPED, MEASURED, NEVER_DONE = 4, LOG_EVERY, 1000
+# Steps of a leg, from one line of metrics to the next: there every call ends. The loop is broken
+# off while the loader still has batches to make, as in the middle of a run.
+SKIPPED, MEASURED, NEVER_DONE = LOG_EVERY, LOG_EVERY, 1000
 
 
 @dataclasses.dataclass
@@ -55,15 +56,55 @@ class _Stopwatch:
         return Leg(wall_s, cpu_s)
 
 
-def measure(examples_root: str, legs: int, note: Callable[[str], None]) -> list[tuple[Leg, Leg]]:
-    """-> `legs` pairs (step alone, loop); materialises the examples first if they are not there."""
-    spec = DataSpec(
+def examples_spec() -> DataSpec:
+    return DataSpec(
         task=TASK,
         split="train",
         feature_lengths={"inputs": tiny.LENGTH, "targets": tiny.LENGTH},
         modules=("tasks.registry",),
     )
-    examples = find_examples(spec, examples_root)
+
+
+def loop_leg(
+    config: network.T5Config, examples_root: str, rows: int = tiny.ROWS, steps_per_call: int = 1
+) -> Leg:
+    """Of the training loop, in a run directory of its own."""
+    watch = _Stopwatch()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        tracker.console_progress("loop") as bar,
+        contextlib.suppress(_LegDone),
+    ):
+
+        def progress(done: int, total: int, text: str) -> None:
+            bar(done, total, text)
+            if done:
+                watch.step_done(done)
+            if done == SKIPPED + MEASURED:
+                raise _LegDone
+
+        loop.train(
+            model_dir=os.path.join(scratch, "run"),
+            model=config,
+            dataset=examples_spec(),
+            examples_root=examples_root,
+            batch_size=rows,
+            train_steps=NEVER_DONE,
+            learning_rate_schedule=optimizer.inverse_square_root(1.0, 2500),
+            objective=step.Objective(),
+            steps_per_call=steps_per_call,
+            max_epochs=None,
+            log_every=LOG_EVERY,
+            progress=progress,
+        )
+    return watch.leg()
+
+
+def measure(examples_root: str, legs: int, note: Callable[[str], None]) -> list[tuple[Leg, Leg]]:
+    """-> `legs` pairs (step alone, loop); materialises the examples first if they are not there."""
+    examples = find_examples(examples_spec(), examples_root)
     config, objective, layout = tiny.model(VOCABULARY), step.Objective(), sharding.make_layout()
     batch = next(iter(loader.train_batches(examples, batch_size=tiny.ROWS, num_steps=1)))
     on_device = sharding.put_batch(batch, layout)
@@ -84,35 +125,7 @@ def measure(examples_root: str, legs: int, note: Callable[[str], None]) -> list[
         return watch.leg()
 
     def in_loop() -> Leg:
-        watch = _Stopwatch()
-        with (
-            tempfile.TemporaryDirectory() as scratch,
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            tracker.console_progress("loop") as bar,
-            contextlib.suppress(_LegDone),
-        ):
-
-            def progress(done: int, total: int, text: str) -> None:
-                bar(done, total, text)
-                if done:
-                    watch.step_done(done)
-                if done == SKIPPED + MEASURED:
-                    raise _LegDone
-
-            loop.train(
-                model_dir=os.path.join(scratch, "run"),
-                model=config,
-                dataset=spec,
-                examples_root=examples_root,
-                batch_size=tiny.ROWS,
-                train_steps=NEVER_DONE,
-                learning_rate_schedule=schedule,
-                objective=objective,
-                log_every=LOG_EVERY,
-                progress=progress,
-            )
-        return watch.leg()
+        return loop_leg(config, examples_root)
 
     alone()
     pairs = []

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 STEPS = 40
 
 
-def _arguments(model_dir, root):
+def _arguments(model_dir, root, steps_per_call):
     settings = {
         "MIXTURE_OR_TASK_NAME": "mini_span_en50_de50",
         "TASK_MODULES": str(mini.MODULES),
@@ -31,6 +31,7 @@ def _arguments(model_dir, root):
         "TRAIN_STEPS": STEPS,
         "MAX_EPOCHS": None,
         "LOG_EVERY": 5,
+        "STEPS_PER_CALL": steps_per_call,
         "CHECKPOINT_MINUTES": 0.0,
         "MODEL_DIR": str(model_dir),
     }
@@ -67,7 +68,7 @@ def _launch(arguments):
 
 
 def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
-    arguments = _arguments(tmp_path / "two", mini_root)
+    arguments = _arguments(tmp_path / "two", mini_root, steps_per_call=2)
     first, second = _launch(arguments)
     saved = tmp_path / "two/checkpoints/checkpoint_10"
     while not saved.exists() and first.poll() is None and second.poll() is None:
@@ -81,7 +82,7 @@ def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
     for process in _launch(arguments):
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0, said[-2000:]
-    assert run.main(_arguments(tmp_path / "one", mini_root)) == 0
+    assert run.main(_arguments(tmp_path / "one", mini_root, steps_per_call=1)) == 0
     one, two = (mini.parameters(tmp_path / name, STEPS) for name in ("one", "two"))
     for name in one:
         difference = np.linalg.norm(one[name] - two[name])

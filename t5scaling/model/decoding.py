@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from t5scaling.errors import UserError
 from t5scaling.model import choosing
 from t5scaling.model.cache import DecoderCache, DecoderContext
-from t5scaling.model.network import Transformer
+from t5scaling.model.network import Transformer, products_of
 from t5scaling.model.stacking import unrolled
 
 IMPOSSIBLE = -1e7  # log-probability of a beam that does not exist; finite: sums stay ordered
@@ -44,14 +44,15 @@ class Greedy:
     def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         del example_ids
-        return greedy(
-            model,
-            params,
-            encoder_input_tokens,
-            max_decode_len=max_decode_len,
-            eos_id=self.eos_id,
-            shards=_shards(encoder_input_tokens),
-        )
+        with products_of(model.config):
+            return greedy(
+                model,
+                params,
+                encoder_input_tokens,
+                max_decode_len=max_decode_len,
+                eos_id=self.eos_id,
+                shards=_shards(encoder_input_tokens),
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +74,17 @@ class BeamSearch:
     def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
         """-> tokens (B, L) int32, and scores (B,) float32: nats over the length penalty."""
         del example_ids
-        tokens_BxKxL, scores_BxK = beam_search(
-            model,
-            params,
-            encoder_input_tokens,
-            max_decode_len=max_decode_len,
-            beam_size=self.beam_size,
-            alpha=self.alpha,
-            eos_id=self.eos_id,
-            shards=_shards(encoder_input_tokens),
-        )
+        with products_of(model.config):
+            tokens_BxKxL, scores_BxK = beam_search(
+                model,
+                params,
+                encoder_input_tokens,
+                max_decode_len=max_decode_len,
+                beam_size=self.beam_size,
+                alpha=self.alpha,
+                eos_id=self.eos_id,
+                shards=_shards(encoder_input_tokens),
+            )
         return tokens_BxKxL[:, -1], scores_BxK[:, -1]
 
 
@@ -118,19 +120,20 @@ class Sampling:
 
     def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
-        return sample(
-            model,
-            params,
-            encoder_input_tokens,
-            example_ids,
-            jnp.uint32(self.seed % 2**32),
-            max_decode_len=max_decode_len,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            eos_id=self.eos_id,
-            shards=_shards(encoder_input_tokens),
-        )
+        with products_of(model.config):
+            return sample(
+                model,
+                params,
+                encoder_input_tokens,
+                example_ids,
+                jnp.uint32(self.seed % 2**32),
+                max_decode_len=max_decode_len,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                eos_id=self.eos_id,
+                shards=_shards(encoder_input_tokens),
+            )
 
 
 def _shards(x):

@@ -19,6 +19,7 @@ from t5scaling.data.pool import pool_rows
 from t5scaling.errors import Stopped, UserError
 from t5scaling.model import network
 from t5scaling.training import (
+    calls,
     checkpoint,
     distributed,
     run_directory,
@@ -57,6 +58,7 @@ def train(
     objective: step.Objective,
     seed: int = 0,
     microbatches: int = 1,
+    steps_per_call: int = 1,
     mesh_shape: Mapping[str, int] | None = None,
     rules: sharding.Rules | None = None,
     initial_checkpoint_path: str | None = None,
@@ -89,6 +91,12 @@ def train(
         objective: z-loss, label smoothing, normalisation.
         seed: of initialisation, dropout and, with `shuffle`, the order of examples.
         microbatches: parts in which a batch is done, to save memory.
+        steps_per_call: steps that the device takes at one call, where it would wait for the host
+            between short ones. Whatever it is, metrics and checkpoints have the same bytes. No
+            call crosses a line of metrics, a checkpoint of `checkpoint_steps` or an evaluation:
+            steps before one that are too few for a call are taken one by one, so that a divisor
+            of `log_every` is best. A signal to stop is heeded when a call ends, and checkpoints
+            by the minute are saved then.
         mesh_shape: sizes of the mesh axes data, fsdp and model; all devices are "data" if None.
         rules: which axes of parameters and activations are split over which mesh axes.
         initial_checkpoint_path: a `checkpoint_<step>` directory.
@@ -123,6 +131,7 @@ def train(
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     sharding.check_batch_size(batch_size, layout, microbatches)
+    calls.check(steps_per_call)
     if distributed.is_main():
         run_directory.keep_vocabulary(model_dir, examples)
 
@@ -160,7 +169,8 @@ def train(
         def write_metrics(logged: tuple[int, Any] | None) -> None:
             if logged is None:
                 return
-            step_then, (window, tokens_seen, nonfinite_step) = logged
+            step_then, on_device = logged
+            window, tokens_seen, nonfinite_step = jax.device_get(on_device)
             _stop_if_nonfinite(int(nonfinite_step), checkpoints)
             tokens = max(float(window.target_tokens), 1.0)
             line = {
@@ -176,7 +186,7 @@ def train(
                 "examples_seen": step_then * batch_size,
             }
             log.metrics(line)
-            speed = clock.write(step_then, tokens)
+            speed = clock.write(step_then, tokens / int(window.steps))
             progress(step_then, train_steps, f"loss {line['loss']:.3f}{speed}")
 
         def evaluate(step_now: int) -> None:
@@ -204,7 +214,8 @@ def train(
         if evaluation_due(start):
             evaluate(start)  # a kill may have cut it in half; the tracker dropped its lines
 
-        train_step = step.jit_train_step(model, objective, layout, microbatches)
+        one_step = step.jit_train_step(model, objective, layout, microbatches)
+        several_steps = step.jit_train_steps(model, objective, layout, microbatches)
         rows = sharding.local_rows(batch_size, layout)
         batches = loader.train_batches(
             examples,
@@ -216,21 +227,41 @@ def train(
             shuffle=shuffle,
             rows=rows,
         )
+        lengths = calls.lengths(
+            start,
+            train_steps,
+            steps_per_call,
+            every=(log_every, eval_every) if eval_every else (log_every,),
+            at=checkpoint_steps,
+        )
         last_saved = time.monotonic()
-        waiting = None  # a step's metrics, fetched when the next step is on its way
+        waiting = None  # a step's metrics, fetched when the next call is on its way
         previous = None
-        for step_now, batch in enumerate(batches, start + 1):
-            train_state, logged = train_step(
+        step_now = start
+        compiled = set()  # steps of the calls whose programs are
+        for call in calls.gather(
+            batches,
+            lengths,
+            start=start,
+            learning_rate_schedule=learning_rate_schedule,
+            log_every=log_every,
+        ):
+            step_now += call.steps
+            if call.steps not in compiled:  # which would count as the time of what is waiting
+                write_metrics(waiting)
+                waiting = None
+            train_state, logged = (several_steps if call.stacked else one_step)(
                 train_state,
-                sharding.put_batch(batch, layout, rows),
-                np.float32(learning_rate_schedule(step_now - 1)),
+                sharding.put_batch(call.batch, layout, rows, call.stacked),
+                call.learning_rate,
                 np.uint32(seed),
-                (step_now - 1) % log_every == 0,
+                call.new_window,
             )
             write_metrics(waiting)
-            jax.block_until_ready(previous)  # at most one step ahead of the device
+            jax.block_until_ready(previous)  # at most one call ahead of the device
             previous = logged
-            if step_now == start + 1:
+            if call.steps not in compiled:
+                compiled.add(call.steps)
                 jax.block_until_ready(logged)
                 clock.start(step_now)
             due = step_now % log_every == 0 or step_now == train_steps
@@ -323,7 +354,7 @@ def _stop_if_nonfinite(nonfinite_step: int, checkpoints: checkpoint.Checkpoints)
 
 
 class _StopSignals:
-    """Notes SIGTERM and SIGINT so that the loop can stop between two steps.
+    """Notes SIGTERM and SIGINT so that the loop can stop between two calls.
 
     A second SIGINT gets through as KeyboardInterrupt.
     """

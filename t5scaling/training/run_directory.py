@@ -35,6 +35,8 @@ FREE_MACROS = (
     "MIRRORS",
     "MESH_SHAPE",
     "REMAT_POLICY",
+    "STEPS_PER_CALL",
+    "ATTENTION",
 )
 
 
@@ -69,8 +71,14 @@ def refuse_changed(model_dir: str, config_text: str) -> None:
 def settings_of(config_text: str) -> list[str]:
     """The lines of gin text that decide what a run computes."""
     joined = re.sub(r"\\\n\s*", "", config_text)  # gin wraps long values after a backslash
-    free = (*(f"{name} =" for name in FREE_MACROS), "from ", "import ")
-    return [line for line in joined.splitlines() if line and not line.startswith((*free, "#"))]
+    free = (*(f"{name} =" for name in FREE_MACROS), "from ", "import ", "#")
+    # Nor does what they set: a run made before there was a free macro can go on with it.
+    set_by_them = tuple(f" = %{name}" for name in FREE_MACROS)
+    return [
+        line
+        for line in joined.splitlines()
+        if line and not line.startswith(free) and not line.endswith(set_by_them)
+    ]
 
 
 def keep_vocabulary(model_dir: str, examples: Examples) -> None:

@@ -73,7 +73,7 @@ class Layout:
     mesh: Mesh
     rules: Rules = Rules()
 
-    def sharding(self, *logical_axes: str) -> NamedSharding:
+    def sharding(self, *logical_axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, self.rules.spec(logical_axes))
 
     def axes(self, logical_axis: str) -> set[str]:
@@ -200,9 +200,9 @@ def param_shardings(config: network.T5Config, layout: Layout) -> Any:
     )
 
 
-def batch_sharding(layout: Layout) -> NamedSharding:
-    """Rows of a batch over the data axes."""
-    return layout.sharding("batch")
+def batch_sharding(layout: Layout, stacked: bool = False) -> NamedSharding:
+    """Rows of a batch over the data axes; of batches that are `stacked`, along the second axis."""
+    return layout.sharding(None, "batch") if stacked else layout.sharding("batch")
 
 
 def replicated(layout: Layout) -> NamedSharding:
@@ -220,13 +220,20 @@ def local_rows(batch_size: int, layout: Layout) -> np.ndarray:
 
 
 def put_batch(
-    batch: Mapping[str, np.ndarray], layout: Layout, rows: np.ndarray | None = None
+    batch: Mapping[str, np.ndarray],
+    layout: Layout,
+    rows: np.ndarray | None = None,
+    stacked: bool = False,
 ) -> dict[str, jax.Array]:
     """Arrays in host memory -> global arrays (B, L) over the data axes.
 
-    `batch` holds the `rows` that `local_rows` gives this process, or all B if that is None.
+    `batch` holds the `rows` that `local_rows` gives this process, or all B if that is None. Batches
+    that are `stacked` are arrays (N, B, L).
     """
-    sharding = batch_sharding(layout)
+    sharding = batch_sharding(layout, stacked)
+    if sharding.is_fully_addressable:  # one process, which holds all rows: all arrays at once
+        return jax.device_put(dict(batch), sharding)
+    axis = int(stacked)
 
     def put(values: np.ndarray) -> jax.Array:
         if rows is None:
@@ -234,11 +241,12 @@ def put_batch(
         batch_size = layout.size("batch") * len(rows) // _local_parts(layout)
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(batch_size)
+            start, stop, _ = index[axis].indices(batch_size)
             first = int(np.searchsorted(rows, start))
-            return values[first : first + stop - start]
+            return values[(*index[:axis], slice(first, first + stop - start))]
 
-        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, part)
+        shape = (*values.shape[:axis], batch_size, *values.shape[axis + 1 :])
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return {name: put(values) for name, values in batch.items()}
 

@@ -195,6 +195,35 @@ def train_step(
     return new_state, (window, tokens_seen, nonfinite_step)
 
 
+def train_steps(
+    train_state: state.TrainState,
+    batches: Batch,
+    learning_rates: jax.Array,
+    seed: jax.Array,
+    new_windows: jax.Array,
+    *,
+    model: network.Transformer,
+    objective: Objective,
+    layout: sharding.Layout,
+    microbatches: int = 1,
+) -> tuple[state.TrainState, tuple[state.Window, jax.Array, jax.Array]]:
+    """As many `train_step`s as `batches`, `learning_rates` and `new_windows` stack along their
+    first axis -> (state after the last, what the last one logs)."""
+    one_step = functools.partial(
+        train_step, model=model, objective=objective, layout=layout, microbatches=microbatches
+    )
+    shardings = state_shardings(model.config, layout)
+
+    def body(before: state.TrainState, inputs: tuple[Batch, jax.Array, jax.Array]) -> Any:
+        batch, learning_rate, new_window = inputs
+        after, logged = one_step(before, batch, learning_rate, seed, new_window)
+        return jax.lax.with_sharding_constraint(after, shardings), logged
+
+    inputs = (dict(batches), learning_rates, new_windows)
+    train_state, logged = jax.lax.scan(body, train_state, inputs)
+    return train_state, jax.tree.map(lambda values: values[-1], logged)
+
+
 def eval_step(
     params: Any, batch: Batch, *, model: network.Transformer, layout: sharding.Layout
 ) -> tuple[jax.Array, jax.Array]:
@@ -212,17 +241,36 @@ def eval_step(
 def jit_train_step(
     config: network.T5Config, objective: Objective, layout: sharding.Layout, microbatches: int = 1
 ) -> Callable:
-    everywhere, states = sharding.replicated(layout), state_shardings(config, layout)
-    step = functools.partial(
-        train_step,
-        model=network.Transformer(config),
-        objective=objective,
-        layout=layout,
-        microbatches=microbatches,
-    )
     rows = sharding.batch_sharding(layout)
+    return _jit_training(train_step, rows, config, objective, layout, microbatches)
+
+
+@functools.cache
+def jit_train_steps(
+    config: network.T5Config, objective: Objective, layout: sharding.Layout, microbatches: int = 1
+) -> Callable:
+    """`train_steps`; each number of steps is a program of its own."""
+    rows = sharding.batch_sharding(layout, stacked=True)
+    return _jit_training(train_steps, rows, config, objective, layout, microbatches)
+
+
+def _jit_training(
+    function: Callable,
+    rows: jax.sharding.NamedSharding,
+    config: network.T5Config,
+    objective: Objective,
+    layout: sharding.Layout,
+    microbatches: int,
+) -> Callable:
+    everywhere, states = sharding.replicated(layout), state_shardings(config, layout)
     return jax.jit(
-        step,
+        functools.partial(
+            function,
+            model=network.Transformer(config),
+            objective=objective,
+            layout=layout,
+            microbatches=microbatches,
+        ),
         in_shardings=(states, rows, everywhere, everywhere, everywhere),
         out_shardings=(states, everywhere),
         donate_argnums=0,

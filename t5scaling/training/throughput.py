@@ -75,11 +75,11 @@ class Clock:
         self._since: tuple[int, float] | None = None  # (step, time) of the line before
 
     def start(self, step: int) -> None:
-        """The first step, with its compilation, is done: speed is measured from here."""
+        """A program's first call, with its compilation, is done: speed is measured from here."""
         self._since = (step, time.monotonic())
 
-    def write(self, step: int, tokens: float = 0.0) -> str:
-        """Writes the line of `step`; `tokens` are the target tokens since the line before.
+    def write(self, step: int, tokens_per_step: float = 0.0) -> str:
+        """Writes the line of `step`; `tokens_per_step` are its target tokens since the line before.
 
         Returns the speed in words, for the progress bar.
         """
@@ -90,7 +90,7 @@ class Clock:
             steps, seconds = step - self._since[0], now - self._since[1]
             flops_per_s = steps * self._flops_per_step / seconds
             line["positions_per_s"] = steps * self._positions_per_step / seconds
-            line["target_tokens_per_s"] = tokens / seconds
+            line["target_tokens_per_s"] = steps * tokens_per_step / seconds
             line["model_tflops_per_s"] = flops_per_s / 1e12
             line["mfu"] = flops_per_s / self._peak_flops_per_s
         self._since = (step, now)
