@@ -18,9 +18,8 @@ from t5scaling.training import sharding
 # Batches are padded to one of these fractions of the feature lengths: short sentences cost little,
 # and the number of compilations stays small.
 BUCKETS = (0.125, 0.25, 0.5, 1.0)
-# Each width compiles the whole decoding anew, which takes as long as what a narrower width saves on
-# about 40 batches where nothing is compiled yet, and on about 8 where a cache on disk has it
-# already (benchmarks/README.md). Fewer batches than this share the next wider one.
+# Each width compiles the whole decoding anew, which takes about as long as tens of batches of a
+# small model take to run (benchmarks/README.md). Fewer batches than this share the next wider one.
 MIN_BATCHES = 16
 
 Decoder = decoding.Greedy | decoding.BeamSearch | decoding.Sampling
