@@ -157,7 +157,7 @@ SMALL = network.T5Config(
     ("mesh", "changes", "microbatches"),
     [
         ({"data": 2}, {"scan_layers": True}, 2),
-        ({"data": 1, "fsdp": 2}, {"remat": "full"}, 1),
+        ({"data": 2}, {"remat": "full"}, 1),
         ({"data": 1, "model": 2}, {"dtype": "bfloat16"}, 1),
     ],
 )
@@ -187,6 +187,14 @@ def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
         start(np.uint32(0)), batch, rates, np.uint32(5), new
     )
     assert leaf_bytes(together) == leaf_bytes((state, logged))
+
+
+def test_split_parameters_are_refused():
+    calls.check(1, {"data": 1, "fsdp": 2})
+    with pytest.raises(
+        UserError, match=r"STEPS_PER_CALL=4 with fsdp=2 .* expected STEPS_PER_CALL=1"
+    ):
+        calls.check(4, {"data": 1, "fsdp": 2})
 
 
 def test_a_run_goes_on_with_another_number_and_so_does_one_that_knows_none(tmp_path):

@@ -8,7 +8,7 @@ where the host has something to do (a line of metrics, a checkpoint, an evaluati
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,20 @@ class Call:
         return self.steps > 1
 
 
-def check(steps_per_call: Any) -> None:
-    """Raises UserError unless it is a whole number >= 1."""
+def check(steps_per_call: Any, mesh_shape: Mapping[str, int]) -> None:
+    """Raises UserError unless it is a whole number >= 1, and 1 where parameters are split.
+
+    With parameters split over "fsdp" XLA orders the sums of a loop's step in another way than those
+    of a step by itself: a run stopped in between would not go on with the same bits.
+    """
     whole = isinstance(steps_per_call, int) and not isinstance(steps_per_call, bool)
     if not whole or steps_per_call < 1:
         raise UserError(f"STEPS_PER_CALL={steps_per_call!r}; expected a whole number >= 1")
+    if steps_per_call > 1 and mesh_shape["fsdp"] > 1:
+        raise UserError(
+            f"STEPS_PER_CALL={steps_per_call} with fsdp={mesh_shape['fsdp']} in MESH_SHAPE would not "
+            "repeat bit for bit; expected STEPS_PER_CALL=1, or fsdp=1 as suits small models"
+        )
 
 
 def lengths(
