@@ -42,8 +42,8 @@ def check(steps_per_call: Any, mesh_shape: Mapping[str, int]) -> None:
         raise UserError(f"STEPS_PER_CALL={steps_per_call!r}; expected a whole number >= 1")
     if steps_per_call > 1 and mesh_shape["fsdp"] > 1:
         raise UserError(
-            f"STEPS_PER_CALL={steps_per_call} with fsdp={mesh_shape['fsdp']} in MESH_SHAPE would not "
-            "repeat bit for bit; expected STEPS_PER_CALL=1, or fsdp=1 as suits small models"
+            f"STEPS_PER_CALL={steps_per_call} with fsdp={mesh_shape['fsdp']} in MESH_SHAPE would "
+            "not repeat bit for bit; expected STEPS_PER_CALL=1, or fsdp=1 as suits small models"
         )
 
 
