@@ -270,3 +270,26 @@ def test_batches_by_length_hold_every_row_once(size):
     for chosen, bucket in batches:
         longest = max(shares[row] for row in chosen)
         assert bucket / 2 < longest <= bucket or bucket == generate.BUCKETS[0]
+
+
+def test_names_say_what_was_decoded():
+    assert decoding.Greedy().name == "greedy"
+    assert decoding.BeamSearch().name == "beam4_alpha0.6"
+    assert (
+        decoding.Sampling(0.7, top_k=40, top_p=0.95, seed=3).name == "sample_top40_p0.95_t0.7_seed3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: decoding.BeamSearch(beam_size=0), "beam_size is 0"),
+        (lambda: decoding.Sampling(temperature=0.0), "temperature is 0.0"),
+        (lambda: decoding.Sampling(top_k=-1), "top_k is -1"),
+        (lambda: decoding.Sampling(top_p=0.0), "top_p is 0.0"),
+        (lambda: decoding.Sampling(top_p=1.5), "top_p is 1.5"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -9,7 +9,7 @@ part of the bias by distance over its block, and the gradient's program sums dia
 Positions lie along the 128 lanes of a register, of which heads of 64 would fill half: q, k and v
 are (B, H, D, T), blocks of scores are (keys, queries), and what belongs to a query is a row (1, T).
 
-Compiled for TPUs and tested as array operations; not yet run or timed on a TPU.
+Compiled for TPU v5e and v4 and tested as array operations; not yet run or timed on a TPU.
 
 Axes in array names: B batch, T query position, S key position, H head, D head dimension, C = T+S-1
 distances: column c is that of key - query = c - (T-1).
