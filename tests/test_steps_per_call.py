@@ -190,11 +190,15 @@ def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
 
 
 def test_split_parameters_are_refused():
-    calls.check(1, {"data": 1, "fsdp": 2})
-    with pytest.raises(
-        UserError, match=r"STEPS_PER_CALL=4 with fsdp=2 .* expected STEPS_PER_CALL=1"
-    ):
-        calls.check(4, {"data": 1, "fsdp": 2})
+    whole, split = sharding.make_layout({"data": 2}), sharding.make_layout({"fsdp": 2, "data": 1})
+    calls.check(4, whole)
+    calls.check(1, split)
+    rules = sharding.Rules(mlp="data")
+    for layout in (split, sharding.make_layout({"data": 2}, rules)):
+        with pytest.raises(
+            UserError, match=r"split over the mesh axis .* expected STEPS_PER_CALL=1"
+        ):
+            calls.check(4, layout)
 
 
 def test_a_run_goes_on_with_another_number_and_so_does_one_that_knows_none(tmp_path):

@@ -8,13 +8,16 @@ where the host has something to do (a line of metrics, a checkpoint, an evaluati
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from t5scaling.data.loader import Batch
 from t5scaling.errors import UserError
+from t5scaling.training import sharding
+
+PARAMETER_AXES = ("vocab", "embed", "joined_kv", "heads", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +34,24 @@ class Call:
         return self.steps > 1
 
 
-def check(steps_per_call: Any, mesh_shape: Mapping[str, int]) -> None:
-    """Raises UserError unless it is a whole number >= 1, and 1 where parameters are split.
+def check(steps_per_call: Any, layout: sharding.Layout) -> None:
+    """Raises UserError unless it is a whole number >= 1, and 1 where rows and parameters are split
+    over one mesh axis, as "fsdp" does.
 
-    With parameters split over "fsdp" XLA orders the sums of a loop's step in another way than those
-    of a step by itself: a run stopped in between would not go on with the same bits.
+    XLA then orders the sums of a loop's step in another way than those of a step by itself: a run
+    stopped in between would not go on with the same bits.
     """
     whole = isinstance(steps_per_call, int) and not isinstance(steps_per_call, bool)
     if not whole or steps_per_call < 1:
         raise UserError(f"STEPS_PER_CALL={steps_per_call!r}; expected a whole number >= 1")
-    if steps_per_call > 1 and mesh_shape["fsdp"] > 1:
+    of_parameters = {axis for name in PARAMETER_AXES for axis in layout.axes(name)}
+    both = of_parameters & layout.axes("batch")
+    split = sorted(axis for axis in both if layout.mesh.shape[axis] > 1)
+    if steps_per_call > 1 and split:
         raise UserError(
-            f"STEPS_PER_CALL={steps_per_call} with fsdp={mesh_shape['fsdp']} in MESH_SHAPE would "
-            "not repeat bit for bit; expected STEPS_PER_CALL=1, or fsdp=1 as suits small models"
+            f"STEPS_PER_CALL={steps_per_call} where parameters are split over the mesh axis "
+            f"{split[0]!r} would not repeat bit for bit; expected STEPS_PER_CALL=1, or parameters "
+            "that are whole, as small models can have them"
         )
 
 

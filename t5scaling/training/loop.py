@@ -131,7 +131,7 @@ def train(
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     sharding.check_batch_size(batch_size, layout, microbatches)
-    calls.check(steps_per_call, layout.mesh.shape)
+    calls.check(steps_per_call, layout)
     if distributed.is_main():
         run_directory.keep_vocabulary(model_dir, examples)
 
