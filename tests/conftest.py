@@ -16,8 +16,8 @@ if REPOSITORY not in sys.path:
 # A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
 # left with one of them at the end.
 LONG = (
-    "test_decoding", "test_study", "test_steps_per_call", "test_attention", "test_gcs", "test_slurm",
-    "test_accelerator", "test_attention_tpu", "test_intervals", "test_data",
+    "test_decoding", "test_study", "test_steps_per_call", "test_attention", "test_gcs",
+    "test_slurm", "test_accelerator", "test_attention_tpu", "test_intervals", "test_data",
     "test_sharding", "test_readme", "test_fit", "test_report", "test_run", "test_model",
     "test_beam", "test_distributed", "test_nmt_benchmark", "test_infer", "test_archive",
     "test_parity",
