@@ -5,10 +5,11 @@
 
 The model is gin/models/tiny.gin's (T5 1.1, 2 + 2 layers, width 128, vocabulary 8,192) in float32;
 the test set is 256 English sentences of the embedded corpus, 7 to 80 tokens long, in the batches of
-64 of like length that `eval` and `infer` cut; an answer has 128 tokens at most. The model is first
-trained on these very sentences for 300 steps (kept in FILE, if it is named and not there yet), so
-that its answers end as real translations do. Greedy decoding, and beam search with 4 beams without
-length penalty: T5X's and transformers' penalties differ.
+64 of like length that `eval` and `infer` cut, ours at the widths that they use for many batches
+(decode_widths.py compares these with what they do for few); an answer has 128 tokens at most. The
+model is first trained on these very sentences for 300 steps (kept in FILE, if it is named and not
+there yet), so that its answers end as real translations do. Greedy decoding, and beam search with 4
+beams without length penalty: T5X's and transformers' penalties differ.
 
 peer    Hugging Face transformers' `generate`, with the same parameters
 plain   our model, decoded without the ways of t5scaling/model/decoding.py to save work: a cache

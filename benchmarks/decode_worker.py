@@ -295,7 +295,7 @@ def batches_of(inputs: Sequence[np.ndarray], who: str) -> list[tuple[list[int], 
     """(numbers of the inputs, rows): the batches of `eval` and `infer`, the same ones for all.
 
     The peer's rows are as wide as the longest of them: it has no shapes to compile for. Ours are
-    padded to one of the few widths of evaluation.
+    padded to the narrowest width of evaluation that holds them.
     """
     from t5scaling.evaluation import generate
 
