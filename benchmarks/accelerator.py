@@ -24,8 +24,9 @@ Every result is one line of output and one JSON record of accelerator.jsonl in t
 part goes on. Parts marked * run in a process of their own and want the GPU's memory for themselves:
 not after another part in one call. --flags: the XLA flags that run.py sets (project), those that
 forbid everything that could differ between two runs (exact), or those that leave XLA free (tuned).
---only: numbers of the programs (mfu, trace; from 0) or cases (attention). --rehearse: sizes for a
-CPU, seconds a part.
+--only: numbers, from 0, of the programs (mfu, trace), cases (attention), decodings (decode) or what
+the peer does (torch). --rehearse: sizes for a CPU, seconds a part. Parts may run at the same time:
+they measure in turn, each with the device for itself.
 """
 
 import argparse
@@ -71,9 +72,10 @@ def ceiling(bench: Bench) -> None:
         return a @ b
 
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in (0, 1))
-    gemm_ms, _ = tools.timed_on_device(functools.partial(jax.jit(ceiling_gemm), a, b), 10)
     x = jax.random.normal(jax.random.key(2), (copied,), jnp.float32)
-    copy_ms, _ = tools.timed_on_device(functools.partial(jax.jit(jnp.copy), x))
+    with bench.alone():
+        gemm_ms, _ = tools.timed_on_device(functools.partial(jax.jit(ceiling_gemm), a, b), 10)
+        copy_ms, _ = tools.timed_on_device(functools.partial(jax.jit(jnp.copy), x))
     described = sorted(glob.glob(f"{_dump_folder(bench)}/*{GEMM}*gpu_target_config.pbtxt"))
     if described:
         shutil.copy(described[0], bench.out / "gpu_target_config.pbtxt")
@@ -122,8 +124,9 @@ def embed(bench: Bench) -> None:
                 look_up = layers.lookup if name == "lookup" else operator.getitem
                 gradient = jax.jit(functools.partial(_lookup_gradient, look_up))
                 call = functools.partial(gradient, table_VxE, tokens, dy_NxE)
-                ms, spread = tools.timed_on_device(call)
                 found, repeats = np.asarray(call()), True
+                with bench.alone():
+                    ms, spread = tools.timed_on_device(call)
                 for _ in range(3):
                     repeats &= np.array_equal(found, np.asarray(call()))
             except Exception as error:
@@ -194,7 +197,8 @@ def decode(bench: Bench) -> None:
     layout = sharding.make_layout(devices=jax.devices()[:1])
     rows, width, length = (4, 16, 8) if bench.rehearse else (128, 256, DECODED)
     greedy, beam4 = decoding.Greedy(eos_id=-1), decoding.BeamSearch(4, eos_id=-1)
-    for size, decoder in (("base", greedy), ("base", beam4), ("small", greedy)):
+    decodings = (("base", greedy), ("base", beam4), ("small", greedy))
+    for size, decoder in bench.chosen(decodings):
         config = bench.config(size, scan_layers=False)
         few = rows if decoder is greedy else rows // 4
         tokens = tools.decoder_inputs(few, width, config.vocab_size)
@@ -207,7 +211,8 @@ def decode(bench: Bench) -> None:
             start = time.perf_counter()
             jax.block_until_ready(call())
             compile_s = time.perf_counter() - start
-            ms, spread = tools.timed_on_device(call, 1)
+            with bench.alone():
+                ms, spread = tools.timed_on_device(call, 1)
         except Exception as error:
             bench.failed("decode", error, **names)
             continue
@@ -225,6 +230,7 @@ def decode(bench: Bench) -> None:
 
 def torch(bench: Bench) -> None:
     command = [sys.executable, "benchmarks/accelerator_peer.py", f"--out={bench.out.resolve()}"]
+    command += [f"--only={','.join(map(str, bench.only))}"] if bench.only else []
     status, lines = tools.run_and_show([*command, *(["--rehearse"] if bench.rehearse else [])])
     if status:
         bench.failed("torch", f"exit status {status}: {' / '.join(lines[-3:])}")

@@ -67,7 +67,8 @@ def attention(bench: tools.Bench) -> None:
             if (case, packed) not in exact:
                 few = _few(*_arrays(case, packed))
                 exact[case, packed] = references[case, packed](*few)
-            found = _measure(case, packed, forward, both, exact[case, packed])
+            with bench.alone():
+                found = _measure(case, packed, forward, both, exact[case, packed])
         except Exception as error:
             bench.failed("attention", error, **names)
         else:
@@ -157,13 +158,19 @@ def _few(inputs: Any, segments: Any, do_BxTxHxD: Any) -> tuple[Any, Any, Any]:
 
 
 def _attend(case: Case, packed: bool, backend: str) -> Callable[[Any, Any], Any]:
+    import jax
+
     from t5scaling.model import attention, network
+    from t5scaling.training import sharding
 
     def forward(inputs: dict[str, Any], segments: dict[str, Any]) -> Any:
         mask = attention.Mask(segments["query"], segments["key"], case.causal, packed)
         q, k, v, bias = (inputs.get(name) for name in ("q", "k", "v", "bias"))
-        config = network.T5Config(1, 1, 1, 1, 1, 1, 1, attention=backend)
-        return attention.attend(q, k, v, attention.share(config, mask, bias))
+        config = network.T5Config(
+            1, 1, case.H, case.D, 1, 1, 1, dtype="bfloat16", attention=backend
+        )
+        with sharding.make_layout(devices=jax.devices()[:1]).constraints():
+            return attention.attend(q, k, v, attention.share(config, mask, bias))
 
     return forward
 

@@ -1,10 +1,11 @@
 """Hugging Face transformers' T5 on PyTorch beside accelerator.py's parts `mfu` and `decode`.
 
-    python benchmarks/accelerator_peer.py [--out=results/accelerator] [--rehearse]
+    python benchmarks/accelerator_peer.py [--out=results/accelerator] [--only=0,6] [--rehearse]
 
 The same sizes, rows and lengths, in bfloat16: train steps under autocast with transformers'
 Adafactor, and `generate` of as many positions. Parameters are random, those of the configuration:
-nothing is downloaded. Results are records of the part `torch`, see accelerator.py.
+nothing is downloaded. Results are records of the part `torch`, see accelerator.py. --only: numbers,
+from 0, of what WORK lists.
 """
 
 import argparse
@@ -20,15 +21,7 @@ import torch
 import transformers
 from transformers.optimization import Adafactor
 
-# (size, rows, attention, compiled); what may take longest is last.
-STEPS = (
-    ("base", 64, "sdpa", False),
-    ("base", 64, "eager", False),
-    ("small", 128, "sdpa", False),
-    ("base", 64, "sdpa", True),
-)
-# (size, rows, beams)
-DECODINGS = (("base", 128, 1), ("base", 32, 4), ("small", 128, 1))
+Work = tuple[Callable[..., dict[str, Any]], dict[str, Any]]  # train or generate, and its arguments
 
 
 class Peer:
@@ -107,9 +100,11 @@ def train(peer: Peer, size: str, rows: int, attention: str, compiled: bool) -> d
         optimizer.step()
 
     start = time.perf_counter()
-    tools.timed(step, peer.wait, 1, 1)
+    step()
+    peer.wait(None)
     warm_s = time.perf_counter() - start
-    ms, spread = tools.timed(step, peer.wait, 1 if peer.bench.rehearse else 5)
+    with peer.bench.alone():
+        ms, spread = tools.timed(step, peer.wait, 1 if peer.bench.rehearse else 5)
     return {
         "used_attention": model.config._attn_implementation,
         "ms": ms,
@@ -136,7 +131,7 @@ def generate(peer: Peer, size: str, rows: int, beams: int) -> dict[str, Any]:
             max_new_tokens=length,
         )
 
-    with torch.inference_mode():
+    with torch.inference_mode(), peer.bench.alone():
         positions = call().shape[1] - 1
         ms, spread = tools.timed(call, peer.wait, 1, 2)
     return {
@@ -161,28 +156,48 @@ def attempt(peer: Peer, call: Callable[..., dict[str, Any]], **names: Any) -> No
         peer.bench.record("torch", **what, **found)
 
 
+def _training(size: str, rows: int, attention: str, compiled: bool) -> Work:
+    return train, {"size": size, "rows": rows, "attention": attention, "compiled": compiled}
+
+
+def _generation(size: str, rows: int, beams: int) -> Work:
+    return generate, {"size": size, "rows": rows, "beams": beams}
+
+
+# What may take longest is last.
+WORK = (
+    _training("base", 64, "sdpa", False),
+    _training("base", 64, "eager", False),
+    _training("small", 128, "sdpa", False),
+    _generation("base", 128, 1),
+    _generation("base", 32, 4),
+    _generation("small", 128, 1),
+    _training("base", 64, "sdpa", True),
+)
+REHEARSAL = (
+    _training("base", 4, "eager", False),
+    _generation("base", 2, 1),
+    _generation("base", 1, 4),
+)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=os.environ.get("OUT", "results/accelerator"))
+    parser.add_argument("--only", default="", help="numbers of WORK, comma-separated")
     parser.add_argument("--rehearse", action="store_true")
     chosen = parser.parse_args(arguments)
+    only = tuple(int(number) for number in chosen.only.split(",") if number)
     out = Path(chosen.out)
     out.mkdir(parents=True, exist_ok=True)
-    peer = Peer(tools.Bench(out, chosen.rehearse))
+    bench = tools.Bench(out, chosen.rehearse, only=only)
+    peer = Peer(bench)
     transformers.logging.set_verbosity_error()
-    steps, decodings = list(STEPS), list(DECODINGS)
-    if chosen.rehearse:
-        steps, decodings = [("base", 4, "eager", False)], [("base", 2, 1), ("base", 1, 4)]
-    compiled = [each for each in steps if each[3]]
-    peer.bench.record(
+    bench.record(
         "torch", what="setup", torch=torch.__version__, transformers=transformers.__version__
     )
-    for size, rows, attention, _ in (each for each in steps if not each[3]):
-        attempt(peer, train, size=size, rows=rows, attention=attention, compiled=False)
-    for size, rows, beams in decodings:
-        attempt(peer, generate, size=size, rows=rows, beams=beams)
-    for size, rows, attention, _ in compiled:
-        attempt(peer, train, size=size, rows=rows, attention=attention, compiled=True)
+    for call, names in bench.chosen(REHEARSAL if chosen.rehearse else WORK):
+        attempt(peer, call, **names)
     return 0
 
 

@@ -4,14 +4,17 @@ Axes in array names are those of t5scaling/model/network.py.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ if str(REPOSITORY) not in sys.path:  # where the package is not installed
 
 VOCABULARY = 32128
 INPUTS, TARGETS = 512, 114  # tokens of a row: span corruption of 568 tokens, as T5's
-# T5 1.1 (Raffel et al. 2020); `rehearsal` stands for each of them when parts are rehearsed.
+# T5 1.1 (Raffel et al. 2020): width, heads, head dimension, layers of each stack, MLP width. A
+# rehearsal uses the sizes of "rehearsal" whatever model is asked for.
 SIZES = {
     "rehearsal": (32, 2, 16, 1, 64),
     "tiny": (128, 4, 32, 2, 256),
@@ -80,6 +84,13 @@ class Bench:
 
     def chosen(self, everything: Sequence[Any]) -> list[Any]:
         return [each for i, each in enumerate(everything) if not self.only or i in self.only]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process of these benchmarks measures: so several may compile at once."""
+        with open(f"{tempfile.gettempdir()}/t5scaling_accelerator.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def config(self, size: str, **changes: Any) -> Any:
         """T5Config of T5 1.1 in bfloat16, without dropout, its layers scanned."""
@@ -199,6 +210,14 @@ def compile_together(
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(one, programs))
+
+
+def compiled_program(outcome: tuple[Any, float]) -> Any:
+    """The program of one outcome of `compile_together`; raises what stopped it."""
+    program, _ = outcome
+    if isinstance(program, Exception):
+        raise program
+    return program
 
 
 def run_and_show(command: Sequence[str], **changes: str) -> tuple[int, list[str]]:

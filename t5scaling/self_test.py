@@ -113,23 +113,19 @@ def _bytes_needed(rows: int) -> int:
 def this_device() -> tuple[str, int | None]:
     """The platform as JAX names it, and the bytes that a device of it has left for this process;
     None if it does not say."""
-    memory = jax.local_devices()[0].memory_stats() or {}
-    limit = memory.get("bytes_limit")
-    return jax.default_backend(), limit and limit - memory.get("bytes_in_use", 0)
+    memory = jax.local_devices()[0].memory_stats()  # None on a CPU
+    known = memory is not None and {"bytes_limit", "bytes_in_use"} <= memory.keys()
+    left = memory["bytes_limit"] - memory["bytes_in_use"] if known else None
+    return jax.default_backend(), left
 
 
 def attention_choices(config: network.T5Config, platform: str) -> dict[str, attention.Choice]:
     """Kind of rows -> what such a model takes on this platform."""
 
+    capability = layers.compute_capability(jax.local_devices()[0])
+
     def choose(packed: bool) -> attention.Choice:
-        return attention.choose(
-            config.attention,
-            platform=platform,
-            dtype=config.dtype,
-            head_dim=config.head_dim,
-            packed=packed,
-            capability=layers.capability_of(jax.local_devices()[0]),
-        )
+        return attention.choose(config, platform=platform, packed=packed, capability=capability)
 
     return {"unpacked rows": choose(packed=False), "packed rows": choose(packed=True)}
 

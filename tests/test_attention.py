@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from t5scaling.errors import UserError
 from t5scaling.model import attention, layers, network
 from t5scaling.model.network import T5Config, Transformer
+from t5scaling.training import sharding, step
 
 # name: (T, S, causal, with bias, heads' dimension); blocks are 32 to 128 positions.
 CASES = {
@@ -50,8 +52,9 @@ def test_no_array_has_all_scores():
     (q, k, v, bias, cotangent), mask = _arrays(128, 128, False, True, 64, True, "bfloat16")
 
     def both(backend, q, k, v, bias):
-        out, back = jax.vjp(lambda *x: _attend(backend, *x, mask), q, k, v, bias)
-        return out, back(cotangent)
+        with _one_device():
+            out, back = jax.vjp(lambda *x: _attend(backend, *x, mask), q, k, v, bias)
+            return out, back(cotangent)
 
     all_scores = f"[{len(q)},{q.shape[2]},128,128]"
     for backend, expected in (("plain", True), ("fused", False)):
@@ -59,37 +62,102 @@ def test_no_array_has_all_scores():
         assert (all_scores in program) == expected
 
 
+def model_of(head_dim=64, dtype="bfloat16", attention="auto"):
+    return T5Config(1, 1, 1, head_dim, 1, 1, 1, dtype=dtype, attention=attention)
+
+
 @pytest.mark.parametrize(
-    ("setting", "platform", "dtype", "head_dim", "backend"),
+    ("model", "platform", "capability", "backend"),
     [
-        ("auto", "cpu", "bfloat16", 64, "plain"),
-        ("auto", "gpu", "bfloat16", 64, "fused"),
-        ("auto", "gpu", "bfloat16", 128, "fused"),
-        ("auto", "gpu", "bfloat16", 32, "plain"),
-        ("auto", "gpu", "float32", 64, "plain"),
-        ("plain", "gpu", "bfloat16", 64, "plain"),
-        ("cudnn", "gpu", "bfloat16", 64, "cudnn"),
+        (model_of(), "cpu", None, "plain"),
+        (model_of(), "gpu", 9.0, "fused"),
+        (model_of(), "gpu", None, "fused"),
+        (model_of(128), "gpu", 8.0, "fused"),
+        (model_of(), "gpu", 7.5, "plain"),
+        (model_of(), "gpu", 0.0, "plain"),  # of another vendor
+        (model_of(32), "gpu", 9.0, "plain"),
+        (model_of(dtype="float32"), "gpu", 9.0, "plain"),
+        (model_of(attention="plain"), "gpu", 9.0, "plain"),
+        (model_of(32, attention="fused"), "gpu", 9.0, "fused"),
     ],
 )
-def test_the_backend_suits_the_device(setting, platform, dtype, head_dim, backend):
+def test_the_backend_suits_the_device(model, platform, capability, backend):
     for packed in (False, True):
-        choice = attention.choose(
-            setting, platform=platform, dtype=dtype, head_dim=head_dim, packed=packed
-        )
+        choice = attention.choose(model, platform=platform, packed=packed, capability=capability)
         assert choice.backend == backend
         assert choice.reason
 
 
-def test_gpus_without_bfloat16_products_take_the_plain_attention():
-    asked = {"platform": "gpu", "dtype": "bfloat16", "head_dim": 64, "packed": False}
-    assert attention.choose("auto", **asked, capability=7.5).backend == "plain"
-    assert attention.choose("auto", **asked, capability=8.0).backend == "fused"
+@pytest.mark.parametrize(
+    ("model", "platform", "packed", "words"),
+    [
+        (model_of(attention="cudnn"), "gpu", True, "it has no segments, which packed rows need"),
+        (model_of(attention="cudnn"), "cpu", False, "it runs on NVIDIA's GPUs alone"),
+        (model_of(dtype="float32", attention="cudnn"), "gpu", False, "the model is float32"),
+        (model_of(80, attention="fused"), "gpu", False, "heads are a power of 2, .* they are 80"),
+        (model_of(32, attention="fused"), "tpu", False, "heads are 64 or 128; they are 32"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused(model, platform, packed, words):
+    assert attention.choose(model_of(), platform=platform, packed=packed)
+    with pytest.raises(UserError, match=f"ATTENTION='.*' cannot be used: .*{words}"):
+        attention.choose(model, platform=platform, packed=packed, capability=9.0)
 
 
-def test_cudnn_refuses_packed_rows():
-    (q, k, v, bias, _), mask = _arrays(16, 16, False, True, 64, True, "bfloat16")
-    with pytest.raises(UserError, match="packed rows need 'fused' or 'plain'"):
-        _attend("cudnn", q, k, v, bias, mask)
+def test_cudnn_is_for_rows_that_are_not_packed():
+    model = model_of(attention="cudnn")
+    assert attention.choose(model, platform="gpu", packed=False).backend == "cudnn"
+
+
+def test_vendors_and_devices_without_cuda():
+    kinds = {"9.0": 9.0, "gfx90a": 0.0, None: None}
+    for given, expected in kinds.items():
+        device = types.SimpleNamespace(compute_capability=given)
+        assert layers.compute_capability(device) == expected
+    assert layers.compute_capability(object()) is None
+
+
+def test_several_devices_without_a_mesh_take_the_plain_attention():
+    assert jax.device_count() > 1  # see conftest.py
+    mask = attention.Mask.unpacked(jnp.ones((2, 4)), jnp.ones((2, 4)))
+    assert attention.share(model_of(attention="fused"), mask).backend == "plain"
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"data": 1, "model": 2}, {"data": 1, "fsdp": 2}])
+def test_each_device_attends_for_its_rows_and_heads(mesh):
+    """Outputs and gradients on two devices are those of plain attention, the bias's too."""
+    (q, k, v, bias, cotangent), mask = _arrays(*CASES["decoder"], True, "float32")
+    expected = _outputs_and_gradients("plain", q, k, v, bias, cotangent, mask)
+    layout = sharding.make_layout(mesh)
+    found = _outputs_and_gradients("fused", q, k, v, bias, cotangent, mask, layout.constraints)
+    for name in expected:
+        error = jnp.linalg.norm(found[name] - expected[name]) / jnp.linalg.norm(expected[name])
+        assert error <= 1e-6, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nothing_is_scattered_on_a_gpu(dtype):
+    """There, threads add to one place in the order in which they come."""
+    model = T5Config(50, 32, 2, 64, 1, 1, 24, dtype=dtype, dropout_rate=0.1, scan_layers=True)
+    params = network.init_params(model, jax.random.key(0))
+    tokens = jnp.ones((2, 16), jnp.int32)
+    arrays = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens"), tokens)
+    arrays |= {"decoder_target_tokens": tokens, "decoder_loss_weights": jnp.ones((2, 16))}
+    layout = sharding.make_layout(devices=jax.devices()[:1])
+
+    def gradients(platform):
+        with layout.constraints(), layers.placed(layers.Placement(platform)):
+            return str(
+                jax.make_jaxpr(
+                    lambda params: step.gradients(
+                        params, arrays, jax.random.key(1), network.Transformer(model),
+                        step.Objective(), layout, 1,
+                    )
+                )(params)
+            )  # fmt: skip
+
+    assert "scatter" not in gradients("gpu")
+    assert "scatter" in gradients("cpu")  # the test sees them
 
 
 @pytest.mark.parametrize(
@@ -142,15 +210,22 @@ def test_rows_are_summed_by_token(rows, vocabulary, used):
 def test_the_lookup_of_a_gpu_has_the_same_gradient():
     draw = np.random.default_rng(0)
     table = jnp.asarray(draw.normal(size=(20, 8)), jnp.float32)
-    tokens = jnp.asarray(draw.integers(0, 20, (3, 50)))
-    cotangent = jnp.asarray(draw.normal(size=(3, 50, 8)), jnp.float32)
+    tokens = jnp.asarray(draw.integers(0, 20, (4, 50)))
+    cotangent = jnp.asarray(draw.normal(size=(4, 50, 8)), jnp.float32)
 
-    def gradient(platform):
-        with layers.placed(layers.Placement(platform)):
+    def gradient(platform, mesh=None):
+        layout = sharding.make_layout(
+            mesh or {"data": 1}, devices=jax.devices()[: 2 if mesh else 1]
+        )
+        with layout.constraints():
+            there = layers.placement()._replace(platform=platform)
+        with layers.placed(there):
             look_up = jax.jit(lambda c: jax.vjp(lambda t: layers.lookup(t, tokens), table)[1](c)[0])
             return look_up(cotangent)
 
-    np.testing.assert_allclose(gradient("gpu"), gradient("cpu"), atol=1e-5)
+    expected = gradient("cpu")
+    for mesh in (None, {"data": 2}, {"data": 1, "fsdp": 2}):
+        np.testing.assert_allclose(gradient("gpu", mesh), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -194,25 +269,32 @@ def _arrays(queries, keys, causal, biased, head_dim, packed, dtype, batch=2, hea
         tokens = np.ones((batch, keys), np.int32)
         tokens[::2, keys * 3 // 4 :] = 0
         tokens[-1] = 0  # a row of padding
-        mask = attention.Mask.of_rows(
+        mask = attention.Mask.unpacked(
             jnp.ones((batch, queries)), jnp.asarray(tokens), causal=causal
         )
     return (q, k, v, bias, normal(*q.shape)), mask
 
 
 def _attend(backend, q, k, v, bias, mask):
-    config = T5Config(1, 1, 1, 1, 1, 1, 1, attention=backend)
-    return attention.attend(q, k, v, attention.share(config, mask, bias))
+    config = model_of(q.shape[-1], q.dtype.name, backend)
+    shared = attention.share(config, mask, bias)
+    assert shared.backend == backend
+    return attention.attend(q, k, v, shared)
 
 
-def _outputs_and_gradients(backend, q, k, v, bias, cotangent, mask):
+def _one_device():
+    return layers.placed(layers.Placement("cpu"))
+
+
+def _outputs_and_gradients(backend, q, k, v, bias, cotangent, mask, placed=_one_device):
     """float32, of the queries that see a key."""
     seen = jnp.broadcast_to(mask.visible().any(axis=-1), q.shape[:2])[..., None, None]
 
     @jax.jit
     def both(q, k, v, bias, cotangent):
-        out, back = jax.vjp(lambda *x: _attend(backend, *x, mask), q, k, v, bias)
-        return out, back(cotangent)
+        with placed():
+            out, back = jax.vjp(lambda *x: _attend(backend, *x, mask), q, k, v, bias)
+            return out, back(cotangent)
 
     with jax.default_matmul_precision("highest"):
         out, gradients = both(q, k, v, bias, jnp.where(seen, cotangent, 0))
@@ -243,5 +325,6 @@ def _loss_and_gradients(config, packed):
         )  # fmt: skip
         return jnp.sum(jnp.where((targets > 0)[..., None], logits, 0.0) ** 2)
 
-    value, gradients = loss(params)
+    with _one_device():
+        value, gradients = loss(params)
     return value, jax.tree.map(np.asarray, gradients)

@@ -4,6 +4,7 @@ No test here runs on a TPU. The kernels' results are compared as JAX interprets 
 accepts them is tested where libtpu is installed.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5scaling.model import attention, attention_tpu
+from t5scaling.model import attention, attention_tpu, network
 from t5scaling.model.layers import Placement, diagonals_to_matrix, placed
 from t5scaling.study import ahead_of_time
 
@@ -142,10 +143,11 @@ def test_a_tpu_has_kernels_of_its_own(monkeypatch):
 
 
 def test_a_tpu_takes_them_by_name_only():
-    asked = {"platform": "tpu", "dtype": "bfloat16", "head_dim": 64, "packed": True}
-    choice = attention.choose("auto", **asked)
+    model = network.T5Config(1, 1, 1, 64, 1, 1, 1, dtype="bfloat16")
+    choice = attention.choose(model, platform="tpu", packed=True)
     assert choice.backend == "plain" and "ATTENTION='fused'" in choice.reason
-    assert attention.choose("fused", **asked).backend == "fused"
+    named = dataclasses.replace(model, attention="fused")
+    assert attention.choose(named, platform="tpu", packed=True).backend == "fused"
 
 
 COMPILE = """

@@ -199,10 +199,10 @@ def test_the_attention_of_both_kinds_of_rows(monkeypatch, setting, gpu):
         choices = self_test.attention_choices(config, platform)
         assert {c.backend for c in choices.values()} == {backend}
     asked = []
-    monkeypatch.setattr(attention, "choose", lambda setting, **about: asked.append(about))
+    monkeypatch.setattr(attention, "choose", lambda config, **about: asked.append((config, about)))
     self_test.attention_choices(config, "gpu")
-    about = {"platform": "gpu", "dtype": "bfloat16", "head_dim": 64, "capability": None}
-    assert asked == [{**about, "packed": False}, {**about, "packed": True}]
+    about = {"platform": "gpu", "capability": None}
+    assert asked == [(config, {**about, "packed": packed}) for packed in (False, True)]
 
 
 @pytest.mark.parametrize(

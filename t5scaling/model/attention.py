@@ -18,6 +18,7 @@ from t5scaling.model.config import T5Config
 from t5scaling.model.layers import diagonals_to_matrix, mask_bias, placement, repeat_over_batch
 
 FUSED_HEAD_DIMS = (64, 128)
+LEAST_CAPABILITY = 8.0  # CUDA's compute capability that the fused kernels need
 
 
 class Mask(NamedTuple):
@@ -33,8 +34,8 @@ class Mask(NamedTuple):
     packed: bool
 
     @classmethod
-    def of_rows(cls, queries_BxT, keys_BxS, *, causal=False):
-        """Of rows that are not packed: keys are visible where their token is not 0.
+    def unpacked(cls, queries_BxT, keys_BxS, *, causal=False):
+        """For rows that are not packed: keys are visible where their token is not 0.
 
         With `causal`, padding needs no mask of its own: it comes after all tokens.
         """
@@ -63,20 +64,16 @@ class Choice(NamedTuple):
 
 
 def choose(
-    setting: str,
-    *,
-    platform: str,
-    dtype: str,
-    head_dim: int,
-    packed: bool,
-    capability: float | None = None,
+    config: T5Config, *, platform: str, packed: bool, capability: float | None = None
 ) -> Choice:
-    """The backend for a setting of `T5Config.attention` on a device of this platform.
+    """The backend that a model takes on a device of this platform, for packed rows or others.
 
-    platform, capability: as in layers.Placement; None if it is not known. A backend that is asked
-    for by name is taken, and fails where it cannot run.
+    platform, capability: as in layers.Placement; None if it is not known. Raises UserError for a
+    backend that `config.attention` names and that cannot run there.
     """
+    setting, head_dim, dtype = config.attention, config.head_dim, config.dtype
     if setting != "auto":
+        _refuse_impossible(config, platform, packed, capability)
         return Choice(setting, f"ATTENTION={setting!r} asks for it")
     if platform == "tpu":
         return Choice(
@@ -86,16 +83,44 @@ def choose(
         )
     if platform != "gpu":
         return Choice("plain", f"there is no fused kernel for this platform, {platform}")
-    if capability is not None and capability < 8.0:
-        return Choice(
-            "plain", f"compute capability {capability} is below 8.0: no bfloat16 products"
-        )
+    if capability is not None and capability < LEAST_CAPABILITY:
+        return Choice("plain", _too_old(capability))
     if dtype != "bfloat16":
         return Choice("plain", f"{dtype} is for exact numbers; the fused kernels are for bfloat16")
     if head_dim not in FUSED_HEAD_DIMS:
         return Choice("plain", f"the fused kernels are for heads of 64 or 128, not {head_dim}")
     rows = "packed rows" if packed else "rows that are not packed"
     return Choice("fused", f"bfloat16 and heads of {head_dim} on a GPU, for {rows}")
+
+
+def _too_old(capability: float) -> str:
+    return (
+        f"the fused kernels need an NVIDIA GPU of compute capability {LEAST_CAPABILITY} or more; "
+        f"this GPU has {capability or 'none'}"
+    )
+
+
+def _refuse_impossible(
+    config: T5Config, platform: str, packed: bool, capability: float | None
+) -> None:
+    """Raises UserError unless the backend that is asked for by name can run."""
+    setting, head_dim, problem = config.attention, config.head_dim, None
+    if setting == "cudnn":
+        if platform != "gpu" or capability == 0:
+            problem = "it runs on NVIDIA's GPUs alone"
+        elif config.dtype != "bfloat16":
+            problem = f"it needs bfloat16, and the model is {config.dtype}"
+        elif packed:
+            problem = "it has no segments, which packed rows need"
+    if setting == "fused":
+        if platform == "gpu" and capability is not None and capability < LEAST_CAPABILITY:
+            problem = _too_old(capability)
+        elif platform == "gpu" and (head_dim < 16 or head_dim & (head_dim - 1)):
+            problem = f"on a GPU heads are a power of 2, 16 or more; they are {head_dim}"
+        elif platform == "tpu" and head_dim not in FUSED_HEAD_DIMS:
+            problem = f"on a TPU heads are 64 or 128; they are {head_dim}"
+    if problem:
+        raise UserError(f"ATTENTION={setting!r} cannot be used: {problem}; expected 'auto'")
 
 
 class Shared(NamedTuple):
@@ -108,14 +133,13 @@ class Shared(NamedTuple):
 
 def share(config: T5Config, mask: Mask, bias_HxC: jax.Array | None = None) -> Shared:
     """Chooses the backend and brings the bias by distance into the form that it takes."""
-    backend, _ = choose(
-        config.attention,
-        platform=placement().platform,
-        dtype=config.dtype,
-        head_dim=config.head_dim,
-        packed=mask.packed,
-        capability=placement().capability,
-    )
+    there = placement()
+    if there.on_each_device is None:  # no device could run a kernel on its own rows
+        backend = "plain"
+    else:
+        backend, _ = choose(
+            config, platform=there.platform, packed=mask.packed, capability=there.capability
+        )
     if bias_HxC is None or backend == "fused":
         return Shared(mask, backend, bias_HxC)
     queries, keys = mask.query_segments_BxT.shape[1], mask.key_segments_BxS.shape[1]
@@ -126,8 +150,9 @@ def attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, shared: Shared) -> jax.Array:
     """softmax(q k + bias) v over the keys that the mask lets each query see: (B, T, H, D).
 
     q, k and v are float32 or bfloat16; scores and softmax are float32. There is no factor
-    1/sqrt(D): T5 has it in the initial queries. The weights of a query that sees no key are all
-    alike. Differentiable by q, k, v and the bias.
+    1/sqrt(D): T5 has it in the initial queries. The output of a query that sees no key means
+    nothing: it is the mean of all values if the backend is "plain", and 0 if it is "fused".
+    Differentiable by q, k, v and the bias.
     """
     mask, backend, bias = shared
     if backend == "plain":
@@ -173,8 +198,6 @@ def _fused(q, k, v, bias_HxC, mask: Mask) -> jax.Array:
 
 def _cudnn(q, k, v, bias_HxTxS, mask: Mask) -> jax.Array:
     """cuDNN's flash attention, whose bias is bfloat16 and whose padding is a length."""
-    if mask.packed:
-        raise UserError("ATTENTION='cudnn' has no segments; packed rows need 'fused' or 'plain'")
     lengths = [
         jnp.sum(segments, axis=1, dtype=jnp.int32)
         for segments in (mask.query_segments_BxT, mask.key_segments_BxS)

@@ -111,9 +111,10 @@ def _attend_bwd(settings, tiles, residuals, do):
     dq, delta = run("by_queries", (*given, do, log_z, o), settings, tiles)
     given = (*given, do, log_z, delta)
     dk, dv = run("by_keys", given, settings, tiles)
-    dbias = (
-        None if given[3] is None else sums_of_diagonals(run("by_bias", given, settings, tiles)[0])
-    )
+    dbias = None
+    if given[3] is not None:
+        (dscores,) = run("by_bias", given, settings, tiles)
+        dbias = sums_of_diagonals(dscores)
     return dq, dk, dv, dbias, None, None
 
 
@@ -142,8 +143,8 @@ def run(name, operands, settings, tiles):
 
     def block(*shape, at):
         def index(*ids):
-            place = dict(zip(grid, ids, strict=True))
-            return tuple(place.get(axis, 0) for axis in at)
+            place = {"b": 0, "h": 0, "i": 0, "j": 0, "-": 0} | dict(zip(grid, ids, strict=True))
+            return tuple(place[axis] for axis in at)
 
         return pl.BlockSpec(shape, index)
 

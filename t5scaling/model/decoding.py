@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from t5scaling.errors import UserError
 from t5scaling.model import choosing
 from t5scaling.model.cache import DecoderCache, DecoderContext
-from t5scaling.model.network import Transformer, products_of
+from t5scaling.model.network import Transformer, exact_products
 from t5scaling.model.stacking import unrolled
 
 IMPOSSIBLE = -1e7  # log-probability of a beam that does not exist; finite: sums stay ordered
@@ -44,7 +44,7 @@ class Greedy:
     def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         del example_ids
-        with products_of(model.config):
+        with exact_products(model.config):
             return greedy(
                 model,
                 params,
@@ -74,7 +74,7 @@ class BeamSearch:
     def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
         """-> tokens (B, L) int32, and scores (B,) float32: nats over the length penalty."""
         del example_ids
-        with products_of(model.config):
+        with exact_products(model.config):
             tokens_BxKxL, scores_BxK = beam_search(
                 model,
                 params,
@@ -120,7 +120,7 @@ class Sampling:
 
     def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
-        with products_of(model.config):
+        with exact_products(model.config):
             return sample(
                 model,
                 params,

@@ -35,17 +35,17 @@ class Placement(NamedTuple):
     """Where a model is traced for. Without a mesh: JAX's own default device.
 
     platform: of the devices, "cpu", "gpu" or "tpu".
-    capability: of NVIDIA's GPUs, CUDA's compute capability, such as 9.0; else None.
+    capability: see `compute_capability`.
     constrain: holds an activation to the mesh; (array, logical axis names) -> array.
     on_each_device: (function of arrays, logical axis names of each argument or None for an argument
         that is None, names of the result) -> function of global arrays, in which each device calls
-        it on what it holds.
+        it on what it holds. None if there are several devices and no mesh to split arrays over.
     """
 
     platform: str
     capability: float | None = None
     constrain: Callable = lambda x, axes: x
-    on_each_device: Callable = lambda function, in_axes, out_axes: function
+    on_each_device: Callable | None = lambda function, in_axes, out_axes: function
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement")
@@ -63,15 +63,20 @@ def placed(there: Placement):
 
 def placement() -> Placement:
     there = _placement.get(None)
-    return there or Placement(jax.default_backend(), capability_of(jax.local_devices()[0]))
+    if there is None:
+        there = Placement(jax.default_backend(), compute_capability(jax.local_devices()[0]))
+        if jax.device_count() > 1:
+            there = there._replace(on_each_device=None)
+    return there
 
 
-def capability_of(device) -> float | None:
-    """CUDA's compute capability of a device, or None if it has none."""
+def compute_capability(device) -> float | None:
+    """CUDA's, such as 9.0; 0 for a GPU of another vendor, None for what is no GPU."""
+    capability = getattr(device, "compute_capability", None)
     try:
-        return float(device.compute_capability)
-    except (AttributeError, ValueError):
-        return None
+        return capability and float(capability)
+    except ValueError:  # AMD's say gfx90a
+        return 0.0
 
 
 def constrain(x, *axes):
@@ -281,7 +286,10 @@ def _lookup_bwd(residuals, dy_BxTxE):
         )[None]
 
     rows = ("lookup_batch", None)
-    sums_PxVxE = placement().on_each_device(
+    on_each_device = placement().on_each_device
+    if on_each_device is None:  # the compiler splits the sums, in an order of its own
+        return own_rows(tokens_BxT, dy_BxTxE)[0], None
+    sums_PxVxE = on_each_device(
         own_rows, (rows, (*rows, "embed")), ("lookup_batch", None, "embed")
     )(tokens_BxT, dy_BxTxE)
     return jnp.sum(sums_PxVxE, axis=0), None

@@ -424,7 +424,7 @@ class Transformer(nn.Module):
     def encode(self, encoder_input_tokens, encoder_segment_ids=None, *, deterministic=True):
         """(B, S) -> (B, S, E) in the activation dtype."""
         if encoder_segment_ids is None:
-            mask = attention.Mask.of_rows(encoder_input_tokens, encoder_input_tokens)
+            mask = attention.Mask.unpacked(encoder_input_tokens, encoder_input_tokens)
         else:
             segments = encoder_segment_ids
             mask = attention.Mask(segments, segments, causal=False, packed=True)
@@ -445,8 +445,8 @@ class Transformer(nn.Module):
         if (encoder_segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError("segment ids are needed for both the encoder and the decoder")
         if encoder_segment_ids is None:
-            mask = attention.Mask.of_rows(decoder_input_tokens, decoder_input_tokens, causal=True)
-            cross_mask = attention.Mask.of_rows(decoder_input_tokens, encoder_input_tokens)
+            mask = attention.Mask.unpacked(decoder_input_tokens, decoder_input_tokens, causal=True)
+            cross_mask = attention.Mask.unpacked(decoder_input_tokens, encoder_input_tokens)
         else:
             segments = decoder_segment_ids
             mask = attention.Mask(segments, segments, causal=True, packed=True)
@@ -502,7 +502,7 @@ class Transformer(nn.Module):
         return self.logits(self._scaled(x_BxKxE)), cache
 
 
-def products_of(config: T5Config) -> contextlib.AbstractContextManager[None]:
+def exact_products(config: T5Config) -> contextlib.AbstractContextManager[None]:
     """Inside, matrix products of a float32 model are traced as float32 products.
 
     By default GPUs round float32 operands to TF32 and TPUs to bfloat16, and a float32 model would

@@ -1,7 +1,7 @@
 """Compiles the train step for devices that need not be there, and says what memory it takes.
 
-For a TPU slice or a GPU the work is done in a child process: there JAX is told to look for no such
-device, and what happens in it cannot harm this process's JAX, whose devices stay untouched. It is
+For a TPU slice or a GPU the work is done in a child process, whose environment keeps JAX from
+looking for such a device. The JAX of this process, and its devices, are left as they are. It is
 `python -m t5scaling.study.ahead_of_time`: a program as JSON on stdin, the result as JSON on stdout.
 
 Times are never taken from the compiler: XLA's cost analysis counts the body of a loop once.

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs that need not be here: which there are, what XLA must be told of one, and how many.
+"""NVIDIA GPUs to compile for, present or not: which cards are known, and XLA's description of one.
 
 A topology's name is a card, alone or times their number: "h100", "h100:8" (in one machine), or
 "h100:2x8" (8 in each of 2 machines). In place of the card may stand a file that describes another

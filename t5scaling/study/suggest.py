@@ -3,7 +3,7 @@ confirms.
 
 Changes are tried in this order:
 
-0. a GPU's memory: JAX takes a share of it, and may be told to take a larger one;
+0. on a GPU, a larger share of its memory for JAX, which by default takes three quarters;
 1. remat: "minimal" computes again what lies between matrix products, "full" a layer's forward
    pass, about a third more work;
 2. fsdp: parameters, optimizer and gradients split over more devices, which send them about;
@@ -184,13 +184,7 @@ def estimate(program: Program, platform: str) -> float:
     E, M, V = config.emb_dim, config.mlp_dim / model, config.vocab_size / model
     H, J = config.num_heads / model, config.num_heads * config.head_dim / model
     act = 2 if config.dtype == "bfloat16" else 4
-    backend, _ = attention.choose(
-        config.attention,
-        platform=platform,
-        dtype=config.dtype,
-        head_dim=config.head_dim,
-        packed=program.packed,
-    )
+    backend, _ = attention.choose(config, platform=platform, packed=program.packed)
     branches = len(config.mlp_activations)
     mlp = (branches + 1) * E * M
     encoder, decoder = 4 * E * J + mlp, 8 * E * J + mlp
@@ -223,5 +217,5 @@ def estimate(program: Program, platform: str) -> float:
     chunk = 3 * 4 * V * min(at_a_time, rows * T)
     together = rows * fsdp * T  # positions of the devices that split a parameter
     matrix, moved = (V / fsdp, together) if together < config.vocab_size else (V, 0)
-    of_loss = chunk + (4 + act) * E * (matrix + moved)
-    return state + activations + max(working + gathered, of_loss)
+    loss_bytes = chunk + (4 + act) * E * (matrix + moved)
+    return state + activations + max(working + gathered, loss_bytes)

@@ -115,7 +115,7 @@ class Layout:
                 check_vma=False,  # kernels of Pallas do not say how their results vary
             )
 
-        capability = layers.capability_of(self.mesh.devices.flat[0])
+        capability = layers.compute_capability(self.mesh.devices.flat[0])
         return layers.placed(layers.Placement(self.platform, capability, hold, on_each_device))
 
 

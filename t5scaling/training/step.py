@@ -156,7 +156,7 @@ def train_step(
     dropout_key = None
     if model.config.dropout_rate > 0:
         dropout_key = jax.random.fold_in(jax.random.key(seed), train_state.step)
-    with layout.constraints(), network.products_of(model.config):
+    with layout.constraints(), network.exact_products(model.config):
         grads, total, z_loss, weight_sum = gradients(
             train_state.params, batch, dropout_key, model, objective, layout, microbatches
         )
@@ -229,7 +229,7 @@ def eval_step(
 ) -> tuple[jax.Array, jax.Array]:
     """-> (cross-entropy summed over target tokens in nats, target tokens), teacher-forced."""
     plain = Objective(z_loss=0.0)
-    with layout.constraints(), network.products_of(model.config):
+    with layout.constraints(), network.exact_products(model.config):
         total, (_, weight_sum) = loss_fn(params, batch, None, model, plain, layout)
     return total, weight_sum
 
