@@ -63,6 +63,9 @@ case ${1:-} in
   three) # one after another: what has the host's time in it
     part 90 doctor
     part 60 loop
+    echo "--- $SECONDS s: steps_per_call.py"
+    timeout 60 "$PYTHON" benchmarks/steps_per_call.py --steps=1,20 --legs=3 --model=tiny \
+      --examples_root="$EXAMPLES" ${REHEARSE:+--help}
     part 280 study
     ;;
   *)
