@@ -167,20 +167,36 @@ def loop(bench: Bench) -> None:
         ("small", 128, {}),
     ):
         config = bench.config(size, **shared, **changes)
-        # Many short steps; and as many batches as one pass over the examples can give.
-        counts = {"SKIPPED": 4, "MEASURED": 3 if bench.rehearse else 200, "NEVER_DONE": 400}
+        # From one line of metrics to another, where every call ends; and as many batches as one
+        # pass over the examples can give.
+        several = loop_overhead.LOG_EVERY
+        measured = (1 if bench.rehearse else 10) * several
+        counts = {"SKIPPED": several, "MEASURED": measured, "NEVER_DONE": 400}
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.multiple(loop_overhead, DataSpec=spec, **counts))
             model = lambda vocab_size=0, config=config: config
             stack.enter_context(mock.patch.multiple(tiny, ROWS=rows, model=model))
             try:
                 pairs = loop_overhead.measure(bench.examples, 2, print)
+                legs = [
+                    loop_overhead.loop_leg(config, bench.examples, rows, several) for _ in range(3)
+                ]
             except Exception as error:
                 bench.failed("loop", error, size=size, rows=rows)
                 continue
         alone, whole = (min(pair[i].wall_s for pair in pairs) * 1e3 for i in (0, 1))
-        ratio = whole / alone
-        bench.record("loop", size=size, rows=rows, step_ms=alone, loop_ms=whole, ratio=ratio)
+        at_once = min(leg.wall_s for leg in legs[1:]) * 1e3  # the first compiles
+        bench.record(
+            "loop",
+            size=size,
+            rows=rows,
+            step_ms=alone,
+            loop_ms=whole,
+            ratio=whole / alone,
+            steps_per_call=several,
+            loop_ms_at_once=at_once,
+            ratio_at_once=at_once / alone,
+        )
 
 
 def _carried(bench: Bench, stem: str) -> bool:

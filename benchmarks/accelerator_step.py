@@ -36,15 +36,13 @@ class Program:
 
 PROGRAMS = (
     Program("base", 64),
-    Program("base", 64, {"scan_layers": False}),
     Program("base", 64, {"attention": "plain"}),
     Program("base", 64, {"attention": "cudnn"}),
-    Program("base", 64, {"attention": "fused"}),
-    Program("base", 64, {"attention": "fused"}, packed=True),
+    Program("base", 64, {"scan_layers": False}),
+    Program("base", 64, packed=True),
     Program("base", 128),
     Program("large", 64, {"remat": "minimal"}),
     Program("large", 64),
-    Program("large", 32),
     Program("small", 128),
     Program("base", 64, {"dropout_rate": 0.1}),
 )

@@ -125,7 +125,7 @@ def measure(examples_root: str, legs: int, note: Callable[[str], None]) -> list[
         return watch.leg()
 
     def in_loop() -> Leg:
-        return loop_leg(config, examples_root)
+        return loop_leg(config, examples_root, tiny.ROWS)
 
     alone()
     pairs = []

@@ -36,11 +36,12 @@ part() {
 }
 
 case ${1:-} in
-  one) # the train step; its programs share their compilations by the cache
+  one) # the train step; parts of one program share its compilation by the cache
     if command -v nvidia-smi > /dev/null; then
       nvidia-smi --query-gpu=name,memory.total,clocks.sm,power.limit --format=csv,noheader
     fi
-    part 210 mfu &
+    part 210 mfu --only=0,2,4 &
+    part 210 mfu --only=5,9,8 &
     JAX_PLATFORMS=cuda,cpu part 210 parity &
     part 60 ceiling &
     wait
@@ -58,14 +59,13 @@ case ${1:-} in
     part 200 attention &
     part 60 embed &
     wait
-    part 90 mfu --flags=tuned --only=0
+    part 120 mfu --flags=tuned --only=0 &
+    part 120 mfu --only=6,7 &
+    wait
     ;;
   three) # one after another: what has the host's time in it
     part 90 doctor
-    part 60 loop
-    echo "--- $SECONDS s: steps_per_call.py"
-    timeout 60 "$PYTHON" benchmarks/steps_per_call.py --steps=1,20 --legs=3 --model=tiny \
-      --examples_root="$EXAMPLES" ${REHEARSE:+--help}
+    part 90 loop
     part 280 study
     ;;
   *)
