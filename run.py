@@ -66,7 +66,9 @@ def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> i
 
         settings = chosen(arguments, "topology utilization output")
         return 0 if plan.plan(arguments.gin_file, overrides, **settings) else 1
-    text = "" if arguments.verb == "work" else config.load(arguments.gin_file, overrides)
+    # A run says itself which model it is of.
+    optional = ("MODEL",) if arguments.verb in ("eval", "infer") else ()
+    text = "" if arguments.verb == "work" else config.load(arguments.gin_file, overrides, optional)
     if arguments.verb == "materialize":
         from t5scaling.study import runner
 

@@ -38,9 +38,13 @@ def gin_literal(value: str) -> str:
         return repr(value)
 
 
-def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
+def load(
+    gin_files: Sequence[str], bindings: Mapping[str, Any], optional: Sequence[str] = ()
+) -> str:
     """Parses `gin_files`, then `bindings` over them: name -> Python value, or a string as typed
     on the command line (gin text, or a plain string without quotes).
+
+    Macros that are `optional` are None where nothing sets them.
 
     Returns the whole parsed configuration as gin text, which can be parsed again.
     Raises UserError for a missing file, a syntax error, or a name that nothing binds.
@@ -57,6 +61,8 @@ def load(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> str:
             raise UserError(f"gin file not found: {path}{nearest(path, _known_gin_files())}")
         with _one_line_errors(path):
             gin.parse_config_file(path)
+    for name in sorted(set(optional) & _referenced_macros() - _macros()):
+        gin.parse_config(f"{name} = None")
     known = _macros()
     for name, value in bindings.items():
         if "." not in name and name not in known:

@@ -150,19 +150,28 @@ class Folder:
 
 def sizes(folder: str | os.PathLike) -> dict[str, int]:
     """Path within the folder -> bytes, of all files at any depth."""
-    found = {}
     if in_bucket(folder):
-        root = os.fspath(path(folder)).removeprefix(BUCKETS) + "/"
-        for name, entry in _system().find(root, detail=True).items():
-            if not name.endswith("/"):  # what some programs put there for a folder
-                found[name.removeprefix(root)] = entry["size"]
-        return found
+        return {name: entry["size"] for name, entry in _objects(folder).items()}
+    found = {}
     for place, _, names in os.walk(folder):
         for name in names:
             file = os.path.join(place, name)
             with contextlib.suppress(FileNotFoundError):  # gone since
                 found[os.path.relpath(file, folder)] = os.stat(file).st_size
     return found
+
+
+def checksums(folder: str | os.PathLike) -> dict[str, str]:
+    """Path within a bucket's folder -> the CRC32C that the store keeps of the object, base64."""
+    return {name: entry["crc32c"] for name, entry in _objects(folder).items()}
+
+
+def _objects(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Path within a bucket's folder -> what the store says of the object."""
+    root = os.fspath(path(folder)).removeprefix(BUCKETS) + "/"
+    found = _system().find(root, detail=True)
+    # (a name that ends in / is what some programs put there for a folder)
+    return {n.removeprefix(root): entry for n, entry in found.items() if not n.endswith("/")}
 
 
 def modified_ns(address: str | os.PathLike) -> int:

@@ -6,6 +6,7 @@ with the preconditions on generations. gcp-storage-emulator, which could have se
 precondition: of several creators of an object all would win.
 """
 
+import base64
 import contextlib
 import itertools
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -250,6 +252,8 @@ def _metadata(bucket: str, name: str, found: Object) -> dict[str, Any]:
     return {
         "kind": "storage#object", "id": f"{bucket}/{name}/{found.generation}", "name": name,
         "bucket": bucket, "generation": str(found.generation), "metageneration": "1",
+        # (not that of CRC32C, but as good as one to those who only compare)
+        "crc32c": base64.b64encode(zlib.crc32(found.data).to_bytes(4)).decode(),
         "size": str(len(found.data)), "timeCreated": moment, "updated": moment,
     }  # fmt: skip
 

@@ -241,7 +241,7 @@ def test_damaged_and_unfinished_checkpoints(bucket, capsys):
     abstract = jax.tree.map(abstract_of, states[1])
     np.testing.assert_array_equal(again.restore_latest(abstract)["w"], np.full(8, 2.0))
     assert "checkpoint_3 cannot be read" in capsys.readouterr().out
-    assert (there / "broken-checkpoint_3" / "sizes.json").exists()
+    assert (there / "broken-checkpoint_3" / "digests.json").exists()
     assert [step for step, _ in checkpoint.choose(run, "all")] == [1, 2]
     again.delete_all_but([1])
     again.close()

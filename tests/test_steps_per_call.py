@@ -210,6 +210,7 @@ def test_a_run_goes_on_with_another_number_and_so_does_one_that_knows_none(tmp_p
     for name, before in (("now", text), ("older", older)):
         folder = str(tmp_path / name)
         run_directory.begin(folder, before)
+        (tmp_path / name / "checkpoints/checkpoint_1").mkdir(parents=True)  # something to lose
         run_directory.refuse_changed(folder, config.load(files, {**values, "STEPS_PER_CALL": 8}))
         with pytest.raises(UserError, match=r"\(SEED = 0 there, SEED = 1 now\)"):
             run_directory.refuse_changed(folder, config.load(files, {**values, "SEED": 1}))

@@ -100,11 +100,11 @@ def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(
     assert mini.same(mini.parameters(folder, 12), mini.parameters(reference, 12))
 
 
-def test_a_damaged_checkpoint_without_noted_sizes(reference, mini_root, tmp_path, capsys):
-    """Killed right after the save, before the sizes were noted: reading it tells."""
+def test_a_damaged_checkpoint_without_noted_digests(reference, mini_root, tmp_path, capsys):
+    """Killed right after the save, before the digests were noted: reading it tells."""
     folder = copy_unfinished(reference, tmp_path)
     damage(folder / "checkpoints/checkpoint_12")
-    (folder / "checkpoints/checkpoint_12/sizes.json").unlink()
+    (folder / "checkpoints/checkpoint_12/digests.json").unlink()
     mini.train(folder, mini_root, checkpoint_steps=(4, 8))
     assert "going back to the one before" in capsys.readouterr().out
     assert mini.same(mini.parameters(folder, 12), mini.parameters(reference, 12))
@@ -147,20 +147,11 @@ def test_starts_from_the_given_parameters_with_a_fresh_optimizer(reference, tmp_
     checkpoints.close()
 
 
-def test_missing_or_foreign_initial_checkpoint_is_one_line(reference, mini_root, tmp_path):
+def test_a_missing_initial_checkpoint_is_one_line(reference, mini_root, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint at .*; there: .*checkpoint_12"):
         wrong = str(reference / "checkpoints/checkpoint_99")
         mini.train(tmp_path / "a", mini_root, initial_checkpoint_path=wrong)
-    import dataclasses
-
-    other = dataclasses.replace(mini.CONFIG, emb_dim=48)
-    with pytest.raises(UserError, match="cannot start from"):
-        right = str(reference / "checkpoints/checkpoint_12")
-        mini.train(tmp_path / "b", mini_root, initial_checkpoint_path=right, model=other)
-    with pytest.raises(UserError, match="another model"):
-        folder = copy_unfinished(reference, tmp_path)
-        mini.train(folder, mini_root, model=other)
-    assert checkpoint_steps(folder) == [4, 8, 12]
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(reference, mini_root, tmp_path):

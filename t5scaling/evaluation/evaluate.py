@@ -33,6 +33,8 @@ from t5scaling.evaluation.generate import (
 from t5scaling.model import decoding, network
 from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
 
+TRIED_EXAMPLES = 8  # with which metrics are tried before a run begins
+
 Metric = Callable[[Sequence[Any], Sequence[str]], dict[str, Any]]
 
 
@@ -67,6 +69,30 @@ class Evaluation:
                 f'metrics are {self.metrics!r}; expected "task" or a tuple of functions, such as '
                 "(@metrics.bleu, @metrics.chrf)"
             )
+        if not isinstance(self.metrics, str):
+            _check_metrics(self.metrics)
+        for name in ("batch_size", "max_decode_len", "max_examples"):
+            value = getattr(self, name)
+            if value is None and name != "batch_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"Evaluation.{name} is {value!r}; expected a whole number >= 1")
+
+    def check_settings(self, layout: sharding.Layout) -> None:
+        """Raises UserError unless the devices can share the rows of a batch."""
+        sharding.check_batch_size(self.batch_size, layout, name="EVAL_BATCH_SIZE")
+
+    def check_data(self, training: Examples, model: network.T5Config) -> None:
+        """Raises UserError unless the examples are of the vocabulary of `training`, carry the text
+        to compare with, and the metrics can be had of their targets."""
+        examples = find_examples(self.dataset, self.examples_root)
+        run_directory.check_same_vocabulary(examples, training, model.vocab_size)
+        metrics = self._metrics(examples)
+        if metrics:
+            records = self._texts(examples, min(self._count(examples), TRIED_EXAMPLES))
+            perfect = [record["targets_pretokenized"] for record in records]
+            outputs = _outputs(records, perfect)
+            _score([m for m in metrics if not isinstance(m, Comet)], outputs, lambda text: None)
 
     def __call__(
         self,
@@ -107,7 +133,13 @@ class Evaluation:
         found = []
         for name in examples.meta["metrics"]:
             module, _, function = name.rpartition(".")
-            found.append(getattr(importlib.import_module(module), function))
+            try:
+                found.append(getattr(importlib.import_module(module), function))
+            except (ImportError, AttributeError, ValueError) as error:
+                raise UserError(
+                    f"{self.dataset.task} names the metric {name}, which cannot be imported "
+                    f"({error}); METRICS sets others"
+                ) from error
         return found
 
     def cross_entropy(
@@ -141,12 +173,7 @@ class Evaluation:
         note: Callable[[str], None] = lambda text: None,
     ) -> list[dict[str, Any]]:
         """Predictions in the order of the examples, as T5X logs them."""
-        records = examples.read_many(range(self._count(examples)))
-        if "targets_pretokenized" not in records[0]:
-            raise UserError(
-                f"{self.dataset.task} {self.dataset.split} carries no text to compare with: "
-                "generation needs a validation or test split"
-            )
+        records = self._texts(examples, self._count(examples))
         generator = Generator(
             config,
             params,
@@ -163,14 +190,17 @@ class Evaluation:
                 f"{self.dataset.split} generating {done:,} of {len(records):,}"
             ),
         )
-        outputs = []
-        for record, answer in zip(records, answers, strict=True):
-            text = {k: record[k] for k in ("inputs_pretokenized", "targets_pretokenized")}
-            target = text["targets_pretokenized"]
-            if "reference" in record:
-                target = json.loads(record["reference"])
-            outputs.append({"input": text, "prediction": answer.text, "target": target})
-        return outputs
+        return _outputs(records, [answer.text for answer in answers])
+
+    def _texts(self, examples: Examples, count: int) -> list[dict[str, Any]]:
+        """The first records; raises UserError if they carry no text."""
+        records = examples.read_many(range(count))
+        if "targets_pretokenized" not in records[0]:
+            raise UserError(
+                f"{self.dataset.task} {self.dataset.split} carries no text to compare with: "
+                "generation needs a validation or test split"
+            )
+        return records
 
     def _count(self, examples: Examples) -> int:
         return min(len(examples), self.max_examples or len(examples))
@@ -185,8 +215,9 @@ class Evaluation:
             batch = loader.make_batch(examples, rows, rows=self.batch_size)
             yield {k: v[:, : math.ceil(v.shape[1] * bucket)] for k, v in batch.items()}
 
-    def identity(self) -> str:
-        """Equal for evaluations that measure the same in the same way."""
+    def identity(self, model: network.T5Config) -> str:
+        """Equal for evaluations that measure the same in the same way, of the same model in the
+        same dtype."""
         metrics = self.metrics
         if metrics != "task":
             metrics = [getattr(metric, "__qualname__", repr(metric)) for metric in metrics]
@@ -196,6 +227,7 @@ class Evaluation:
             "decoder": repr(self.decoder),
             "max_decode_len": self.max_decode_len,
             "max_examples": self.max_examples,
+            "model": model.numbers(),
             "version": __version__,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -208,6 +240,30 @@ def for_tasks(tasks: str | Sequence[str], evaluation: Evaluation) -> tuple[Evalu
         dataclasses.replace(evaluation, dataset=dataclasses.replace(evaluation.dataset, task=name))
         for name in names
     )
+
+
+def _check_metrics(metrics: Any) -> None:
+    """Raises UserError unless these are functions, or COMET, in a list or tuple."""
+    several = isinstance(metrics, list | tuple)
+    for metric in metrics if several else [metrics]:
+        if not (several and (callable(metric) or isinstance(metric, Comet))):
+            name = getattr(metric, "__name__", None)
+            raise UserError(
+                f'metrics are {f"@metrics.{name}" if name else repr(metrics)}; expected "task" or '
+                "a tuple of functions, such as (@metrics.bleu, @metrics.chrf)"
+            )
+
+
+def _outputs(records: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """Inputs, predictions and targets as T5X logs them."""
+    outputs = []
+    for record, answer in zip(records, answers, strict=True):
+        text = {k: record[k] for k in ("inputs_pretokenized", "targets_pretokenized")}
+        target = text["targets_pretokenized"]
+        if "reference" in record:
+            target = json.loads(record["reference"])
+        outputs.append({"input": text, "prediction": answer, "target": target})
+    return outputs
 
 
 def _score(
@@ -225,8 +281,9 @@ def _score(
             note(getattr(metric, "__name__", "metric"))
             try:
                 results |= metric(targets, predictions)
-            except ValueError as error:
-                raise UserError(str(error)) from error
+            except (ValueError, TypeError, KeyError) as error:
+                name = getattr(metric, "__name__", repr(metric))
+                raise UserError(f"metric {name}: {error}") from error
         elif distributed.is_main():
             sources = [o["input"]["inputs_pretokenized"] for o in outputs]
             try:
@@ -240,8 +297,8 @@ def _score(
 def evaluate_checkpoints(
     *,
     model_dir: str,
-    model: network.T5Config,
     evaluators: Sequence[Evaluation],
+    model: network.T5Config | None = None,
     steps: Sequence[int] | str = "last",
     mesh_shape: Mapping[str, int] | None = None,
     rules: sharding.Rules | None = None,
@@ -251,14 +308,15 @@ def evaluate_checkpoints(
 
     Args:
         model_dir: the run directory.
-        model: its architecture.
         evaluators: what to measure.
+        model: its architecture; None for what the run itself says.
         steps: "last", "all", or a list of steps.
         mesh_shape, rules: as of `training.loop.train`.
         progress: called with (evaluations done, in all, note); a progress bar if None.
 
     Raises:
-        UserError: no such run or step, or a vocabulary other than the run's.
+        UserError: no such run or step, a model or a vocabulary other than the run's, a damaged
+            checkpoint, or an evaluation that cannot be done.
     """
     if progress is None:
         with tracker.console_progress("eval", shown=distributed.is_main()) as bar:
@@ -273,19 +331,24 @@ def evaluate_checkpoints(
             )
         return
     wanted = checkpoint.choose(model_dir, steps)
+    model = run_directory.model_of(model_dir, model)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
+    abstract = step.abstract_params(model, layout)
+    for _, path in wanted:
+        checkpoint.check_params(path, abstract)
     for evaluator in evaluators:
+        evaluator.check_settings(layout)
         distributed.ready_examples([evaluator.dataset], evaluator.examples_root)
         examples = find_examples(evaluator.dataset, evaluator.examples_root)
         run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
-    abstract = step.abstract_params(model, layout)
+        evaluator.check_data(examples, model)
     log = _Lines(model_dir)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step, path in wanted:
         saved, params = storage.modified_ns(path), None
         for evaluator in evaluators:
-            key = {"step": wanted_step, "saved": saved, "evaluation": evaluator.identity()}
+            key = {"step": wanted_step, "saved": saved, "evaluation": evaluator.identity(model)}
             line = log.find(key)
             if line is None:
                 if params is None:

@@ -28,10 +28,10 @@ BLOCK = 4096  # lines that are sorted by length together, and written together
 def infer(
     *,
     model_dir: str,
-    model: network.T5Config,
     input_file: str,
     output_file: str,
     decoder: Decoder,
+    model: network.T5Config | None = None,
     prompt: str = "",
     step: int | str = "last",
     input_length: int = 256,
@@ -46,10 +46,10 @@ def infer(
 
     Args:
         model_dir: the run directory.
-        model: its architecture.
         output_file: `.jsonl` gives {"input", "prediction", "score"} a line, any other name plain
             text. An empty line gets an empty answer.
         decoder: how text is generated.
+        model: the run's architecture; None for what the run itself says.
         prompt: what stands before each line, as in training: "translate English to German: ".
         step: of the checkpoint, or "last".
         input_length: tokens of a line and its prompt that are read; longer ones are cut, counted
@@ -71,6 +71,7 @@ def infer(
             progress = stack.enter_context(bar)
         sha256, total = _scan(input_file)
         [(found_step, path)] = checkpoint.choose(model_dir, [step] if step != "last" else step)
+        model = run_directory.model_of(model_dir, model)
         vocabulary = Vocabulary(os.path.join(model_dir, run_directory.VOCABULARY))
         made_from = {
             "input_sha256": sha256,
@@ -78,6 +79,7 @@ def infer(
             "model_dir": storage.absolute(model_dir),
             "step": found_step,
             "saved": storage.modified_ns(path),
+            "model": model.numbers(),
             "prompt": prompt,
             "decoder": repr(decoder),
             "input_length": input_length,

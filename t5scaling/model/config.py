@@ -1,6 +1,8 @@
 """The architecture of a T5, as numbers."""
 
+import dataclasses
 from dataclasses import dataclass, fields
+from typing import Any
 
 from t5scaling.errors import UserError, nearest
 from t5scaling.model.layers import ACTIVATIONS
@@ -19,6 +21,10 @@ ATTENTION = {
     "fused": "kernels of our own",
     "cudnn": "NVIDIA's, for rows that are not packed",
 }
+
+
+# How a model is trained and computed, not which function of its parameters it is.
+NOT_THE_FUNCTION = ("dropout_rate", "dtype", "scan_layers", "remat", "attention")
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,16 @@ class T5Config:
         if self.dtype not in ("float32", "bfloat16"):
             choice = nearest(str(self.dtype), ("float32", "bfloat16"))
             raise UserError(f"T5Config.dtype is {self.dtype!r}{choice}")
+
+    def function(self) -> dict[str, Any]:
+        """The settings that decide which function of its parameters the model is, as JSON has them.
+
+        A checkpoint is of this model if these are equal; equal shapes alone do not say so.
+        """
+        values = dataclasses.asdict(self) | {"mlp_activations": list(self.mlp_activations)}
+        return {name: value for name, value in values.items() if name not in NOT_THE_FUNCTION}
+
+    def numbers(self) -> dict[str, Any]:
+        """`function` and the dtype: equal for models that compute the same but for rounding in the
+        last digits."""
+        return self.function() | {"dtype": self.dtype}

@@ -16,6 +16,10 @@ STACKS = ("encoder", "decoder")
 STACKED = "layers"
 
 
+def are_stacked(params: Any) -> bool:
+    return STACKED in params["encoder"]
+
+
 def stack_layers(params: Any) -> Any:
     """Per-layer tree, of arrays of JAX or NumPy -> stacked tree."""
     stacked = dict(params)
@@ -38,6 +42,34 @@ def unstack_layers(params: Any) -> Any:
             stack[f"{STACKED}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
         per_layer[name] = stack
     return per_layer
+
+
+def abstract_of_other_layout(abstract_params: Any) -> Any:
+    """Shapes, dtypes and shardings of parameters -> those of the same in the other layout.
+
+    The axis that counts layers is not split.
+    """
+    stacked = are_stacked(abstract_params)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), abstract_params
+    )
+    other = jax.eval_shape(unstack_layers if stacked else stack_layers, shapes)
+
+    def placed(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path]
+        layered = len(names) > 1 and names[1].startswith(STACKED)
+        if layered:
+            names[1] = STACKED if stacked else f"{STACKED}_0"
+        here = abstract_params
+        for name in names:
+            here = here[name]
+        spec = tuple(here.sharding.spec)
+        if layered:
+            spec = spec[1:] if stacked else (None, *spec)
+        sharding = jax.sharding.NamedSharding(here.sharding.mesh, jax.sharding.PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map_with_path(placed, other)
 
 
 def unrolled(model: network.Transformer, params: Any) -> tuple[network.Transformer, Any]:

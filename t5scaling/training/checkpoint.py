@@ -1,6 +1,5 @@
 """Checkpoints of a run with Orbax, and where a run starts from."""
 
-import json
 import os
 import re
 import shutil
@@ -14,10 +13,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5scaling import storage
 from t5scaling.errors import UserError
-from t5scaling.training import distributed
+from t5scaling.model import stacking
+from t5scaling.training import digests, distributed
 
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
-SIZES = "sizes.json"
 
 
 def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
@@ -107,7 +106,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if distributed.is_main():
                 for step in self.steps():
-                    _write_sizes(self._folder(step))
+                    digests.write(self._folder(step))
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{PREFIX}_{step}"
@@ -116,41 +115,49 @@ class Checkpoints:
         """The newest readable state, laid out as `abstract_state`; None if nothing was ever saved.
 
         A checkpoint that cannot be read is set aside as `broken-checkpoint_<step>`, which is said,
-        and the one before is taken. Raises UserError if there are some but none can be read.
+        and the one before is taken. Raises UserError if there are some but none can be read, or if
+        they hold another model.
         """
-        steps = self.steps()
-        if distributed.is_main():
-            self._set_aside_truncated(steps)
-        distributed.wait_for_all("truncated checkpoints are set aside")
-        self._manager.reload()
-        for step in reversed(self.steps()):
+        ever_saved = bool(self.steps())
+        while True:
+            if distributed.is_main():
+                self._set_aside_damaged()
+            distributed.wait_for_all("damaged checkpoints are set aside")
+            self._manager.reload()
+            if not self.steps():
+                break
+            step = self.steps()[-1]
+            folder = self._folder(step)
             try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+                # Each is read by itself: the manager would look at the others too, and take what is
+                # wrong with one of them for a fault of this one.
+                difference = first_difference(_stored(folder / "default"), abstract_state)
+                if difference is None:
+                    return _restore(folder / "default", abstract_state)
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-                if _wrong_shape(error):
-                    raise UserError(
-                        f"{self._folder(step)} holds another model: "
-                        f"{_first_line(error)}; choose another MODEL_DIR"
-                    ) from error
                 if jax.process_count() > 1:  # others may be waiting inside the restore
                     raise UserError(
-                        f"checkpoint {self._folder(step)} cannot be read ({_first_line(error)}); "
+                        f"checkpoint {folder} cannot be read ({_first_line(error)}); "
                         "delete it to go back to the one before"
                     ) from error
                 self._set_aside(step, error)
-                self._manager.reload()
-        if steps:
+            else:
+                raise UserError(
+                    f"{folder} holds another model: {difference}; choose another MODEL_DIR"
+                )
+        if ever_saved:
             raise UserError(
-                f"none of the checkpoints in {self.directory} can be read; "
-                "delete the run's directory to start it again"
+                f"none of the checkpoints in {self.directory} can be read: they are set aside as "
+                f"broken-{PREFIX}_*; the same command, given again, starts the run from its "
+                "beginning"
             )
         return None
 
-    def _set_aside_truncated(self, steps: Sequence[int]) -> None:
-        """Orbax would find them out as well, with a page of errors for every file."""
-        for step in reversed(steps):
+    def _set_aside_damaged(self) -> None:
+        """Orbax would not notice most damage, and of the rest make a page of errors a file."""
+        for step in reversed(self.steps()):
             try:
-                _check_sizes(self._folder(step))
+                digests.check(self._folder(step))
                 return
             except (ValueError, OSError) as error:
                 self._set_aside(step, error)
@@ -171,38 +178,123 @@ class Checkpoints:
             self._manager.close()
 
 
+def check_params(path: str, abstract_params: Any) -> None:
+    """Raises UserError as `restore_params` would, from what the checkpoint says of itself: it reads
+    no array."""
+    _find_params(path, abstract_params)
+
+
 def restore_params(path: str, abstract_params: Any) -> Any:
     """The parameters alone from a checkpoint directory `.../checkpoint_<step>`.
 
+    Layers are stacked, or unstacked, where the checkpoint has them the other way.
     Raises UserError if it is missing, damaged or of another model.
     """
+    directory, stored = _find_params(path, abstract_params)
+    stacked, want_stacked = stacking.are_stacked(stored), stacking.are_stacked(abstract_params)
+    error = None
+    if distributed.is_main():  # which checks it for all
+        try:
+            digests.check(directory)
+        except (ValueError, OSError) as problem:
+            error = problem
+    if distributed.largest(int(error is not None)) != (0,):
+        raise _cannot_start(path, error or ValueError("process 0 says why")) from error
+    try:
+        if stacked == want_stacked:
+            return _restore(directory / "default", {"params": abstract_params}, True)["params"]
+        change = stacking.stack_layers if want_stacked else stacking.unstack_layers
+        as_stored = stacking.abstract_of_other_layout(abstract_params)
+        params = _restore(directory / "default", {"params": as_stored}, True)["params"]
+    except Exception as error:
+        raise _cannot_start(path, error) from error
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
+    return jax.jit(change, out_shardings=shardings)(params)
+
+
+def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
+    """The checkpoint's folder, and the shapes of the parameters in it."""
     directory = epath.Path(storage.absolute(path))
-    item = directory / "default"
-    if not (item.exists() and _is_whole(directory)):
+    if not (directory.exists() and _is_whole(directory)):
         there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*") if _is_whole(p))
         raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
+    try:
+        stored = _stored(directory / "default")["params"]
+        per_layer = _per_layer(stored)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _cannot_start(path, error) from error
+    difference = first_difference(per_layer, _per_layer(abstract_params))
+    if difference:
+        raise UserError(f"{path} holds another model: {difference}")
+    return directory, stored
+
+
+def _cannot_start(path: str, error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint {path} is damaged ({_first_line(error)}); choose another one, or have its "
+        "run make it again"
+    )
+
+
+def first_difference(stored: Any, wanted: Any) -> str | None:
+    """The first array that a checkpoint and a model do not have alike, in words; None if none.
+
+    Both are trees of what has a shape.
+    """
+    there, here = _shapes(stored), _shapes(wanted)
+    names = there.keys() | here.keys()
+    for name in sorted(names, key=lambda name: (not name.startswith("params"), name)):
+        if name not in there:
+            return f"it has no {name}, which this model has with the shape {here[name]}"
+        if name not in here:
+            return f"it has {name} with the shape {there[name]}, which this model has not"
+        if there[name] != here[name]:
+            return f"its {name} has the shape {there[name]}, this model's {here[name]}"
+    return None
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path of each array, such as encoder/encoder_norm/scale, -> its shape."""
+    return {
+        "/".join(str(getattr(key, "key", getattr(key, "name", None))) for key in path): tuple(
+            leaf.shape
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _per_layer(params: Any) -> Any:
+    """Shapes of parameters in the layout that has a sub-tree for each layer."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    stacked = stacking.are_stacked(shapes)
+    return jax.eval_shape(stacking.unstack_layers, shapes) if stacked else shapes
+
+
+def _stored(item: epath.Path) -> dict[str, Any]:
+    """The tree of shapes that a checkpoint says it holds. Raises ValueError if it is damaged."""
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(item).item_metadata.tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    except Exception as error:  # Orbax raises many kinds for a damaged file
+        raise ValueError("it does not say what arrays it holds") from error
+
+
+def _restore(item: epath.Path, abstract: Any, partial: bool = False) -> Any:
+    """The arrays of `abstract`, laid out as it says; with `partial` the checkpoint has more."""
     restore_args = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(
             sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=True
         ),
-        {"params": abstract_params},
+        abstract,
     )
-    try:
-        _check_sizes(directory)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            restored = checkpointer.restore(
-                item,
-                args=ocp.args.PyTreeRestore(
-                    item={"params": abstract_params},
-                    restore_args=restore_args,
-                    partial_restore=True,
-                ),
-            )
-    except Exception as error:
-        raise UserError(
-            f"cannot start from {path}: {_first_line(error)}; is it of the same model, and whole?"
-        ) from error
-    return restored["params"]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            item,
+            args=ocp.args.PyTreeRestore(
+                item=abstract, restore_args=restore_args, partial_restore=partial
+            ),
+        )
 
 
 class _disk_errors:
@@ -228,39 +320,10 @@ def _disk_full(directory: Any) -> UserError:
     )
 
 
-def _write_sizes(folder: epath.Path) -> None:
-    """Notes the size of every file of a whole checkpoint, in `sizes.json` beside them."""
-    path = folder / SIZES
-    if not path.exists():
-        storage.write(path, json.dumps(_sizes(folder), indent=1, sort_keys=True) + "\n")
-
-
-def _check_sizes(folder: epath.Path) -> None:
-    """Raises ValueError if a file is missing or has another size than when it was saved."""
-    path = folder / SIZES
-    if not path.exists():  # killed right after the save
-        return
-    there = _sizes(folder)
-    for name, size in json.loads(path.read_text()).items():
-        if there.get(name) != size:
-            raise ValueError(f"{name} has {there.get(name, 0):,} bytes instead of {size:,}")
-
-
-def _sizes(folder: epath.Path) -> dict[str, int]:
-    """Path within the checkpoint -> bytes, of every file but `sizes.json`."""
-    there = storage.sizes(folder)
-    return {name: size for name, size in there.items() if not name.startswith(SIZES)}
-
-
 def _is_whole(path: storage.AnyPath) -> bool:
     """Orbax gives a checkpoint its name when it is whole; in a bucket, where nothing is renamed,
     its objects have their names from the start and a last one says so."""
     return not storage.in_bucket(path) or (path / "commit_success.txt").exists()
-
-
-def _wrong_shape(error: Exception) -> bool:
-    text = _first_line(error)  # further lines may quote a specification of the array
-    return isinstance(error, ValueError) and ("shape" in text or "structure" in text)
 
 
 def _first_line(error: Exception) -> str:

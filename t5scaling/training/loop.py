@@ -12,16 +12,16 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from t5scaling import storage
 from t5scaling.data import loader
-from t5scaling.data.examples import DataSpec, find_examples
-from t5scaling.data.pool import pool_rows
+from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
 from t5scaling.model import network
 from t5scaling.training import (
     calls,
     checkpoint,
+    checks,
     distributed,
+    origin,
     run_directory,
     sharding,
     state,
@@ -44,6 +44,12 @@ class Evaluator(Protocol):
         step: int,
         note: Callable[[str], None],
     ) -> dict[str, Any]: ...
+
+    def check_settings(self, layout: sharding.Layout) -> None:
+        """Raises UserError for settings with which it could not be done at the run's end."""
+
+    def check_data(self, training: Examples, model: network.T5Config) -> None:
+        """Raises UserError for data with which it could not be done at the run's end."""
 
 
 def train(
@@ -118,22 +124,40 @@ def train(
             not finite (with its step and the last good checkpoint), a full disk.
         Stopped: SIGTERM or SIGINT; the state is saved and the same command goes on.
     """
-    if run_directory.is_done(model_dir):
+    layout = checks.check_settings(
+        model_dir=model_dir,
+        model=model,
+        batch_size=batch_size,
+        train_steps=train_steps,
+        seed=seed,
+        microbatches=microbatches,
+        steps_per_call=steps_per_call,
+        mesh_shape=mesh_shape,
+        rules=rules,
+        initial_checkpoint_path=initial_checkpoint_path,
+        checkpoint_steps=checkpoint_steps,
+        log_every=log_every,
+        evaluators=evaluators,
+        eval_every=eval_every,
+    )
+    if run_directory.is_done(model_dir, train_steps):
         print(f"{model_dir} is done already", flush=True)
         return
     examples = find_examples(dataset, examples_root)
-    run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
-    if initial_checkpoint_path:  # <run directory>/checkpoints/checkpoint_<step>
-        pretraining = storage.path(initial_checkpoint_path).parent.parent
-        run_directory.check_vocabulary(pretraining, examples, model.vocab_size)
-    rows_there = pool_rows(examples, pool)
-    _check_repetition(train_steps * batch_size, rows_there, max_epochs, dataset.task)
-    layout = sharding.make_layout(mesh_shape, rules)
-    sharding.check(layout, model)
-    sharding.check_batch_size(batch_size, layout, microbatches)
-    calls.check(steps_per_call, layout)
+    rows_there = checks.check_data(
+        model_dir=model_dir,
+        model=model,
+        examples=examples,
+        dataset=dataset,
+        batch_size=batch_size,
+        train_steps=train_steps,
+        pool=pool,
+        max_epochs=max_epochs,
+        initial_checkpoint_path=initial_checkpoint_path,
+        evaluators=evaluators,
+    )
     if distributed.is_main():
-        run_directory.keep_vocabulary(model_dir, examples)
+        run_directory.start(model_dir, examples, model)
 
     with contextlib.ExitStack() as stack:
         if progress is None:
@@ -148,9 +172,15 @@ def train(
         start = int(train_state.step)
         if start > train_steps:
             raise UserError(f"{model_dir} is at step {start}, past TRAIN_STEPS={train_steps}")
+        if start == 0:
+            sums = origin.sums_of(train_state.params)
+            if distributed.is_main():
+                origin.note(model_dir, initial_checkpoint_path, sums)
         log = tracker.Tracker(
             model_dir,
             start,
+            # A run made longer had a line at its old end, that it would not have had otherwise.
+            is_logged=lambda step_then: step_then % log_every == 0 or step_then == train_steps,
             writes=distributed.is_main(),
             mirrors=mirrors,
             config={
@@ -331,15 +361,6 @@ def start_state(
 
 def _lengths(dataset: DataSpec) -> tuple[int, int]:
     return dataset.feature_lengths["inputs"], dataset.feature_lengths["targets"]
-
-
-def _check_repetition(needed: int, there: int, max_epochs: int | None, task: str) -> None:
-    if max_epochs is not None and needed > there * max_epochs:
-        passes = "one pass" if max_epochs == 1 else f"{max_epochs} passes"
-        raise UserError(
-            f"TRAIN_STEPS x BATCH_SIZE = {needed:,} examples, but {passes} over {task} gives "
-            f"{there * max_epochs:,}; lower TRAIN_STEPS or allow repetition by MAX_EPOCHS"
-        )
 
 
 def _stop_if_nonfinite(nonfinite_step: int, checkpoints: checkpoint.Checkpoints) -> None:

@@ -2,6 +2,8 @@
 
 config.gin        every gin binding of the run; `run.py train --gin_file=.../config.gin` repeats it
 run.json          its place in a study, if it has one
+model.json        the architecture (`T5Config`), which eval, infer and finetuning go by
+start.json        what it started from: the checkpoint's path, and what its parameters were
 vocabulary.model  the SentencePiece model that its tokens come from
 DONE              {"step": n}, written last of all
 FAILED            {"reason", "failures": how many so far, "traceback" unless it is the user's
@@ -10,70 +12,115 @@ JOB               {"job": "..."}: the job of an engine that was asked to do the 
 claims/           who is at work on it (`claim`)
 """
 
+import dataclasses
 import json
 import os
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5scaling import storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
+from t5scaling.model.config import T5Config
+from t5scaling.training import checkpoint
 
-VOCABULARY = "vocabulary.model"
+VOCABULARY, MODEL = "vocabulary.model", "model.json"
 CONFIG, RECORD, DONE, FAILED, JOB = "config.gin", "run.json", "DONE", "FAILED", "JOB"
 MOST_FAILURES = 3  # then a study leaves the run alone
-# Where a run lives, how often it saves and on what it runs, not what it computes: these may change.
+# Where a run lives, how often it saves, and on what and in which parts it runs, not what it computes:
+# these may change. (What the checkpoint of INITIAL_CHECKPOINT_PATH holds may not: see `origin`.)
 FREE_MACROS = (
     "MODEL_DIR",
     "INITIAL_CHECKPOINT_PATH",
     "EXAMPLES_ROOT",
     "CHECKPOINT_MINUTES",
+    "CHECKPOINT_STEPS",
     "KEEP_CHECKPOINT",
     "MIRRORS",
     "MESH_SHAPE",
     "REMAT_POLICY",
     "STEPS_PER_CALL",
+    "MICROBATCHES",
+    "EVAL_BATCH_SIZE",
+    "MAX_EPOCHS",
     "ATTENTION",
 )
+# What is measured when the run is trained: these may change until then.
+MEASURED_AT_THE_END = (
+    "METRICS",
+    "DECODER",
+    "MAX_DECODE_LENGTH",
+    "EVAL_FEATURE_LENGTHS",
+    "TEST_SPLIT",
+)
+STEPS = "TRAIN_STEPS"  # may grow, if the learning rate does not depend on it
 
 
 def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = None) -> None:
     """Makes the directory ready for a start, or for going on after a stop.
 
-    `record` becomes run.json: the run's place in a study. Raises UserError as `refuse_changed`.
+    `record` becomes run.json: the run's place in a study, which says how many steps it has.
+    Raises UserError as `refuse_changed`.
     """
-    refuse_changed(model_dir, config_text)
+    refuse_changed(model_dir, config_text, may_grow=record is None)
     storage.path(model_dir).mkdir(parents=True, exist_ok=True)
     storage.write(os.path.join(model_dir, CONFIG), config_text)
     if record is not None:
         write_json(os.path.join(model_dir, RECORD), record)
 
 
-def refuse_changed(model_dir: str, config_text: str) -> None:
-    """Raises UserError if the directory holds a run with other settings."""
+def refuse_changed(model_dir: str, config_text: str, may_grow: bool = False) -> None:
+    """Raises UserError if the directory holds a run with other settings, and something to lose: a
+    checkpoint, or results.
+
+    `may_grow`: whether it may be asked for more steps than it was.
+    """
     path = storage.path(model_dir) / CONFIG
-    if not path.exists():
+    done = is_done(model_dir)
+    if not path.exists() or not (done or checkpoint.newest_step(model_dir)):
         return
+    free = FREE_MACROS if done else FREE_MACROS + MEASURED_AT_THE_END
     texts = path.read_text(encoding="utf-8"), config_text
-    before, after = map(settings_of, texts)
+    before, after = (settings_of(text, free) for text in texts)
+    if may_grow and _is_longer(before, after):
+        before, after = ([s for s in lines if not _steps(s)] for lines in (before, after))
     if before != after:
         was = next((line for line in before if line not in after), "nothing")
         now = next((line for line in after if line not in before), "nothing")
+        advice = "delete it or choose another directory"
+        if done and was.startswith(tuple(f"{name} =" for name in MEASURED_AT_THE_END)):
+            advice = "it is done, and `run.py eval` measures it in another way"
+        elif _steps(was):
+            advice = (
+                "it may grow only, by run.py train, and if nothing else depends on it: " + advice
+            )
         raise UserError(
-            f"{model_dir} holds a run with other settings ({was} there, {now} now); "
-            "delete it or choose another directory"
+            f"{model_dir} holds a run with other settings ({was} there, {now} now); {advice}"
         )
 
 
-def settings_of(config_text: str) -> list[str]:
-    """The lines of gin text that decide what a run computes."""
+def _is_longer(before: Sequence[str], after: Sequence[str]) -> bool:
+    """Whether `after` asks for more steps, and for nothing else that follows from their number."""
+    readers = [line for line in after if re.search(rf"%{STEPS}\b", line)]
+    numbers = [next(filter(None, map(_steps, lines)), 0) for lines in (before, after)]
+    return len(readers) == 1 and 0 < numbers[0] < numbers[1]
+
+
+def _steps(line: str) -> int:
+    """The number that a line of settings gives to TRAIN_STEPS; 0 if it does not."""
+    found = re.fullmatch(rf"{STEPS} = ([\d_]+)", line)
+    return int(found[1]) if found else 0
+
+
+def settings_of(config_text: str, free_macros: Sequence[str] = FREE_MACROS) -> list[str]:
+    """The lines of gin text that decide what a run computes, without those of `free_macros`."""
     joined = re.sub(r"\\\n\s*", "", config_text)  # gin wraps long values after a backslash
-    free = (*(f"{name} =" for name in FREE_MACROS), "from ", "import ", "#")
+    free = (*(f"{name} =" for name in free_macros), "from ", "import ", "#")
     # Nor does what they set: a run made before there was a free macro can go on with it.
-    set_by_them = tuple(f" = %{name}" for name in FREE_MACROS)
+    set_by_them = tuple(f" = %{name}" for name in free_macros)
     return [
         line
         for line in joined.splitlines()
@@ -81,17 +128,73 @@ def settings_of(config_text: str) -> list[str]:
     ]
 
 
-def keep_vocabulary(model_dir: str, examples: Examples) -> None:
-    """Copies the vocabulary of the examples into the directory."""
+def start(model_dir: str, examples: Examples, model: T5Config) -> None:
+    """Copies the vocabulary of the examples, and what the model is, into the directory; a run that
+    was done, and is made longer, is so no more."""
     folder = storage.path(model_dir)
-    if not (folder / VOCABULARY).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DONE).unlink(missing_ok=True)
+    storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
+    write_json(os.path.join(model_dir, MODEL), dataclasses.asdict(model))
 
 
-def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> None:
-    """Raises UserError if the examples were made with another vocabulary than the run's, or with
-    one of more tokens than the model has (`vocab_size`)."""
+def model_of(model_dir: str | os.PathLike, given: T5Config | None) -> T5Config:
+    """The model of a run to compute with: `given`, or the run's own as any device computes it.
+
+    Raises UserError if there is neither, or if they are two functions of their parameters.
+    """
+    own = _read_model(model_dir)
+    if given is None:
+        if own is None:
+            raise UserError(
+                f"{model_dir} has no {MODEL} that says which model it is; name its gin file of "
+                "gin/models with --gin_file"
+            )
+        return dataclasses.replace(own, remat="none", attention="auto")
+    if own is not None:
+        _refuse_other_model(model_dir, own, given)
+    return given
+
+
+def check_model(model_dir: str | os.PathLike, model: T5Config) -> None:
+    """Raises UserError if the run there is of another model."""
+    own = _read_model(model_dir)
+    if own is not None:
+        _refuse_other_model(model_dir, own, model)
+
+
+def _refuse_other_model(model_dir: str | os.PathLike, own: T5Config, given: T5Config) -> None:
+    there, here = own.function(), given.function()
+    for name, value in there.items():
+        if value != here[name]:
+            raise UserError(
+                f"{model_dir} holds another model: its {name} is {_gin(value)}, now it is "
+                f"{_gin(here[name])}"
+            )
+
+
+def _gin(value: Any) -> str:
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def _read_model(model_dir: str | os.PathLike) -> T5Config | None:
+    """What model.json says; None if there is none. Raises UserError if it is damaged."""
+    path = storage.path(model_dir) / MODEL
+    try:
+        return T5Config(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, RecursionError, UserError) as error:
+        raise UserError(
+            f"{path} does not hold a model's settings; delete it, and name the model's gin file"
+        ) from error
+
+
+def check_vocabulary(
+    model_dir: str | os.PathLike | None, examples: Examples, vocab_size: int
+) -> None:
+    """Raises UserError if the examples were made with another vocabulary than the run's, if there
+    is a run, or with one of more tokens than the model has (`vocab_size`)."""
     what = f"the examples of {examples.spec.task} in {examples.path}"
     vocabulary = examples.meta["vocabulary"]
     if vocabulary["size"] > vocab_size:
@@ -99,8 +202,8 @@ def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> Non
             f"{what} have a vocabulary of {vocabulary['size']:,} tokens, more than the model's "
             f"{vocab_size:,}; set its vocab_size or choose another model"
         )
-    path = storage.path(model_dir) / VOCABULARY
-    if path.exists() and Vocabulary(path).sha256 != vocabulary["sha256"]:
+    path = storage.path(model_dir) / VOCABULARY if model_dir is not None else None
+    if path is not None and path.exists() and Vocabulary(path).sha256 != vocabulary["sha256"]:
         raise UserError(
             f"{what} were made with another vocabulary ({vocabulary['sha256'][:12]}...) than the "
             f"model in {model_dir} ({Vocabulary(path).sha256[:12]}...); its tokens would mean "
@@ -108,8 +211,35 @@ def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> Non
         )
 
 
-def is_done(model_dir: str) -> bool:
-    return (storage.path(model_dir) / DONE).exists()
+def check_same_vocabulary(examples: Examples, training: Examples, vocab_size: int) -> None:
+    """Raises UserError if a test set was made with another vocabulary than the `training` set."""
+    check_vocabulary(None, examples, vocab_size)
+    one, other = examples.meta["vocabulary"]["sha256"], training.meta["vocabulary"]["sha256"]
+    if one != other:
+        raise UserError(
+            f"the examples of {examples.spec.task} in {examples.path} were made with another "
+            f"vocabulary ({one[:12]}...) than those of {training.spec.task} in {training.path} "
+            f"({other[:12]}...); its tokens would mean nothing to the model"
+        )
+
+
+def is_done(model_dir: str, train_steps: int | None = None) -> bool:
+    """Whether the run is done, with so many steps at least where `train_steps` is given."""
+    if not (storage.path(model_dir) / DONE).exists():
+        return False
+    return train_steps is None or steps_done(model_dir) >= train_steps
+
+
+def steps_done(model_dir: str) -> int:
+    """Raises UserError if DONE does not say how many steps were done."""
+    path = os.path.join(model_dir, DONE)
+    try:
+        return int(read_json(path)["step"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f'{path} is damaged: it does not say {{"step": n}}; delete it, and the same command '
+            "goes on from the last checkpoint"
+        ) from None
 
 
 def finish(model_dir: str, step: int) -> None:

@@ -177,7 +177,9 @@ def check(layout: Layout, config: network.T5Config) -> None:
                 )
 
 
-def check_batch_size(batch_size: int, layout: Layout, microbatches: int = 1) -> None:
+def check_batch_size(
+    batch_size: int, layout: Layout, microbatches: int = 1, name: str = "BATCH_SIZE"
+) -> None:
     """Raises UserError unless every device gets the same number of rows of each microbatch."""
     if not isinstance(microbatches, int) or microbatches < 1:
         raise UserError(f"MICROBATCHES={microbatches!r}; expected a number >= 1")
@@ -186,7 +188,7 @@ def check_batch_size(batch_size: int, layout: Layout, microbatches: int = 1) -> 
         parts = f"{layout.size('batch')} devices"
         parts += f" x {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(
-            f"BATCH_SIZE={batch_size} cannot be split over {parts}; nearest that can: "
+            f"{name}={batch_size} cannot be split over {parts}; nearest that can: "
             f"{max(1, round(batch_size / unit)) * unit}"
         )
 

@@ -36,8 +36,10 @@ class Tracker:
         writes: bool = True,
         mirrors: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
+        is_logged: Callable[[int], bool] = lambda step: True,
     ):
-        """`mirrors`, packages of `open_mirror`, are told the same scalars, and `config` once."""
+        """`mirrors`, packages of `open_mirror`, are told the same scalars, and `config` once.
+        `is_logged`: whether a step has a line of its training."""
         self._writes = writes
         self._mirrors: list[Mirror] = []
         self._wall_before, self._start = 0.0, time.monotonic()
@@ -48,7 +50,11 @@ class Tracker:
         # Evaluation at the resumed step is done again: the kill may have hit in its middle.
         self._metrics, _ = _resume(
             folder / "metrics.jsonl",
-            lambda line: line["step"] < step or (line["step"] == step and line["split"] == "train"),
+            lambda line: (
+                line["step"] <= step and is_logged(line["step"])
+                if line["split"] == "train"
+                else line["step"] < step
+            ),
         )
         self._timing, timing = _resume(folder / "timing.jsonl", lambda line: line["step"] <= step)
         self._wall_before = timing[-1]["wall_s"] if timing else 0.0

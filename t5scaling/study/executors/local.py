@@ -11,12 +11,20 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from t5scaling import config
+from t5scaling import config, storage
 from t5scaling.errors import Stopped, UserError, nearest
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
 from t5scaling.study.expand import Run, data_specs, run_directory_of
-from t5scaling.training import checkpoint, claim, distributed, loop, run_directory, tracker
+from t5scaling.training import (
+    checkpoint,
+    checks,
+    claim,
+    distributed,
+    loop,
+    run_directory,
+    tracker,
+)
 
 
 class Watcher(Protocol):
@@ -104,12 +112,21 @@ def train(
     config.require(loop.train)
     arguments = config.bindings_of(loop.train)
     model_dir = arguments["model_dir"]
-    # All the run's examples in one child process, and every mistake in them before the first step.
-    distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
+    if distributed.is_main():
+        run_directory.refuse_changed(model_dir, config_text, may_grow=record is None)
+    try:
+        checks.check_settings(**arguments)
+        # All the run's examples in one child process.
+        distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
+    except UserError as error:
+        # (a mistake of somebody who starts one run leaves no directory)
+        if record is not None and distributed.is_main():
+            storage.path(model_dir).mkdir(parents=True, exist_ok=True)
+            run_directory.fail(model_dir, error)
+        raise
     if not distributed.is_main():  # the first process alone writes
         config.call(loop.train, progress=progress)
         return
-    run_directory.refuse_changed(model_dir, config_text)
     with claim.hold(model_dir, step=checkpoint.newest_step(model_dir)):
         run_directory.begin(model_dir, config_text, record)
         try:
