@@ -45,6 +45,12 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             from t5scaling.evaluation import comet
 
             comet.setup(arguments.folder)
+        case "convert":
+            from t5scaling import compilation, convert
+
+            compilation.prepare()
+            names = "to step vocabulary"
+            convert.convert(arguments.source, arguments.target, **chosen(arguments, names))
         case "doctor":
             from t5scaling import doctor
 

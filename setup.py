@@ -34,6 +34,7 @@ setup(
         "rich>=13.7",
         "rouge_score>=0.1.2",
         "sacrebleu>=2.4",
+        "safetensors>=0.4.3",  # reads and writes the files of Hugging Face
         "scipy>=1.13",
         # 0.2.3 needs a newer protobuf than TensorFlow comes with, and `import seqio` fails.
         "sentencepiece>=0.2.0,<0.2.3",

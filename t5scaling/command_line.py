@@ -84,6 +84,11 @@ VERBS = {
         "which evaluations use it.",
         "run.py comet-setup",
     ),
+    "convert": (
+        "Convert a trained model between t5scaling, T5X and Hugging Face: parameters, vocabulary "
+        "and, between the first two, the optimizer's moments. The source's format is recognised.",
+        "run.py convert runs/finetune exported/finetune --to=huggingface",
+    ),
     "report": (
         "Make results.csv, fits.json, the figures and report.html of a study again; of an archive "
         "of `export` too, which is unpacked beside it.",
@@ -184,6 +189,16 @@ def parser() -> argparse.ArgumentParser:
                 )
             if verb == "work":
                 sub.add_argument("runs", nargs="+", metavar="RUN", help="ids of its runs")
+        elif verb == "convert":
+            sub.add_argument("source", help="a run, a T5X checkpoint or a Hugging Face folder")
+            sub.add_argument("target", help="the directory to make; it must not exist")
+            sub.add_argument(
+                "--to", required=True, help="t5scaling, t5x or huggingface", metavar="FORMAT"
+            )
+            sub.add_argument("--step", type=int, help="of the checkpoint (default: the last)")
+            sub.add_argument(
+                "--vocabulary", metavar="FILE", help="SentencePiece model, if the source has none"
+            )
         elif verb == "comet-setup":
             sub.add_argument("--folder", help="of the environment (default: in the user's cache)")
         elif verb == "doctor":

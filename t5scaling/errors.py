@@ -26,3 +26,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         return ""
     shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
     return f"; expected one of: {shown}"
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """The first line of an error's text that is not empty, else the name of its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:longest]

@@ -48,6 +48,10 @@ class Vocabulary:
         self.eos_id = self._pieces.eos_id()
         self._text_pieces = text_pieces(self._pieces)
 
+    def size(self) -> int:
+        """How many pieces the model has: tokens of text, and sentinels that are pieces of it."""
+        return self._pieces.get_piece_size()
+
     def encode(self, text: str) -> np.ndarray:
         """The tokens of `text` and the end-of-sequence token, int32."""
         return np.array([*self._pieces.encode(text), self.eos_id], np.int32)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5scaling import storage
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, first_line
+from t5scaling.interop import t5x, weights
 from t5scaling.model import stacking
 from t5scaling.training import digests, distributed
 
@@ -137,7 +139,7 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
                 if jax.process_count() > 1:  # others may be waiting inside the restore
                     raise UserError(
-                        f"checkpoint {folder} cannot be read ({_first_line(error)}); "
+                        f"checkpoint {folder} cannot be read ({first_line(error)}); "
                         "delete it to go back to the one before"
                     ) from error
                 self._set_aside(step, error)
@@ -165,7 +167,7 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         print(
             f"warning: checkpoint {self._folder(step)} cannot be read "
-            f"({_first_line(error)}); set aside, going back to the one before",
+            f"({first_line(error)}); set aside, going back to the one before",
             flush=True,
         )
         broken = self.directory / f"broken-{PREFIX}_{step}"
@@ -178,19 +180,57 @@ class Checkpoints:
             self._manager.close()
 
 
+def _restore_from_t5x(path: str, abstract_params: Any) -> Any:
+    """The parameters of a checkpoint of T5X, each laid out as `abstract_params` says."""
+    found = dict(weights.flatten(t5x.read(path).params))
+
+    def one(key_path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = "/".join(key.key for key in key_path)
+        stack, stacked, rest = name.partition(f"/{stacking.STACKED}/")
+        if stacked:
+            layers = [f"{stack}/{stacking.STACKED}_{i}/{rest}" for i in range(leaf.shape[0])]
+            values = np.stack([found[layer] for layer in layers])
+        else:
+            values = found[name]
+        values = values.astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda at: values[at])
+
+    return jax.tree.map_with_path(one, abstract_params)
+
+
 def check_params(path: str, abstract_params: Any) -> None:
     """Raises UserError as `restore_params` would, from what the checkpoint says of itself: it reads
     no array."""
     _find_params(path, abstract_params)
 
 
+def restore_state(path: str, abstract_state: Any) -> Any:
+    """A whole state from a checkpoint directory `.../checkpoint_<step>`, laid out as
+    `abstract_state`.
+
+    Raises UserError if it is missing, damaged or of another model.
+    """
+    directory = epath.Path(storage.absolute(path))
+    try:
+        digests.check(directory)
+        difference = first_difference(_stored(directory / "default"), abstract_state)
+        if difference is None:
+            return _restore(directory / "default", abstract_state)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+        raise _cannot_start(path, error) from error
+    raise UserError(f"{path} holds another model: {difference}")
+
+
 def restore_params(path: str, abstract_params: Any) -> Any:
     """The parameters alone from a checkpoint directory `.../checkpoint_<step>`.
 
-    Layers are stacked, or unstacked, where the checkpoint has them the other way.
+    Layers are stacked, or unstacked, where the checkpoint has them the other way. A checkpoint of
+    T5X is taken as it is.
     Raises UserError if it is missing, damaged or of another model.
     """
     directory, stored = _find_params(path, abstract_params)
+    if t5x.is_checkpoint(path):
+        return _restore_from_t5x(path, abstract_params)
     stacked, want_stacked = stacking.are_stacked(stored), stacking.are_stacked(abstract_params)
     error = None
     if distributed.is_main():  # which checks it for all
@@ -219,7 +259,13 @@ def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
         there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*") if _is_whole(p))
         raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
     try:
-        stored = _stored(directory / "default")["params"]
+        if t5x.is_checkpoint(path):
+            shapes = t5x.shapes(path)
+            stored = weights.unflatten(
+                {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+            )
+        else:
+            stored = _stored(directory / "default")["params"]
         per_layer = _per_layer(stored)
     except (ValueError, KeyError, TypeError) as error:
         raise _cannot_start(path, error) from error
@@ -231,7 +277,7 @@ def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
 
 def _cannot_start(path: str, error: Exception) -> UserError:
     return UserError(
-        f"the checkpoint {path} is damaged ({_first_line(error)}); choose another one, or have its "
+        f"the checkpoint {path} is damaged ({first_line(error)}); choose another one, or have its "
         "run make it again"
     )
 
@@ -324,8 +370,3 @@ def _is_whole(path: storage.AnyPath) -> bool:
     """Orbax gives a checkpoint its name when it is whole; in a bucket, where nothing is renamed,
     its objects have their names from the start and a last one says so."""
     return not storage.in_bucket(path) or (path / "commit_success.txt").exists()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,233 @@
+"""`run.py convert`: a trained model from one system's files to another's."""
+
+import dataclasses
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5scaling import __version__, storage
+from t5scaling.data.vocabulary import Vocabulary
+from t5scaling.errors import UserError, nearest
+from t5scaling.interop import huggingface, t5x
+from t5scaling.interop.weights import Weights, flatten, shapes_of, unflatten
+from t5scaling.model import stacking
+from t5scaling.training import checkpoint, optimizer, run_directory, sharding, state
+from t5scaling.training import step as steps
+
+FORMATS = {
+    "t5scaling": "a run directory, from which to finetune, evaluate and infer",
+    "t5x": "a model directory of T5X with checkpoint_<step>",
+    "huggingface": "a folder that transformers loads: config.json, safetensors, the tokenizer",
+}
+ORIGIN = "converted.json"  # where a converted run directory came from
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    to: str,
+    step: int | None = None,
+    vocabulary: str | None = None,
+) -> None:
+    """Writes the model in `source` to the new directory `target`, and prints a summary.
+
+    Args:
+        source: a run directory of t5scaling or one of its checkpoint_<step>; a checkpoint or a
+            model directory of T5X; a folder of Hugging Face. Which one it is, is recognised.
+        target: must not exist yet; appears when it is whole.
+        to: a key of FORMATS.
+        step: which checkpoint of a run or a model directory (default: the last).
+        vocabulary: a SentencePiece model, where the source has none.
+
+    Raises UserError if the source is nothing of that kind, is damaged or holds another model, or if
+    the target exists.
+    """
+    if to not in FORMATS:
+        raise UserError(f"--to is {to!r}{nearest(to, FORMATS)}")
+    if storage.in_bucket(target):
+        raise UserError(f"{target} is in a bucket; convert to a local directory and copy it there")
+    if os.path.lexists(target):
+        raise UserError(f"{target} exists; convert does not overwrite: choose another directory")
+    kind, weights = read(source, step)
+    if vocabulary is not None:
+        weights = dataclasses.replace(weights, vocabulary=storage.path(vocabulary).read_bytes())
+    if weights.vocabulary is not None:
+        _check_vocabulary(weights, vocabulary or source)
+    writers: dict[str, Callable[[str], None]] = {
+        "t5scaling": lambda folder: _write_run(folder, weights, source, kind),
+        "t5x": lambda folder: _write_t5x(folder, weights),
+        "huggingface": lambda folder: huggingface.write(folder, weights),
+    }
+    temporary = f"{os.path.normpath(target)}.{secrets.token_hex(4)}.tmp"
+    try:
+        os.makedirs(temporary)
+        writers[to](temporary)
+        os.rename(temporary, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for line in summary(weights, source, kind, target, to):
+        print(line)
+
+
+def summary(weights: Weights, source: str, kind: str, target: str, to: str) -> list[str]:
+    """What was converted, line by line."""
+    config = weights.config
+    count = sum(np.size(leaf) for _, leaf in flatten(weights.params))
+    moved = weights.moments is not None and to != "huggingface"
+    lines = [
+        f"{source} ({kind}) -> {target} ({to})",
+        f"  architecture   {config.num_encoder_layers} + {config.num_decoder_layers} layers, width "
+        f"{config.emb_dim}, {config.num_heads} heads of {config.head_dim}, MLP {config.mlp_dim} "
+        f"({', '.join(config.mlp_activations)})",
+        f"  parameters     {count:,}, float32",
+        f"  step           {weights.step:,}",
+        f"  vocabulary     {config.vocab_size:,} rows of the embedding; "
+        + ("its SentencePiece model goes along" if _takes_vocabulary(weights, to) else "no model"),
+        f"  optimizer      {'moments go along' if moved else 'starts anew'}",
+    ]
+    return lines + [f"  left out       {sentence}" for sentence in weights.left_out]
+
+
+def _takes_vocabulary(weights: Weights, to: str) -> bool:
+    return weights.vocabulary is not None and to != "t5x"
+
+
+def read(source: str, step: int | None = None) -> tuple[str, Weights]:
+    """(format, model) of a source, which is recognised. Raises UserError if it is none."""
+    folder = storage.path(source)
+    if not folder.exists():
+        raise UserError(f"there is no {source}")
+    if (folder / "checkpoints").is_dir():
+        [(_, path)] = checkpoint.choose(source, "last" if step is None else [step])
+        return "t5scaling", _read_run(path)
+    if (folder / "default").is_dir():
+        return "t5scaling", _read_run(source)
+    if t5x.is_checkpoint(source):
+        return "t5x", _with_fitting_moments(t5x.read(source))
+    if huggingface.is_checkpoint(source):
+        return "huggingface", huggingface.read(source)
+    there = {
+        int(found[1]): path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (found := re.fullmatch(r"checkpoint_(\d+)", path.name)) and t5x.is_checkpoint(str(path))
+    }
+    if there:
+        wanted = max(there) if step is None else step
+        if wanted not in there:
+            steps_there = ", ".join(map(str, sorted(there)))
+            raise UserError(f"{source} has no checkpoint of step {step}; there: {steps_there}")
+        weights = t5x.read(os.path.join(source, there[wanted]))
+        return "t5x", _with_fitting_moments(weights)
+    names = sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else ["a file"]
+    raise UserError(
+        f"{source} holds no model that can be converted: expected a run directory of t5scaling, a "
+        f"checkpoint of T5X or a folder of Hugging Face; it has {', '.join(names) or 'nothing'}"
+    )
+
+
+def _with_fitting_moments(weights: Weights) -> Weights:
+    """Without the second moments, unless they are those that Adafactor keeps here."""
+    if weights.moments is None:
+        return weights
+    there = shapes_of(weights.moments)
+    for path, shape in _fresh_moments(weights).items():
+        if there.get(path) != shape:
+            found = f"the shape {there[path]}" if path in there else "none"
+            sentence = f"the optimizer's moments: {path} has {found}, expected {shape}"
+            left_out = (*weights.left_out, sentence)
+            return dataclasses.replace(weights, moments=None, left_out=left_out)
+    return weights
+
+
+def _fresh_moments(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Path and shape of the second moments that Adafactor keeps of these parameters."""
+    moments = jax.eval_shape(optimizer.adafactor().init, weights.params)
+    return {path: tuple(leaf.shape) for path, leaf in flatten(moments)}
+
+
+def _write_t5x(folder: str, weights: Weights) -> None:
+    """T5X restores no parameters without slots for its optimizer: unknown ones are zero, as in a
+    run that has not begun."""
+    if weights.moments is None:
+        shapes = _fresh_moments(weights)
+        zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+        weights = dataclasses.replace(weights, moments=unflatten(zeros))
+    t5x.write(os.path.join(folder, f"checkpoint_{weights.step}"), weights)
+
+
+def _read_run(path: str) -> Weights:
+    """Of one of our own checkpoints, `<run directory>/checkpoints/checkpoint_<step>`."""
+    run = os.path.dirname(os.path.dirname(os.path.normpath(path)))
+    config = run_directory.model_of(run, None)
+    layout = sharding.make_layout(devices=jax.devices("cpu")[:1])
+    restored = checkpoint.restore_state(path, steps.abstract_state(config, layout))
+    params, moments = restored.params, restored.opt_state
+    if config.scan_layers:
+        params, moments = map(stacking.unstack_layers, (params, moments))
+    kept = storage.path(run) / run_directory.VOCABULARY
+    return Weights(
+        dataclasses.replace(config, scan_layers=False),
+        jax.tree.map(np.asarray, params),
+        int(restored.step),
+        jax.tree.map(np.asarray, moments),
+        vocabulary=kept.read_bytes() if kept.is_file() else None,
+    )
+
+
+def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
+    """model.json, vocabulary.model and checkpoints/checkpoint_<step>, as a run leaves them."""
+    train_state = state.create(weights.params, weights.config)
+    train_state = train_state.replace(step=jnp.asarray(weights.step, jnp.int32))
+    if weights.moments is not None:
+        train_state = train_state.replace(opt_state=weights.moments)
+    checkpoints = checkpoint.Checkpoints(folder)
+    try:
+        checkpoints.save(weights.step, train_state)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    run_directory.write_json(
+        os.path.join(folder, run_directory.MODEL), dataclasses.asdict(weights.config)
+    )
+    if weights.vocabulary is not None:
+        storage.path(os.path.join(folder, run_directory.VOCABULARY)).write_bytes(weights.vocabulary)
+    else:
+        print(
+            f"warning: {source} has no vocabulary, without which nothing can be evaluated or "
+            "answered; give a SentencePiece model by --vocabulary",
+            file=sys.stderr,
+        )
+    origin: dict[str, Any] = {
+        "from": storage.absolute(source), "format": kind, "version": __version__,
+    }  # fmt: skip
+    storage.write(os.path.join(folder, ORIGIN), json.dumps(origin, indent=1, sort_keys=True) + "\n")
+
+
+def _check_vocabulary(weights: Weights, where: str) -> None:
+    """Raises UserError unless the vocabulary is a SentencePiece model that the embedding has room
+    for."""
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(weights.vocabulary or b"")
+        file.flush()
+        try:
+            size = Vocabulary(file.name).size()
+        except UserError:
+            raise UserError(f"the vocabulary of {where} is no SentencePiece model") from None
+    if size > weights.config.vocab_size:
+        raise UserError(
+            f"the vocabulary of {where} has {size:,} pieces, more than the embedding's "
+            f"{weights.config.vocab_size:,} rows: it is of another model"
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints of other systems, both ways: T5X's and Hugging Face's."""

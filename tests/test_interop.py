@@ -1,0 +1,307 @@
+"""Promises of checkpoints from and to other systems: the same numbers, the same function."""
+
+import json
+import os
+import pathlib
+import shutil
+import tarfile
+
+import flax.serialization
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from t5scaling import convert
+from t5scaling.errors import UserError
+from t5scaling.interop import huggingface, t5x, weights
+from t5scaling.interop.weights import flatten
+from t5scaling.model import decoding, network
+from t5scaling.training import checkpoint, run_directory, sharding, step
+from tests.conftest import REPOSITORY
+
+GOLDEN = os.path.join(REPOSITORY, "tests", "golden")
+HUGGINGFACE = os.path.join(GOLDEN, "huggingface")  # random models, written by transformers 5.24
+KINDS = ("t5_1_0", "t5_1_1", "mt5", "byt5")
+# Written by T5X after three steps: one kind of model and one layout each.
+T5X = {"legacy": "v1_1", "orbax": "v1_0"}
+
+
+@pytest.fixture(scope="module")
+def t5x_folder(tmp_path_factory):
+    """layout -> a model directory of T5X with checkpoint_3."""
+    folder = tmp_path_factory.mktemp("t5x")
+    for layout, kind in T5X.items():
+        with tarfile.open(f"{GOLDEN}/t5x/{kind}-{layout}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    return lambda layout: str(folder / layout)
+
+
+def logits_of(found, batch):
+    """(B, T, V) float32."""
+    y = batch["decoder_target_tokens"]
+    shifted = np.pad(y, ((0, 0), (1, 0)))[:, :-1]
+    model = network.Transformer(found.config)
+    with jax.default_matmul_precision("highest"):
+        apply = jax.jit(model.apply)
+        return np.asarray(apply({"params": found.params}, batch["encoder_input_tokens"], shifted))
+
+
+def assert_same_function(found, batch):
+    """Logits equal to those of the system that made the model, but at padding."""
+    kept = batch["decoder_target_tokens"] > 0
+    expected = batch["logits"][kept]
+    difference = logits_of(found, batch)[kept] - expected
+    assert np.linalg.norm(difference) < 2e-6 * np.linalg.norm(expected)
+
+
+def assert_same_arrays(found, expected):
+    found, expected = dict(flatten(found)), dict(flatten(expected))
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize("layout", T5X)
+def test_t5x_computes_the_same(t5x_folder, layout):
+    kind, found = convert.read(t5x_folder(layout))
+    assert (kind, found.step, found.left_out) == ("t5x", 3, ())
+    stored = np.load(f"{GOLDEN}/t5x/{T5X[layout]}_expected.npz")
+    expected = json.loads(str(stored["config"]))
+    expected["mlp_activations"] = tuple(expected["mlp_activations"])
+    assert expected.items() <= vars(found.config).items()
+    assert_same_function(found, {name.removeprefix("batch/"): stored[name] for name in stored})
+    assert all(np.abs(leaf).max() > 0 for _, leaf in flatten(found.moments))
+
+
+@pytest.mark.parametrize("layout", T5X)
+@pytest.mark.parametrize("to", convert.FORMATS)
+def test_what_is_converted_is_the_same_bit_for_bit(t5x_folder, tmp_path, layout, to):
+    _, before = convert.read(t5x_folder(layout))
+    there, back = tmp_path / "there", tmp_path / "back"
+    convert.convert(t5x_folder(layout), str(there), to=to)
+    kind, between = convert.read(str(there))
+    convert.convert(str(there), str(back), to="t5x")
+    _, after = convert.read(str(back))
+    assert kind == to
+    for found in (between, after):
+        assert found.config == before.config
+        assert_same_arrays(found.params, before.params)
+    if to == "huggingface":
+        assert between.moments is None and after.step == 0
+        assert all(not leaf.any() for _, leaf in flatten(after.moments))
+    else:
+        assert_same_arrays(after.moments, before.moments)
+        assert after.step == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "there"]
+
+
+def test_t5x_is_given_every_leaf_in_one_file(t5x_folder, tmp_path):
+    """The tree of T5X's own file, whose arrays are elsewhere."""
+    convert.convert(t5x_folder("legacy"), str(tmp_path / "out"), to="t5x")
+    names = [path.name for path in (tmp_path / "out" / "checkpoint_3").iterdir()]
+    assert names == ["checkpoint"]
+
+    def tree(folder):
+        with open(f"{folder}/checkpoint_3/checkpoint", "rb") as file:
+            return flax.serialization.msgpack_restore(file.read())
+
+    ours, theirs = tree(tmp_path / "out"), tree(t5x_folder("legacy"))
+    assert ours["version"] == theirs["version"] == 3
+    there = dict(t5x._flat_specifications(theirs["optimizer"]))
+    here = dict(flatten(ours["optimizer"]))
+    assert {path: np.shape(leaf) for path, leaf in here.items()} == {
+        path: np.shape(leaf) for path, leaf in there.items()
+    }
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("layout", T5X)
+def test_a_run_starts_from_a_checkpoint_of_t5x_as_it_is(t5x_folder, layout, scan_layers):
+    path = os.path.join(t5x_folder(layout), "checkpoint_3")
+    _, found = convert.read(path)
+    config = network.T5Config(**(vars(found.config) | {"scan_layers": scan_layers}))
+    devices = sharding.make_layout({"data": 1, "fsdp": 2})
+    abstract = step.abstract_params(config, devices)
+    checkpoint.check_params(path, abstract)
+    params = checkpoint.restore_params(path, abstract)
+    if scan_layers:
+        params = checkpoint.stacking.unstack_layers(params)
+    assert_same_arrays(jax.device_get(params), found.params)
+    wide = network.T5Config(**(vars(config) | {"mlp_dim": 128}))
+    with pytest.raises(UserError, match=r"holds another model: its .*mlp.* has the shape"):
+        checkpoint.check_params(path, step.abstract_params(wide, devices))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hugging_face_computes_the_same(kind):
+    name, found = convert.read(f"{HUGGINGFACE}/{kind}")
+    batch = np.load(f"{HUGGINGFACE}/{kind}/expected.npz")
+    assert name == "huggingface"
+    assert found.config.logits_via_embedding == (kind == "t5_1_0")
+    assert_same_function(found, batch)
+    answers, _ = decoding.Greedy(eos_id=1)(
+        network.Transformer(found.config),
+        found.params,
+        batch["encoder_input_tokens"],
+        max_decode_len=batch["greedy"].shape[1],
+    )
+    np.testing.assert_array_equal(answers, batch["greedy"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hugging_face_is_given_back_what_it_wrote(kind, tmp_path):
+    run, back = tmp_path / "run", tmp_path / "back"
+    convert.convert(f"{HUGGINGFACE}/{kind}", str(run), to="t5scaling")
+    convert.convert(str(run), str(back), to="huggingface")
+    before = safetensors.numpy.load_file(f"{HUGGINGFACE}/{kind}/model.safetensors")
+    after = safetensors.numpy.load_file(back / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor, err_msg=name)
+    settings = json.loads((back / "config.json").read_text())
+    theirs = json.loads(pathlib.Path(f"{HUGGINGFACE}/{kind}/config.json").read_text())
+    for field in ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+                  "feed_forward_proj", "vocab_size", "layer_norm_epsilon"):  # fmt: skip
+        assert settings[field] == theirs[field], field
+    assert settings["tie_word_embeddings"] == ("lm_head.weight" not in before)
+
+
+def test_a_converted_run_says_what_it_is(tmp_path, vocabulary):
+    convert.convert(
+        f"{HUGGINGFACE}/t5_1_1", str(tmp_path / "run"), to="t5scaling", vocabulary=vocabulary
+    )
+    config = run_directory.model_of(tmp_path / "run", None)
+    assert (config.emb_dim, config.mlp_activations) == (16, ("gelu", "linear"))
+    kept = (tmp_path / "run" / run_directory.VOCABULARY).read_bytes()
+    assert kept == pathlib.Path(vocabulary).read_bytes()
+    assert json.loads((tmp_path / "run" / "converted.json").read_text())["format"] == "huggingface"
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    """A SentencePiece model of 48 pieces, as many as the models have rows."""
+    import sentencepiece
+
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog again and again\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "pieces"), vocab_size=40,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    return str(tmp_path / "pieces.model")
+
+
+def copy_of(kind, tmp_path, **changes):
+    folder = tmp_path / kind
+    shutil.copytree(f"{HUGGINGFACE}/{kind}", folder)
+    settings = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def refused(source, tmp_path, match, **arguments):
+    """One line, and nothing left behind."""
+    arguments = {"to": "t5x"} | arguments
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(UserError, match=match) as error:
+        convert.convert(str(source), str(tmp_path / "target"), **arguments)
+    assert "\n" not in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"model_type": "umt5"}, "umT5, which has relative position biases of its own"),
+        ({"model_type": "bart"}, "model_type 'bart'; expected one of: t5, mt5"),
+        ({"feed_forward_proj": "gated-swish"}, "feed_forward_proj 'gated-swish'; expected"),
+        ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets 64"),
+        ({"num_heads": 4}, "has num_heads 4, and the parameters 2"),
+        ({"vocab_size": 64}, "has vocab_size 64, and the parameters 48"),
+    ],
+)
+def test_a_model_that_ours_cannot_be_is_refused(tmp_path, changes, match):
+    refused(copy_of("t5_1_1", tmp_path, **changes), tmp_path, match)
+
+
+def test_damaged_files_of_hugging_face_are_refused(tmp_path):
+    folder = copy_of("mt5", tmp_path)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+    refused(folder, tmp_path, r"model\.safetensors cannot be read")
+    tensors = safetensors.numpy.load(content)
+    (folder / "model.safetensors").write_bytes(
+        safetensors.numpy.save({n: t for n, t in tensors.items() if "final_layer_norm" not in n})
+    )
+    refused(folder, tmp_path, "has no parameter decoder/decoder_norm/scale")
+    other = {"encoder.embed_tokens.weight": tensors["shared.weight"] + 1}
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(tensors | other))
+    refused(folder, tmp_path, r"a parameter encoder\.embed_tokens\.weight, which no T5")
+    tensors["shared.weight"][0] = np.nan
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    refused(folder, tmp_path, r"shared\.weight holds values that are not finite")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, tmp_path, r"only pytorch_model\.bin: save it as safetensors")
+    (folder / "config.json").write_text("{")
+    refused(folder, tmp_path, r"config\.json cannot be read")
+
+
+def test_copies_of_the_embedding_are_no_output_projection(tmp_path):
+    folder = copy_of("t5_1_0", tmp_path)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    for name in ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        tensors[name] = tensors["shared.weight"]
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    assert_same_arrays(
+        huggingface.read(str(folder)).params, huggingface.read(f"{HUGGINGFACE}/t5_1_0").params
+    )
+
+
+def test_damaged_checkpoints_of_t5x_are_refused(t5x_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(os.path.join(t5x_folder("legacy"), "checkpoint_3"), folder)
+    shutil.rmtree(folder / "target.encoder.encoder_norm.scale")
+    refused(folder, tmp_path, r"target\.encoder\.encoder_norm\.scale cannot be read")
+    content = (folder / "checkpoint").read_bytes()
+    for damaged in (content[:1000], b"", b"\x00" * 100):
+        (folder / "checkpoint").write_bytes(damaged)
+        refused(folder, tmp_path, "/checkpoint is no")
+    shutil.rmtree(folder)
+    shutil.copytree(os.path.join(t5x_folder("orbax"), "checkpoint_3"), folder)
+    (folder / "state" / "manifest.ocdbt").write_bytes(b"")
+    refused(folder, tmp_path, "cannot be read")
+
+
+def test_what_cannot_be_converted_is_named(tmp_path, t5x_folder, vocabulary):
+    refused(tmp_path / "nothing", tmp_path, "there is no .*nothing")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path, "holds no model that can be converted.*it has nothing")
+    refused(t5x_folder("legacy"), tmp_path, "no checkpoint of step 4; there: 3", step=4)
+    refused(t5x_folder("legacy"), tmp_path, "--to is 'torch'; expected one of", to="torch")
+    (tmp_path / "no.model").write_text("no model")
+    refused(
+        f"{HUGGINGFACE}/mt5",
+        tmp_path,
+        "is no SentencePiece model",
+        vocabulary=f"{tmp_path}/no.model",
+    )
+    (tmp_path / "target").mkdir()
+    refused(t5x_folder("legacy"), tmp_path, "target exists; convert does not overwrite")
+
+
+def test_moments_of_another_shape_stay_behind(t5x_folder):
+    """T5X can factor what is not factored here."""
+    found = t5x.read(os.path.join(t5x_folder("legacy"), "checkpoint_3"))
+    moments = dict(flatten(found.moments))
+    del moments["token_embedder/embedding/v"]
+    moments |= {
+        "token_embedder/embedding/v_row": np.ones(32, np.float32),
+        "token_embedder/embedding/v_col": np.ones(256, np.float32),
+    }
+    changed = weights.Weights(found.config, found.params, 3, weights.unflatten(moments))
+    kept = convert._with_fitting_moments(changed)
+    assert kept.moments is None
+    assert kept.left_out == (
+        "the optimizer's moments: token_embedder/embedding/v has none, expected (256, 32)",
+    )
