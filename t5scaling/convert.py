@@ -171,6 +171,11 @@ def _write_t5x(folder: str, weights: Weights) -> None:
 def _read_run(path: str) -> Weights:
     """Of one of our own checkpoints, `<run directory>/checkpoints/checkpoint_<step>`."""
     run = os.path.dirname(os.path.dirname(os.path.normpath(path)))
+    if not (storage.path(run) / run_directory.MODEL).is_file():
+        raise UserError(
+            f"{run} has no {run_directory.MODEL}, which says which model it is; a run of this "
+            "version has one as soon as it starts"
+        )
     config = run_directory.model_of(run, None)
     layout = sharding.make_layout(devices=jax.devices("cpu")[:1])
     restored = checkpoint.restore_state(path, steps.abstract_state(config, layout))

@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 
 from t5scaling import convert
+from t5scaling.data import vocabulary as vocabulary_module
 from t5scaling.errors import UserError
-from t5scaling.interop import huggingface, t5x, weights
+from t5scaling.interop import huggingface, t5x, tokenizer, weights
 from t5scaling.interop.weights import flatten
 from t5scaling.model import decoding, network
 from t5scaling.training import checkpoint, run_directory, sharding, step
@@ -305,3 +306,30 @@ def test_moments_of_another_shape_stay_behind(t5x_folder):
     assert kept.left_out == (
         "the optimizer's moments: token_embedder/embedding/v has none, expected (256, 32)",
     )
+
+
+TEXTS = (
+    "The file could not be opened.",
+    "Zwei Häuser, drei Bäume – „gut“.",
+    "  two  spaces ",
+    "日本語 😀 x",
+    "ﬁ ½ ① \t tab",
+    "fill <extra_id_0> and <extra_id_1>",
+    "",
+)
+
+
+def test_the_tokenizer_for_hugging_face_gives_our_tokens():
+    import tokenizers
+
+    path = os.path.join(REPOSITORY, "tasks", "corpus", "spm8k.model")
+    content = pathlib.Path(path).read_bytes()
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.files(content)[tokenizer.TOKENIZER])
+    ours = vocabulary_module.Vocabulary(path)
+    for text in TEXTS:
+        ids = theirs.encode(text).ids
+        assert ids == ours.encode(text).tolist(), text
+        assert (
+            theirs.decode(ids[:-1], skip_special_tokens=False).split() == ours.decode(ids).split()
+        )
+    assert theirs.token_to_id("<extra_id_0>") == ours.size() - 1

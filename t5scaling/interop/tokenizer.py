@@ -53,10 +53,7 @@ def files(vocabulary: bytes) -> dict[str, str]:
         "normalizer": _normalizer(normalised),
         "pre_tokenizer": _metaspace(normalised),
         "post_processor": _ends_with(trained.eos_id, special["eos_token"]),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, _metaspace(normalised)],
-        },
+        "decoder": _decoder(normalised),
         "model": {
             "type": "Unigram",
             "unk_id": trained.unk_id,
@@ -115,6 +112,18 @@ def _normalizer(normalised: Any) -> dict[str, Any]:
 def _metaspace(normalised: Any) -> dict[str, Any]:
     scheme = "always" if normalised.add_dummy_prefix else "never"
     return {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": True}
+
+
+def _decoder(normalised: Any) -> dict[str, Any]:
+    """Bytes become characters again, and marks of spaces spaces, but for the first one."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if normalised.add_dummy_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": steps}
 
 
 def _ends_with(eos_id: int, eos: str) -> dict[str, Any]:
