@@ -3,13 +3,14 @@
 config.gin        every gin binding of the run; `run.py train --gin_file=.../config.gin` repeats it
 run.json          its place in a study, if it has one
 vocabulary.model  the SentencePiece model that its tokens come from
-DONE              {"step": n}, written last of all
+DONE              {"step": n, "metrics_sha256": of metrics.jsonl}, written last of all
 FAILED            {"reason", "failures": how many so far, "traceback" unless it is the user's
                   mistake}; gone when the run is done
 JOB               {"job": "..."}: the job of an engine that was asked to do the run
 claims/           who is at work on it (`claim`)
 """
 
+import hashlib
 import json
 import os
 import re
@@ -17,13 +18,14 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 
 VOCABULARY = "vocabulary.model"
-CONFIG, RECORD, DONE, FAILED, JOB = "config.gin", "run.json", "DONE", "FAILED", "JOB"
+CONFIG, DONE = "config.gin", "DONE"
+RECORD, FAILED, JOB = records.RECORD, records.FAILED, records.JOB
 MOST_FAILURES = 3  # then a study leaves the run alone
 # Where a run lives, how often it saves and on what it runs, not what it computes: these may change.
 FREE_MACROS = (
@@ -46,7 +48,7 @@ def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = N
     `record` becomes run.json: the run's place in a study. Raises UserError as `refuse_changed`.
     """
     refuse_changed(model_dir, config_text)
-    storage.path(model_dir).mkdir(parents=True, exist_ok=True)
+    storage.make_folder(model_dir)
     storage.write(os.path.join(model_dir, CONFIG), config_text)
     if record is not None:
         write_json(os.path.join(model_dir, RECORD), record)
@@ -54,11 +56,10 @@ def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = N
 
 def refuse_changed(model_dir: str, config_text: str) -> None:
     """Raises UserError if the directory holds a run with other settings."""
-    path = storage.path(model_dir) / CONFIG
-    if not path.exists():
+    text = storage.read_text(storage.path(model_dir) / CONFIG)
+    if text is None:
         return
-    texts = path.read_text(encoding="utf-8"), config_text
-    before, after = map(settings_of, texts)
+    before, after = map(settings_of, (text, config_text))
     if before != after:
         was = next((line for line in before if line not in after), "nothing")
         now = next((line for line in after if line not in before), "nothing")
@@ -109,17 +110,20 @@ def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> Non
 
 
 def is_done(model_dir: str) -> bool:
-    return (storage.path(model_dir) / DONE).exists()
+    return storage.exists(storage.path(model_dir) / DONE)
 
 
 def finish(model_dir: str, step: int) -> None:
-    write_json(os.path.join(model_dir, DONE), {"step": step})
+    """Writes DONE. Its digest shows whoever reads the metrics later that they are these."""
+    metrics = storage.read_text(storage.path(model_dir) / records.METRICS) or ""
+    digest = hashlib.sha256(metrics.encode()).hexdigest()
+    write_json(os.path.join(model_dir, DONE), {"step": step, "metrics_sha256": digest})
     (storage.path(model_dir) / FAILED).unlink(missing_ok=True)
 
 
 def fail(model_dir: str, error: Exception) -> None:
     """Writes FAILED: the reason, and the traceback too unless it is the user's mistake."""
-    before = failure(model_dir)
+    before = records.failure(model_dir)
     record = {
         "reason": str(error) or type(error).__name__,
         "failures": 1 + (before["failures"] if before else 0),
@@ -129,23 +133,9 @@ def fail(model_dir: str, error: Exception) -> None:
     write_json(os.path.join(model_dir, FAILED), record)
 
 
-def failure(model_dir: str) -> dict[str, Any] | None:
-    """What FAILED holds; None if the run has not failed."""
-    found = read_json(os.path.join(model_dir, FAILED))
-    return found and {"failures": 1, **found}
-
-
 def is_parked(failed: Mapping[str, Any] | None) -> bool:
-    """Whether a study leaves a run with this `failure` alone."""
+    """Whether a study leaves a run alone that failed so (`records.failure`)."""
     return failed is not None and failed["failures"] >= MOST_FAILURES
-
-
-def read_json(path: str) -> Any:
-    """None if there is no such file."""
-    try:
-        return json.loads(storage.path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def write_json(path: str, value: Any) -> None:

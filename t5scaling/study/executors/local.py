@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from t5scaling import config
+from t5scaling import config, records
 from t5scaling.errors import Stopped, UserError, nearest
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
@@ -78,6 +78,8 @@ def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
     Returns the ids of those that are not done. Raises UserError for an unknown run.
     """
     runs = [_from_directory(study_dir, run_id) for run_id in run_ids]
+    if distributed.is_main():  # a job before this one may have died on its machine
+        claim.watch(run.directory for run in runs if not run_directory.is_done(run.directory))
     with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
         Local(display).submit(study_dir, runs, ())
     return [run.id for run in runs if not run_directory.is_done(run.directory)]
@@ -134,7 +136,7 @@ def _is_ready(run: Run, study_dir: str) -> bool:
         # saved anything new may well do so for ever.
         died = UserError(f"{last} died without a word, and had saved nothing new")
         run_directory.fail(run.directory, died)
-    return not run_directory.is_parked(run_directory.failure(run.directory))
+    return not run_directory.is_parked(records.failure(run.directory))
 
 
 def _all_agree(first_says: bool) -> bool:
@@ -144,9 +146,9 @@ def _all_agree(first_says: bool) -> bool:
 
 def _from_directory(study_dir: str, run_id: str) -> Run:
     folder = run_directory_of(study_dir, run_id)
-    record = run_directory.read_json(os.path.join(folder, run_directory.RECORD))
+    record = records.run_record(folder)
     if record is None:
-        study = run_directory.read_json(os.path.join(study_dir, "study.json"))
+        study = records.study_list(study_dir)
         known = study["runs"] if study else []
         if run_id in known:
             raise UserError(
