@@ -89,18 +89,24 @@ def check_writable(folder: str | os.PathLike) -> None:
     probe.unlink()
 
 
-def read_text(address: str | os.PathLike) -> str | None:
-    """The text of a UTF-8 file; None if there is no such file.
-
-    Raises UserError if it is a folder, may not be read, or is not UTF-8.
-    """
+def read_bytes(address: str | os.PathLike) -> bytes | None:
+    """What a file holds; None if there is no such file. Raises UserError if it is a folder or may
+    not be read."""
     with _cannot("read", os.fspath(address)):
         try:
-            return path(address).read_bytes().decode()
+            return path(address).read_bytes()
         except FileNotFoundError:
             return None
-        except UnicodeDecodeError:
-            raise UserError(f"{address}: damaged: not UTF-8 text") from None
+
+
+def read_text(address: str | os.PathLike) -> str | None:
+    """The text of a UTF-8 file; None if there is no such file. Raises UserError as `read_bytes`,
+    and for a file that is not UTF-8."""
+    content = read_bytes(address)
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{address}: damaged: not UTF-8 text") from None
 
 
 def exists(address: str | os.PathLike) -> bool:

@@ -191,26 +191,17 @@ def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     gone: a table of the others would look whole.
     """
     folder, log = storage.path(study_dir), []
-    finished = []
-    for path, run in read_directories(folder):
+    found = read_directories(folder)
+    for _, run in found:
         log.append(
             {
                 "id": run["id"], "record": run.record, "done": run.done, "failure": run.failure,
                 "steps": run.steps, "wall_s": run.wall_seconds, "device_s": run.device_seconds,
             }
         )  # fmt: skip
-        if run.done and run["kind"] == "finetune":
-            finished.append((path, run))
-    lost = [reason for reason in storage.at_once(lambda pair: _lost(*pair), finished) if reason]
-    if lost:
-        raise UserError(
-            f"{len(lost)} of {len(finished)} finished finetunings of {study_dir} have lost "
-            f"measurements: {_named(lost)}. Put them back, or delete their directories: the study "
-            "does those runs again"
-        )
-    rows = [
-        row for found in storage.at_once(lambda pair: list(_rows(*pair)), finished) for row in found
-    ]
+    finished = finished_finetunings(folder, found)
+    tables = storage.at_once(lambda pair: list(_rows(*pair)), finished)
+    rows = [row for table in tables for row in table]
     if not rows:
         raise UserError(f"{study_dir}: no finished finetuning run with an evaluation to tabulate")
     rows.sort(key=_order)
@@ -222,6 +213,21 @@ def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     storage.write(folder / LOG, lines)
     storage.write(folder / RESULTS, text.getvalue())
     return folder / RESULTS
+
+
+def finished_finetunings(
+    study_dir: str | os.PathLike, runs: Sequence[tuple[storage.AnyPath, RunRecord]]
+) -> list[tuple[storage.AnyPath, RunRecord]]:
+    """Those of `read_directories` with results. Raises UserError if one has lost measurements."""
+    finished = [(path, run) for path, run in runs if run.done and run["kind"] == "finetune"]
+    lost = [reason for reason in storage.at_once(lambda pair: _lost(*pair), finished) if reason]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(finished)} finished finetunings of {study_dir} have lost "
+            f"measurements: {_named(lost)}. Put them back, or delete their directories: the study "
+            "does those runs again"
+        )
+    return finished
 
 
 def read_directories(study_dir: str | os.PathLike) -> list[tuple[storage.AnyPath, RunRecord]]:
@@ -264,7 +270,7 @@ def _read_directory(root: storage.AnyPath, run_id: str) -> tuple[storage.AnyPath
     last = (records.timing(folder, growing=True) or [{}])[-1]
     wall = float(last.get("wall_s") or 0)
     run = RunRecord(
-        record, storage.exists(folder / "DONE"), failed and _without_places(failed["reason"]),
+        record, storage.exists(folder / "DONE"), failed and without_places(failed["reason"]),
         int(last.get("step") or 0), wall, float(last.get("device_s") or wall),
         str(folder / records.RECORD),
     )  # fmt: skip
@@ -296,7 +302,7 @@ def _named(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_NAMED]) + more
 
 
-def _without_places(reason: str) -> str:
+def without_places(reason: str) -> str:
     """Of every absolute path and gs:// address the last name: the rest tells of a machine."""
     return re.sub(r"(?<![\w.~-])(?:\w+:/)?/(?:[^\s/'\"]+/)+(?=[^\s/'\"])", "", reason)
 
