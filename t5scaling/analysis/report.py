@@ -80,7 +80,7 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
     screen = screen or console()
     print_tables(curve_fits, screen)
     if absent:
-        screen.print(absent, soft_wrap=True, markup=False)
+        screen.print(absent, soft_wrap=True)
     return path
 
 

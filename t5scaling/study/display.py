@@ -16,7 +16,7 @@ class Display:
     terminal to draw on."""
 
     def __init__(self, name: str, runs: Sequence[Run]):
-        self._console = Console(file=sys.stdout, soft_wrap=True)
+        self._console = Console(file=sys.stdout, soft_wrap=True, markup=False, emoji=False)
         self._runs = runs
         self._total = sum(run.positions for run in runs)
         self._worked = self._skipped = 0  # positions: done now, found done

@@ -56,7 +56,7 @@ def statuses(study_dir: str) -> list[RunStatus]:
 def show(study_dir: str, console: Console | None = None, *, every_run: bool = False) -> None:
     """Prints the runs as a table, and their sum. every_run: each in a row of its own, however
     many there are."""
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     if not console.is_terminal and console.file is sys.stdout:
         console.width = max(console.width, 110)  # into a file or a pipe
     runs = statuses(study_dir)
