@@ -40,6 +40,23 @@ def path(address: str | os.PathLike) -> AnyPath:
     return epath.Path(address)
 
 
+def unfit(address: str | os.PathLike) -> str:
+    """Why checkpoints cannot be kept below a folder of that address; "" if they can.
+
+    What writes and looks for them takes `[`, `]` and `\\` in a path for a pattern, finds nothing,
+    and a run that says it is done could never be read again.
+    """
+    found = sorted(set("[]\\") & set(os.fspath(address)))
+    return f"{' and '.join(found)} in a path would be taken for a pattern" if found else ""
+
+
+def check_fit(address: str | os.PathLike, what: str) -> None:
+    """Raises UserError for an address that is empty, or below which no checkpoint can be kept."""
+    reason = unfit(address) if os.fspath(address) else "it is empty"
+    if reason:
+        raise UserError(f"{what}={os.fspath(address)!r}: {reason}; choose another path")
+
+
 def in_bucket(address: str | os.PathLike) -> bool:
     return os.fspath(address).startswith(BUCKETS)
 

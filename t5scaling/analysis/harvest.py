@@ -266,11 +266,11 @@ def _read_directory(root: storage.AnyPath, run_id: str) -> tuple[storage.AnyPath
             f"{folder / records.RECORD} says that it is the run {record['id']!r}: a copy of a run, "
             "or one that was moved, does not belong in the study's runs/"
         )
-    failed = records.failure(folder)
-    last = (records.timing(folder, growing=True) or [{}])[-1]
+    failed, done = records.failure(folder), storage.exists(folder / "DONE")
+    last = (records.timing(folder, growing=not done) or [{}])[-1]
     wall = float(last.get("wall_s") or 0)
     run = RunRecord(
-        record, storage.exists(folder / "DONE"), failed and without_places(failed["reason"]),
+        record, done, failed and without_places(failed["reason"]),
         int(last.get("step") or 0), wall, float(last.get("device_s") or wall),
         str(folder / records.RECORD),
     )  # fmt: skip

@@ -51,6 +51,7 @@ def run_study(
         Stopped: SIGTERM or SIGINT; the run in progress is saved, and an engine's jobs go on.
     """
     name = parts_of(study)[0].name
+    storage.check_fit(study_dir, "STUDY_DIR")
     executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own
     storage.make_folder(study_dir)

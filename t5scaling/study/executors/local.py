@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from t5scaling import config, records
+from t5scaling import config, records, storage
 from t5scaling.errors import Stopped, UserError, nearest
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
@@ -106,6 +106,9 @@ def train(
     config.require(loop.train)
     arguments = config.bindings_of(loop.train)
     model_dir = arguments["model_dir"]
+    storage.check_fit(model_dir, "MODEL_DIR")
+    if arguments.get("initial_checkpoint_path"):
+        storage.check_fit(arguments["initial_checkpoint_path"], "INITIAL_CHECKPOINT_PATH")
     # All the run's examples in one child process, and every mistake in them before the first step.
     distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
     if not distributed.is_main():  # the first process alone writes
