@@ -314,6 +314,12 @@ def test_specs_are_compared_by_meaning():
         DataSpec.from_json({"taks": "t"})
 
 
+def test_names_that_no_file_can_have():
+    with pytest.raises(UserError, match="a name of 300 bytes; expected at most 180"):
+        DataSpec("t" * 300, "train", LENGTHS)
+    assert len(DataSpec("t" * 180, "train", LENGTHS).stem) < 100
+
+
 def test_the_training_side_imports_neither_tensorflow_nor_seqio():
     program = (
         "import sys, t5scaling.data.examples, t5scaling.data.loader, t5scaling.data.budget;"

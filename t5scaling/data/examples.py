@@ -41,6 +41,7 @@ from t5scaling import records, storage
 from t5scaling.errors import UserError
 
 FORMAT = 2  # of the directory; part of every hash, so that old directories are never misread
+LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
@@ -72,6 +73,14 @@ class DataSpec:
     passes: Mapping[str, int] | None = None
     modules: tuple[str, ...] = ("tasks.registry",)
     definitions: Mapping[str, Mapping] | None = None
+
+    def __post_init__(self) -> None:
+        # (a gin reference until it is set)
+        if isinstance(self.task, str) and len(self.task.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"the task {self.task[:40]}... has a name of {len(self.task.encode())} bytes; "
+                f"expected at most {LONGEST_NAME}: files are called after it"
+            )
 
     def to_json(self) -> dict:
         """A canonical form: equal for specs that ask for the same examples."""
@@ -126,7 +135,7 @@ class DataSpec:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.]+", "_", name)[:80]  # a digest follows, and the spec is compared
+    return re.sub(r"[^\w.]+", "_", name)[:80]  # a digest follows; the spec is compared
 
 
 def sha256_of(value) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from t5scaling import records, storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, of_files
 
 VOCABULARY = "vocabulary.model"
 CONFIG, DONE = "config.gin", "DONE"
@@ -128,7 +128,8 @@ def fail(model_dir: str, error: Exception) -> None:
         "reason": str(error) or type(error).__name__,
         "failures": 1 + (before["failures"] if before else 0),
     }
-    if not isinstance(error, UserError):
+    mistake = isinstance(error, UserError) or (isinstance(error, OSError) and of_files(error))
+    if not mistake:
         record["traceback"] = "".join(traceback.format_exception(error))
     write_json(os.path.join(model_dir, FAILED), record)
 

@@ -4,6 +4,7 @@ Runs of one shape share their compilation, and nothing is imported twice. The jo
 executors do their runs by it too (`work`).
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -122,7 +123,8 @@ def train(
         except Stopped:
             raise
         except Exception as error:
-            run_directory.fail(model_dir, error)
+            with contextlib.suppress(UserError):  # a full disk: the error itself says so
+                run_directory.fail(model_dir, error)
             raise
 
 
