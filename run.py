@@ -13,6 +13,8 @@ def chosen(arguments: argparse.Namespace, names: str) -> dict:
 
 def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Does the verb; returns the exit status."""
+    if not hasattr(arguments, "gin_file"):
+        refuse_overrides(arguments.verb, overrides)
     match arguments.verb:
         case "fit":
             from t5scaling.analysis import fit_table, load
@@ -58,6 +60,15 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         case _:
             return call_with_gin(arguments, overrides)
     return 0
+
+
+def refuse_overrides(verb: str, overrides: dict[str, str]) -> None:
+    """Raises UserError for settings that would change nothing."""
+    from t5scaling.errors import UserError
+
+    if overrides:
+        given = " ".join(f"--gin.{name}" for name in overrides)
+        raise UserError(f"{verb} takes no --gin settings, but {given} is given; leave it out")
 
 
 def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -122,7 +133,7 @@ def study(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    from t5scaling.errors import Stopped, UserError
+    from t5scaling.errors import Stopped, UserError, of_files
 
     overrides = dict(a[6:].split("=", 1) for a in argv if a.startswith("--gin.") and "=" in a)
     arguments = parser().parse_args([a for a in argv if not (a.startswith("--gin.") and "=" in a)])
@@ -130,6 +141,12 @@ def main(argv: list[str]) -> int:
         return call(arguments, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that may not be read, a file in a folder's place, ...
+        mistake = of_files(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -95,8 +95,11 @@ VERBS = {
         "run.py report runs/quick",
     ),
     "export": (
-        "Pack a study into one file that `report` opens elsewhere: results, gin, metrics, fits and "
-        "figures, without checkpoints.",
+        "Pack a study into one file that `report` opens elsewhere: results.csv, runs.jsonl, fits, "
+        "figures and report, and of each run its gin text, its place in the study, its metrics, "
+        "times and evaluations, and why it failed; no checkpoints, no examples. Of paths, only "
+        "what lies in the study goes along, and the last name of others. Names of tasks, data, "
+        "models and languages go as they are.",
         "run.py export runs/quick --output=quick.tar.gz",
     ),
 }

@@ -1,7 +1,17 @@
 """One error for every user's mistake: what, where, what was expected, the nearest choice."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+# What a folder, a disk or a name lets nobody do: no mistake of the program's.
+_OF_FILES = frozenset(
+    (
+        errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+        errno.ELOOP, errno.ENOSPC, errno.EDQUOT,
+    )
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -28,7 +38,17 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; expected one of: {shown}"
 
 
-def first_line(error: BaseException, longest: int = 200) -> str:
-    """The first line of an error's text that is not empty, else the name of its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:longest]
+def first_line(said: object, longest: int = 200) -> str:
+    """The first line of a text or of an error's message, as one can show it; "no reason given" if
+    it has none."""
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    if not lines:
+        return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
+    return "".join(c if c.isprintable() else " " for c in lines[0][:longest])
+
+
+def of_files(error: OSError) -> UserError | None:
+    """The user's mistake that an error of the file system is; None if it may be the program's."""
+    if error.errno not in _OF_FILES or error.filename is None:
+        return None
+    return UserError(f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}")

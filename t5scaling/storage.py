@@ -10,8 +10,8 @@ import contextlib
 import functools
 import logging
 import os
+import secrets
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, first_line
 
 BUCKETS = "gs://"
 REWRITE_S = 30.0  # between two versions of a growing object
@@ -40,6 +40,23 @@ def path(address: str | os.PathLike) -> AnyPath:
     return epath.Path(address)
 
 
+def unfit(address: str | os.PathLike) -> str:
+    """Why checkpoints cannot be kept below a folder of that address; "" if they can.
+
+    What writes and looks for them takes `[`, `]` and `\\` in a path for a pattern, finds nothing,
+    and a run that says it is done could never be read again.
+    """
+    found = sorted(set("[]\\") & set(os.fspath(address)))
+    return f"{' and '.join(found)} in a path would be taken for a pattern" if found else ""
+
+
+def check_fit(address: str | os.PathLike, what: str) -> None:
+    """Raises UserError for an address that is empty, or below which no checkpoint can be kept."""
+    reason = unfit(address) if os.fspath(address) else "it is empty"
+    if reason:
+        raise UserError(f"{what}={os.fspath(address)!r}: {reason}; choose another path")
+
+
 def in_bucket(address: str | os.PathLike) -> bool:
     return os.fspath(address).startswith(BUCKETS)
 
@@ -50,16 +67,69 @@ def absolute(address: str | os.PathLike) -> str:
 
 
 def create(address: str | os.PathLike, data: bytes) -> bool:
-    """Makes a file that must not exist yet; returns False if it does. One process can win."""
-    try:
-        if in_bucket(address):
-            _system().pipe_file(os.fspath(address), data, mode="create")
-        else:
-            with open(address, "xb") as file:
+    """Makes a file that must not exist yet; returns False if it does. One process can win.
+
+    Raises UserError if it cannot be written; then nothing is there.
+    """
+    with _cannot("write", os.fspath(address)):
+        try:
+            if in_bucket(address):
+                _system().pipe_file(os.fspath(address), data, mode="create")
+                return True
+            file = open(address, "xb")  # noqa: SIM115 - closed below, whatever happens
+        except FileExistsError:
+            return False
+        try:
+            with file:
                 file.write(data)
-    except FileExistsError:
-        return False
+        except OSError:  # a full disk: an empty file would say that somebody has been here
+            Path(address).unlink(missing_ok=True)
+            raise
     return True
+
+
+def make_folder(address: str | os.PathLike) -> AnyPath:
+    """The folder of that address, made if need be. Raises UserError if it cannot be."""
+    with _cannot("make the folder", os.fspath(address)):
+        folder = path(address)
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises UserError if nothing can be written in a folder: to be asked before hours of work.
+
+    Makes the folder. Permissions alone do not say it: a disk may be full or mounted read-only.
+    """
+    probe = make_folder(folder) / f".{_temporary('probe')}"
+    write(probe, b"")
+    probe.unlink()
+
+
+def read_bytes(address: str | os.PathLike) -> bytes | None:
+    """What a file holds; None if there is no such file. Raises UserError if it is a folder or may
+    not be read."""
+    with _cannot("read", os.fspath(address)):
+        try:
+            return path(address).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def read_text(address: str | os.PathLike) -> str | None:
+    """The text of a UTF-8 file; None if there is no such file. Raises UserError as `read_bytes`,
+    and for a file that is not UTF-8."""
+    content = read_bytes(address)
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{address}: damaged: not UTF-8 text") from None
+
+
+def exists(address: str | os.PathLike) -> bool:
+    """Whether there is such a file or folder. Raises UserError if that may not be known."""
+    with _cannot("look for", os.fspath(address)):
+        return path(address).exists()
 
 
 @contextlib.contextmanager
@@ -74,7 +144,7 @@ def replacing(address: str | os.PathLike) -> Iterator[IO[bytes]]:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             temporary = os.path.join(folder, "object")
         else:
-            temporary = f"{name}.{os.getpid()}.tmp"
+            temporary = os.path.join(os.path.dirname(name), _temporary(os.path.basename(name)))
             stack.callback(Path(temporary).unlink, missing_ok=True)
         with _cannot("write", name):
             with open(temporary, "wb") as file:
@@ -89,6 +159,12 @@ def write(address: str | os.PathLike, content: str | bytes) -> None:
     """The file is there whole or not at all. Raises UserError if it cannot be written."""
     with replacing(address) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _temporary(name: str) -> str:
+    """A name beside `name` that no other process gives, on this machine or in another container:
+    process numbers repeat from one container to the next. As long as a file's name may be."""
+    return f"{name[:60]}.{secrets.token_hex(8)}.tmp"
 
 
 class GrowingFile:
@@ -149,16 +225,41 @@ class Folder:
 
 
 def sizes(folder: str | os.PathLike) -> dict[str, int]:
-    """Path within the folder -> bytes, of all files at any depth."""
+    """Path within the folder -> bytes, of all files at any depth; {} if there is no such folder.
+
+    Links to folders are followed, each folder once. Raises UserError if a folder within may not be
+    read: whoever counts what is there must not count less in silence.
+    """
+    found = {}
     if in_bucket(folder):
         return {name: entry["size"] for name, entry in _objects(folder).items()}
-    found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            file = os.path.join(place, name)
-            with contextlib.suppress(FileNotFoundError):  # gone since
-                found[os.path.relpath(file, folder)] = os.stat(file).st_size
+    seen: set[tuple[int, int]] = set()
+    with _cannot("read", os.fspath(folder)):
+        for place, folders, names in os.walk(folder, onerror=_unless_gone, followlinks=True):
+            folders[:] = [f for f in sorted(folders) if _is_new(os.path.join(place, f), seen)]
+            for name in names:
+                file = os.path.join(place, name)
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    found[os.path.relpath(file, folder)] = os.stat(file).st_size
     return found
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether the folder is not among `seen`, to which it is added: links may go round."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return False
+    place = status.st_dev, status.st_ino
+    if place in seen:
+        return False
+    seen.add(place)
+    return True
 
 
 def checksums(folder: str | os.PathLike) -> dict[str, str]:
@@ -208,8 +309,8 @@ def fetch(file: AnyPath) -> Path:
     if here != file and not (here.is_file() and here.stat().st_size == file.stat().length):
         with _cannot("write", str(here)):
             here.parent.mkdir(parents=True, exist_ok=True)
-            temporary = f"{here}.{os.getpid()}-{threading.get_ident()}.tmp"
-            _system().get_file(os.fspath(file), temporary)
+            temporary = here.with_name(_temporary(here.name))
+            _system().get_file(os.fspath(file), os.fspath(temporary))
             os.replace(temporary, here)
     return here
 
@@ -270,9 +371,12 @@ def _cannot(verb: str, name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot {verb} {name}: {_reason(error)}") from error
+        # The file that the error is about may lie deeper than the one that was asked for.
+        inside = error.filename if isinstance(error.filename, str) else name
+        where = inside if inside.startswith(name + os.sep) and ".tmp" not in inside else name
+        raise UserError(f"cannot {verb} {where}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return getattr(error, "strerror", None) or (lines[-1] if lines else type(error).__name__)[:200]
+    return getattr(error, "strerror", None) or first_line(lines[-1] if lines else error)[:200]

@@ -75,7 +75,7 @@ class LocalFiles(seqio.DataSource):
         """The files of a split, sorted. Raises ValueError if a pattern matches none."""
         found: list[Shard] = []
         for patterns in self._files[split]:
-            columns = [sorted(glob.glob(pattern, recursive=True)) for pattern in patterns]
+            columns = [matching(pattern) for pattern in patterns]
             for pattern, names in zip(patterns, columns, strict=True):
                 if not names:
                     raise ValueError(f"no file matches {pattern!r} (split {split})")
@@ -162,6 +162,23 @@ def open_lines(path: str) -> Iterator[bytes]:
                 yield line.rstrip(b"\r\n")
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{path}, after line {number}: {error}") from error
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a pattern names, sorted, each once: `**` follows links, which may go round.
+
+    A pattern that is the name of a file is that file, and a folder is taken by its name before it
+    is taken for a pattern: `[` may stand in both.
+    """
+    folder, name = os.path.split(pattern)
+    if os.path.isfile(pattern):
+        return [pattern]
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
+    found: dict[str, str] = {}
+    for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (len(path), path)):
+        found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values())
 
 
 def _lines(shard: Shard) -> Iterator[tuple[bytes, ...]]:

@@ -1,5 +1,7 @@
 """Two processes never do one run at once, and a dead one's claim holds nobody up."""
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -8,6 +10,8 @@ import time
 
 import pytest
 
+from t5scaling import storage
+from t5scaling.errors import UserError
 from t5scaling.training import claim
 from tests.conftest import REPOSITORY
 
@@ -81,21 +85,97 @@ with claim.hold({str(tmp_path)!r}):
 def test_a_number_that_another_process_got_since_is_not_it(tmp_path):
     with claim.hold(str(tmp_path)):
         pass
-    rewrite(tmp_path, beat=time.time())
+    rewrite(tmp_path, beat=1)
     assert claim.holder(str(tmp_path))
     rewrite(tmp_path, started="1")
     assert claim.holder(str(tmp_path)) is None
 
 
-def test_another_machine_is_believed_for_a_while(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """This process's own clock, which sleeping moves; what is to happen at a time can be added."""
+
+    class Clock:
+        now, events = 1000.0, ()
+
+        def sleep(self, seconds):
+            self.now += seconds
+            for at, event in self.events:
+                if self.now - seconds < at <= self.now:
+                    event()
+
+    made = Clock()
+    monkeypatch.setattr(claim.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(claim.time, "sleep", made.sleep)
+    return made
+
+
+@pytest.mark.parametrize("off", [-86400, -240, 0, 240, 86400])
+def test_clocks_of_two_machines_are_never_compared(tmp_path, clock, off, monkeypatch):
+    """A holder elsewhere that gives signs of life keeps the run, whatever its clock says, and one
+    that gives none loses it after the lease, by the clock of whoever looks."""
+    run = str(tmp_path)
+    with claim.hold(run):
+        pass
+    file, _ = contents(tmp_path)
+    rewrite(tmp_path, host="elsewhere", beat=7)
+    monkeypatch.setattr(claim.time, "time", lambda: clock.now + off)
+    os.utime(file, (clock.now + off, clock.now + off))
+    assert claim.holder(run).pid == os.getpid()
+    clock.events = [(clock.now + 100, lambda: rewrite(tmp_path, beat=8))]
+    with pytest.raises(claim.Taken, match="on elsewhere"), claim.hold(run):
+        pass
+    assert clock.now == pytest.approx(1100, abs=claim.BEAT_S / 10)
+    clock.now += claim.LEASE_S - 1  # between two looks nobody was here to see
+    assert claim.holder(run)
+    clock.now += 2
+    assert claim.holder(run) is None
+    with claim.hold(run):
+        assert claim.holder(run).host != "elsewhere"
+
+
+def test_one_that_is_silent_is_waited_for_once(tmp_path, clock, capsys):
     with claim.hold(str(tmp_path)):
         pass
-    rewrite(tmp_path, host="elsewhere", beat=time.time() - claim.LEASE_S / 2)
-    with pytest.raises(claim.Taken, match="on elsewhere"), claim.hold(str(tmp_path)):
-        pass
-    rewrite(tmp_path, beat=time.time() - 2 * claim.LEASE_S)
+    rewrite(tmp_path, host="elsewhere", beat=7)
     with claim.hold(str(tmp_path)):
-        assert claim.holder(str(tmp_path)).host != "elsewhere"
+        assert clock.now == pytest.approx(1000 + claim.LEASE_S, abs=claim.BEAT_S / 10)
+    assert "waiting to see whether it is alive, 180 s at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"owner": 1}', "\0\xff", "[" * 100_000])
+def test_a_claim_that_cannot_be_read_locks_nobody_out(tmp_path, clock, text):
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/3").write_bytes(text.encode("latin-1"))
+    assert claim.holder(str(tmp_path))  # it may be being written
+    with claim.hold(str(tmp_path)):
+        assert clock.now == pytest.approx(1000 + claim.LEASE_S, abs=claim.BEAT_S / 10)
+        assert [file.name for file in (tmp_path / "claims").iterdir()] == ["4"]
+
+
+def test_what_is_no_claim_in_its_folder(tmp_path, clock):
+    for name in ("9999999999999", "²", "x", "5.0123.tmp"):
+        (tmp_path / "claims" / name).mkdir(parents=True)
+    (tmp_path / "claims/1").mkdir()
+    with claim.hold(str(tmp_path)):
+        assert claim.holder(str(tmp_path)).pid == os.getpid()
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(path, mode, *rest):
+        open_before(path, mode).close()
+        return Full()
+
+    open_before = open
+    monkeypatch.setattr("builtins.open", opened)
+    with pytest.raises(UserError, match="No space left"):
+        storage.create(tmp_path / "claim", b"mine")
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_lost_its_claim_ends(tmp_path):

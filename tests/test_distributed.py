@@ -1,5 +1,6 @@
 """Two processes on this machine as one job."""
 
+import hashlib
 import json
 import os
 import signal
@@ -93,7 +94,10 @@ def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
     for a, b in zip(alone, together, strict=True):
         assert a["tokens_seen"] == b["tokens_seen"]
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
-    assert json.loads((tmp_path / "two/DONE").read_text()) == {"step": STEPS}
+    assert json.loads((tmp_path / "two/DONE").read_text()) == {
+        "step": STEPS,
+        "metrics_sha256": hashlib.sha256((tmp_path / "two/metrics.jsonl").read_bytes()).hexdigest(),
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,30 @@ def test_half_a_job_is_refused(arguments, environment, words):
     with pytest.raises(UserError) as error:
         distributed._settings(*arguments, environment)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_nobody_to_talk_to(monkeypatch):
+    """The process ends with our line, where JAX would abort under a stack of C++."""
+    code = (
+        "import sys, t5scaling.training.distributed as d\n"
+        "d.START_TIMEOUT_S = 2\n"
+        "with d.job(f'127.0.0.1:{sys.argv[1]}', 2, int(sys.argv[2])): pass"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(port + place), str(place)],
+            stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )
+        for place in (0, 1)
+    ]  # fmt: skip
+    for place, process in enumerate(started):
+        said = process.communicate(timeout=100)[1].strip().splitlines()
+        assert process.returncode == 2
+        assert said[-1].startswith(f"error: process {place} of 2 has met no others at 127.0.0.1")
+        assert any(f"process {place} of 2 waits for the others" in line for line in said)
 
 
 def test_one_process_agrees_with_itself():

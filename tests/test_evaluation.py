@@ -127,6 +127,15 @@ def test_a_step_evaluated_again_replaces_its_line(tmp_path):
     assert "é" in (tmp_path / "inference_eval/task-000005.jsonl").read_text()
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "inference_eval").write_text("a file where a folder belongs")
+    monkeypatch.setattr(evaluate.checkpoint, "choose", lambda *_: [(1, tmp_path)])
+    with pytest.raises(UserError, match=r"cannot make the folder .*inference_eval"):
+        evaluate.evaluate_checkpoints(
+            model_dir=str(tmp_path), model=None, evaluators=(), progress=lambda *_: None
+        )
+
+
 def test_first_examples_only(mini_root, layout, params):
     examples = find_examples(mini.TEST, mini_root)
     few = evaluation(mini_root, max_examples=5)

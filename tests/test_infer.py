@@ -132,6 +132,17 @@ def test_a_second_launch_finds_it_done_and_other_settings_are_refused(
 
 
 @pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b"{}", b'{"lines": 1, "done": "1"}', b"[" * 100_000,
+                b'{"lines": 5, "done": 6, "bytes": 0, "truncated": 0}'],
+)  # fmt: skip
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    (tmp_path / "out.txt.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"out\.txt\.json") as error:
+        infer._Output(str(tmp_path / "out.txt"), {})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     "content, message",
     [
         (b"good\n\xff\xfe bad\n", "line 2: not UTF-8"),

@@ -1,5 +1,6 @@
 """Examples on disk, budgets, batches, mixing and packing: everything that needs no SeqIO."""
 
+import functools
 import itertools
 import json
 import os
@@ -224,6 +225,17 @@ def replace_by_zeros(directory):
     shard.write_bytes(bytes(shard.stat().st_size))
 
 
+def change(folder, text=None, at=(), value=None):
+    """Makes dataset.json say something else at a place."""
+    path = folder / "dataset.json"
+    if text is None:
+        meta = json.loads(path.read_text())
+        *way, last = at
+        functools.reduce(lambda inner, name: inner[name], way, meta)[last] = value
+        text = json.dumps(meta)
+    path.write_text(text)
+
+
 @pytest.mark.parametrize(
     "harm, file",
     [
@@ -233,6 +245,30 @@ def replace_by_zeros(directory):
         (lambda d: next(d.glob("part*")).unlink(), "part-00000-of-00001.array_record"),
         (lambda d: (d / "vocabulary.model").unlink(), "vocabulary.model"),
         (lambda d: (d / "dataset.json").write_text('{"spec": '), "dataset.json"),
+        *((functools.partial(change, text=text), "dataset.json") for text in ("[]", "{}", "", "1")),
+        *(
+            (functools.partial(change, at=at, value=value), "dataset.json")
+            for at, value in (
+                (("num_examples",), 999),
+                (("num_examples",), None),
+                (("tokens", "text"), 1),
+                (("tokens", "inputs"), "x"),
+                (("tokens",), {}),
+                (("knots", "every"), 0),
+                (("knots", "text", 3), 10**9),
+                (("knots", "text", 0), 5),
+                (("knots", "text"), []),
+                (("knots", "segments"), None),
+                (("shards", 0, "records"), 999),
+                (("shards", 0, "name"), None),
+                (("shards",), []),
+                (("format",), "2"),
+                (("spec_sha256",), "0"),
+                (("spec",), []),
+                (("truncated",), {"inputs": -1}),
+            )
+        ),
+        (functools.partial(change, at=("vocabulary",), value={"sha256": "0"}), "vocabulary.model"),
     ],
 )
 def test_damage_is_one_clear_line(thousand, tmp_path, harm, file):
@@ -276,6 +312,12 @@ def test_specs_are_compared_by_meaning():
     assert DataSpec.from_json(json.loads(json.dumps(other.to_json()))).to_json() == other.to_json()
     with pytest.raises(UserError, match="task, split"):
         DataSpec.from_json({"taks": "t"})
+
+
+def test_names_that_no_file_can_have():
+    with pytest.raises(UserError, match="a name of 300 bytes; expected at most 180"):
+        DataSpec("t" * 300, "train", LENGTHS)
+    assert len(DataSpec("t" * 180, "train", LENGTHS).stem) < 100
 
 
 def test_the_training_side_imports_neither_tensorflow_nor_seqio():

@@ -92,6 +92,35 @@ def test_wrong_gin_names_get_the_nearest_one(flags, expected, capsys):
     assert expected in error_of(capsys, "train", *files, *flags)
 
 
+@pytest.mark.parametrize("verb", ["report", "status", "export", "fit", "advise", "figures", "work"])
+def test_gin_settings_where_nothing_reads_them(verb, tmp_path, capsys):
+    more = ["run"] if verb == "work" else []
+    line = error_of(capsys, verb, str(tmp_path), *more, "--gin.X=1", "--gin.Y='a'")
+    assert f"{verb} takes no --gin settings, but --gin.X --gin.Y is given" in line
+
+
+@pytest.mark.parametrize("option", ["--at", "--budget", "--cost-per-unit", "--cost-per-run"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "-1", "1e300"])
+def test_sizes_and_costs_that_cannot_be(option, value, tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    table.write_text("x,y\n" + "".join(f"{10**i},{5 - i / 2}\n" for i in range(4)))
+    if option != "--at" and value == "1e300":
+        return
+    line = error_of(capsys, "advise", str(table), f"{option}={value}")
+    assert option in line and "expected a positive" in line
+    if option == "--at":
+        assert "expected a positive" in error_of(capsys, "figures", str(table), f"--at={value}")
+
+
+def test_a_file_where_a_folder_belongs(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for verb in ("report", "status", "export"):
+        assert "file" in error_of(capsys, verb, str(tmp_path / "file" / "study"))
+    files = ["--gin_file=gin/models/tiny.gin", "--gin_file=gin/studies/quick.gin"]
+    line = error_of(capsys, "study", files[1], f"--gin.STUDY_DIR={tmp_path / 'file/x'}")
+    assert "cannot make the folder" in line and "Not a directory" in line
+
+
 def test_what_is_missing_is_named(capsys):
     line = error_of(capsys, "train", "--gin_file=gin/models/tiny.gin", PRETRAIN[1])
     assert "MIXTURE_OR_TASK_NAME" in line and "TRAIN_STEPS" in line

@@ -29,6 +29,7 @@ OWN = "own_task"
 
 def write(path, lines):
     data = b"".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     with opener(path, "wb") as file:
         file.write(data)
@@ -166,6 +167,25 @@ def test_files_are_shards_in_sorted_order(tmp_path):
     assert [text for (text,) in rows(task)] == ["0a", "0b", "1a", "1b", "2a", "2b"]
     parts = [rows(task, shard_info=seqio.ShardInfo(index, 3)) for index in range(3)]
     assert parts[1] == [("1a",), ("1b",)] and [row for part in parts for row in part] == rows(task)
+
+
+def test_each_file_is_read_once(tmp_path):
+    """`**` follows links, and links may go round."""
+    write(tmp_path / "a/b/part.txt", ["x\n"])
+    (tmp_path / "a/b/round").symlink_to(tmp_path / "a")
+    (tmp_path / "a/again.txt").symlink_to(tmp_path / "a/b/part.txt")
+    task = define({"train": str(tmp_path / "**/*.txt")}, "text", "span_corruption")
+    assert task.source.list_shards("train") == [str(tmp_path / "a/again.txt")]
+
+
+@pytest.mark.parametrize("name", ["set[1]", "a[", "b]", "[!c]", "d*", "e?"])
+def test_a_folder_is_taken_by_its_name(tmp_path, name):
+    write(tmp_path / name / "part-0.txt", ["x\n"])
+    write(tmp_path / name / "one[1].txt", ["x\n"])
+    for pattern in ("part-*.txt", "one[1].txt"):
+        task = define({"train": str(tmp_path / name / pattern)}, "text", "span_corruption")
+        (shard,) = task.source.list_shards("train")
+        assert shard.startswith(str(tmp_path / name))
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):

@@ -98,9 +98,8 @@ def test_shares_of_the_examples_are_nested_pools(mini_root, tmp_path):
     assert 6 <= examples[0] < 6 + 10 and 30 <= examples[1] < 30 + 10
     assert [run.bindings["POOL"] for run in runs] == ["2%", "10%", "100%", None]
     for wrong in ("0%", "101%", "many", 0, 0.5):
-        nonsense = dataclasses.replace(arguments["study"], finetune_pools=(wrong,))
         with pytest.raises(UserError, match="expected a number of text tokens, a share"):
-            expand.expand(**{**arguments, "study": nonsense})
+            dataclasses.replace(arguments["study"], finetune_pools=(wrong,))
 
 
 def test_budgets_beyond_the_data_stop_before_anything_runs(mini_root, tmp_path):
@@ -273,6 +272,72 @@ def test_parts_share_runs_and_refuse_to_disagree(mini_root, tmp_path):
     assert len(study.points((whole, dataclasses.replace(other, prefix="other")))) == 5 + 4
     with pytest.raises(UserError, match="share its name"):
         study.points((whole, dataclasses.replace(part, name="another")))
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("seeds", [0.5, "1", -1, True, None, 2**32, float("nan")]),
+        ("learning_rates", [0, -0.1, "0.1", float("inf"), float("nan"), None, True]),
+        ("pretrain_tokens", [-1, 0.5, "1M", None, True, float("inf")]),
+        ("finetune_pools", ["0%", "101%", "%", "1", "-1%", "nan%", 0, -5, 0.5, True]),
+    ],
+)
+def test_values_that_no_run_can_have(mini_root, tmp_path, field, values):
+    grid = load(tmp_path, mini_root)["study"]
+    for value in values:
+        with pytest.raises(UserError, match=f"study mini: {field} holds .*; expected "):
+            dataclasses.replace(grid, **{field: (value,)})
+    first = getattr(grid, field)[0]
+    with pytest.raises(UserError, match=f"{field}=.* repeats a value"):
+        dataclasses.replace(grid, **{field: (first, first)})
+
+
+@pytest.mark.parametrize("share", [1.5, -0.5, "1", None, True, float("nan")])
+def test_shares_are_from_0_to_1(mini_root, tmp_path, share):
+    grid = load(tmp_path, mini_root)["study"]
+    with pytest.raises(UserError, match=r"the share of en in x is .* from 0 to 1"):
+        dataclasses.replace(grid, pretrain_data={"x": {"en": share, "de": -0.5}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefix": "../../.."}, r"'\.\.' in the id of a run: it leads out"),
+        ({"prefix": "/tmp"}, "'' in the id of a run: it leads out"),
+        ({"prefix": "a/./b"}, r"'\.' in the id"),
+        ({"prefix": "sweep[lr=0.1]"}, r"\[ and \] in a path would be taken for a pattern"),
+        ({"prefix": "a\\b"}, "would be taken for a pattern"),
+        ({"prefix": "a\nb"}, "not text on one line"),
+        ({"prefix": "\u2028"}, "not text on one line"),
+        ({"tasks": {"t" * 300: ("en", "de")}}, "300 bytes, more than the 180"),
+        ({"pretrain_data": {"ä" * 100: {"de": 1.0}}}, "200 bytes, more than the 180"),
+        ({"learning_rates": (0.00123456, 0.001234561)}, "different learning rates"),
+    ],
+)
+def test_ids_that_no_run_can_have(mini_root, tmp_path, changes, message):
+    arguments = load(tmp_path / "s", mini_root)
+    with pytest.raises(UserError, match=message):
+        runner.run_study(
+            **{**arguments, "study": dataclasses.replace(arguments["study"], **changes)}
+        )
+    assert not (tmp_path / "s/runs").exists()
+
+
+@pytest.mark.parametrize("name", ["sweep[1]", "a]", "a\\b"])
+def test_folders_that_would_be_taken_for_patterns(mini_root, tmp_path, name):
+    """A run in one would say DONE, and its checkpoints could not be read."""
+    arguments = load(tmp_path / name / "s", mini_root)
+    with pytest.raises(UserError, match=r"STUDY_DIR='.*': .* would be taken for a pattern"):
+        runner.run_study(**arguments)
+    for macro in ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"):
+        files = ["gin/models/tiny.gin", "gin/runs/finetune.gin"]
+        settings = {"MODEL_DIR": str(tmp_path / "run"), "INITIAL_CHECKPOINT_PATH": "x/checkpoint_1"}
+        settings |= {macro: str(tmp_path / name), "MIXTURE_OR_TASK_NAME": "x"}
+        text = config.load(files, settings | {"EXAMPLES_ROOT": mini_root})
+        with pytest.raises(UserError, match=rf"{macro}='.*': .* would be taken for a pattern"):
+            local.train(text)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes_by_steps(mini_root, tmp_path):

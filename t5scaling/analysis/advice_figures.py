@@ -3,7 +3,6 @@
 Score against loss is figure 5 of Isik et al. (arXiv 2402.04177); the others are ours.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +19,16 @@ from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.diagnosis import Relation, paired
 from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.next_experiment import Design, candidates, half_width
-from t5scaling.analysis.style import COLOURS, MARKERS, STYLE, save, save_rows, short_size, size_axis
+from t5scaling.analysis.style import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    save,
+    save_rows,
+    short_size,
+    size_axis,
+    stem_of,
+)
 from t5scaling.analysis.tables import metric_name, number
 from t5scaling.analysis.valuation import Exchange
 
@@ -38,9 +46,10 @@ def draw_advice(
 
     colour_of: as of `figures.draw_all`. next_runs: one more for each curve, on its next run.
     """
-    figures = []
+    figures: list[StudyFigure] = []
+    taken: dict[str, str] = {}
     for name, title, caption, page, rows in _all(advice, colour_of, next_runs):
-        stem = folder / re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
+        stem = stem_of(folder, [name], taken)
         save(page, stem)
         save_rows(rows, stem)
         figures.append(StudyFigure(title, stem, caption=caption))
@@ -143,6 +152,8 @@ def families(members: Sequence[CurveFit], comparison: Comparison) -> Drawn:
             rows.append([family.law.name, family.error, family.relative_error, family.bias,
                          family.aicc])  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(comparison.families)), [f.law.title for f in comparison.families])
         axes.invert_yaxis()
         axes.set_xlabel("error of log values on sizes not seen")

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from t5scaling import storage
 from t5scaling.analysis import next_experiment, valuation
@@ -36,6 +36,7 @@ from t5scaling.analysis.tables import (
     interval,
     metric_name,
     number,
+    print_note,
     size,
     size_name,
 )
@@ -51,6 +52,7 @@ from t5scaling.analysis.valuation import (
 from t5scaling.errors import UserError
 
 TARGET = 4.0  # times the largest measured size, where no target is given
+FARTHEST = 1e6  # times that size
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ def advise(
     Raises:
       UserError: see `load`; a target, cost or budget that is not positive.
     """
-    for name, value in (("--at", at), ("--cost-per-unit", cost_per_unit),
-                        ("--cost-per-run", cost_per_run), ("--budget", budget)):  # fmt: skip
-        if value is not None and not value > 0:
+    for name, value in (("--cost-per-unit", cost_per_unit), ("--cost-per-run", cost_per_run),
+                        ("--budget", budget)):  # fmt: skip
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} = {value:g}: expected a positive number")
     curves = load_curves(path, columns)
     if any(curve.x2_name for curve in curves):
@@ -150,9 +152,14 @@ def advise_curves(
     """The same without printing; None if no curve can be fitted.
 
     fitted: fits of `curves` that are at hand. other_pools: curves of pools that only the joint laws
-    of D_p and D_f look at.
+    of D_p and D_f look at. Raises UserError for an `at` that no law reaches.
     """
     largest = max(p.x for curve in curves for p in curve.points)
+    if at is not None and not 0 < at <= FARTHEST * largest:
+        raise UserError(
+            f"--at = {at:g}: expected a positive size, at most {FARTHEST:,.0f} times the largest "
+            f"measured ({size(largest)}): no law reaches further"
+        )
     target = at or TARGET * largest
     cost, source = _cost(storage.path(path), largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
@@ -296,41 +303,41 @@ def _exchanges(pools, target: float, cost: Cost, budget: float):
 def show(advice: Advice, screen: Console) -> None:
     """The advice on the terminal."""
     for _, comparison in advice.comparisons:
-        screen.print(f"Laws, by what they had not seen: {escape(comparison.sentence)}.")
+        screen.print(f"Laws, by what they had not seen: {comparison.sentence}.")
         for warning in comparison.warnings:
-            screen.print(f"[bold]note:[/bold] {escape(warning)}")
+            print_note(warning, screen)
     screen.print()
     for one in advice.curves:
-        screen.print(f"[bold]{escape(label_of(one.curve_fit))}[/bold]")
+        screen.print(Text(label_of(one.curve_fit), style="bold"))
         for line in lines_of(one, advice):
-            screen.print(f"  {escape(line)}", soft_wrap=True)
+            screen.print(f"  {line}", soft_wrap=True)
         screen.print()
     for choice in advice.choices:
-        title = f"Which data at {size(advice.target)}: {escape(choice.place)}"
+        title = f"Which data at {size(advice.target)}: {choice.place}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False,
                       padding=(0, 2, 0, 0))  # fmt: skip
         for name in ("data", "expected", INTERVAL, "chance to be best"):
             table.add_column(name, justify="right" if name == "expected" else "left")
         for name, forecast in zip(choice.names, choice.forecasts, strict=True):
             table.add_row(
-                escape(name), number(forecast.value), interval(forecast.low, forecast.high),
+                name, number(forecast.value), interval(forecast.low, forecast.high),
                 f"{choice.chances[name]:.0%}",
             )  # fmt: skip
         screen.print(table)
         for one, two, crossing in choice.crossings:
-            screen.print(escape(f"{two} overtakes {one} at {_where(crossing)}."), soft_wrap=True)
+            screen.print(f"{two} overtakes {one} at {_where(crossing)}.", soft_wrap=True)
         screen.print()
     for place, transfer in advice.transfers:
-        screen.print(escape(sentence_of_transfer(place, transfer)), soft_wrap=True)
+        screen.print(sentence_of_transfer(place, transfer), soft_wrap=True)
     for place, exchange, runs in advice.exchanges:
         said = sentence_of_exchange(place, exchange)
         if runs:
             said += f" {sentence_of_next(runs, exchange.fit, advice)}"
-        screen.print(escape(said), soft_wrap=True)
-    screen.print(escape(f"Costs: {advice.cost_source}."), soft_wrap=True)
+        screen.print(said, soft_wrap=True)
+    screen.print(f"Costs: {advice.cost_source}.", soft_wrap=True)
     for relation in advice.relations:
-        head = escape(" · ".join(str(v) for v in relation.score.curve.key.values()))
-        said = escape(f"{relation.sentence} {relation.relation_sentence}")
+        head = " · ".join(str(v) for v in relation.score.curve.key.values())
+        said = f"{relation.sentence} {relation.relation_sentence}"
         screen.print(f"{head}: {said}" if head else said, soft_wrap=True)
 
 

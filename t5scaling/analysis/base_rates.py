@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from t5scaling import storage
-from t5scaling.analysis.harvest import RunRecord, lines_of, read_directories
+from t5scaling import records, storage
+from t5scaling.analysis.harvest import RunRecord, read_directories
 from t5scaling.analysis.tables import console, number
 from t5scaling.errors import UserError
+from t5scaling.records import COUNT, NUMBER
 
 LAST = 0.1  # of the steps
 FILE = "base_rates.csv"
@@ -50,8 +51,8 @@ class Choice:
 
 def is_sweep(study_dir: str | os.PathLike) -> bool:
     """Whether a study compares base rates."""
-    if not (storage.path(study_dir) / "runs").is_dir():
-        return (storage.path(study_dir) / FILE).exists()
+    if not storage.exists(storage.path(study_dir) / "runs"):
+        return storage.exists(storage.path(study_dir) / FILE)
     runs = [run for _, run in read_directories(study_dir)]
     return bool(runs) and all("base_rate" in run.record for run in runs)
 
@@ -99,9 +100,14 @@ def _choices(runs: Sequence[tuple[storage.AnyPath, RunRecord]]) -> list[Choice]:
 
 def _upstream(path: storage.AnyPath, run: RunRecord) -> float:
     """Over the lines of metrics that end within the last tenth of the steps."""
-    lines = [line for line in lines_of(path / "metrics.jsonl") if line["split"] == "train"]
-    last = [line for line in lines if line["step"] > (1 - LAST) * run["steps"]]
+    file = str(path / records.METRICS)
+    lines = [line for line in records.metrics(path) if line["split"] == "train"]
+    last = [
+        records.check(line, {"loss": NUMBER, "target_tokens": COUNT}, file)
+        for line in lines
+        if line["step"] > (1 - LAST) * run["steps"]
+    ]
     tokens = sum(line["target_tokens"] for line in last)
     if not tokens:
-        raise UserError(f"{path / 'metrics.jsonl'}: no training loss in the last {LAST:.0%}")
+        raise UserError(f"{file}: no training loss in the last {LAST:.0%}")
     return sum(line["loss"] * line["target_tokens"] for line in last) / tokens

@@ -94,25 +94,51 @@ class Curve:
 def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a results.csv with numbers as numbers; alignment "" stays "".
 
-    Raises UserError if a column is missing or a number is none.
+    Raises UserError if a column is missing, a number is none, a cell is one too many or too few, or
+    two rows contradict each other. A row that is there twice counts once.
     """
-    text = storage.path(path).read_bytes().decode()
+    text = storage.read_text(path)
+    if text is None:
+        raise UserError(f"{path}: no such file")
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{path}: no column {missing[0]!r}; not a table of results")
-    rows = []
-    for number, row in enumerate(reader, 2):
-        for column in (*_INTEGERS, "learning_rate", "value"):
-            convert = int if column in _INTEGERS else float
-            try:
-                row[column] = convert(row[column])
-            except (TypeError, ValueError):
+    rows: list[dict[str, Any]] = []
+    seen: dict[tuple, tuple[int, dict]] = {}
+    try:
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path}: no column {missing[0]!r}; not a table of results")
+        for number, row in enumerate(reader, 2):
+            _numbers_of(row, f"{path}, line {number}")
+            place = tuple(row[c] for c in ("run", "steps", "split", "task", "metric"))
+            first, before = seen.setdefault(place, (number, row))
+            if first == number:
+                rows.append(row)
+            elif repr(before) != repr(row):
+                column = next(c for c in row if repr(before[c]) != repr(row[c]))
                 raise UserError(
-                    f"{path}, line {number}: {column} = {row[column]!r} is not a number"
-                ) from None
-        rows.append(row)
+                    f"{path}: lines {first} and {number} are both {row['metric']} of "
+                    f"{row['split']} of {row['run']} at step {row['steps']}, with {column} = "
+                    f"{before[column]!r} and {row[column]!r}"
+                )
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
     return rows
+
+
+def _numbers_of(row: dict[str, Any], where: str) -> None:
+    """Makes numbers of a row's texts."""
+    if None in row or None in row.values():
+        raise UserError(f"{where}: expected {len(COLUMNS)} cells, as the header has")
+    for column in (*_INTEGERS, "learning_rate", "value"):
+        convert = int if column in _INTEGERS else float
+        try:
+            row[column] = convert(row[column])
+        except ValueError:
+            raise UserError(f"{where}: {column} = {row[column][:40]!r} is not a number") from None
+    try:
+        float(row["alignment"] or 0)
+    except ValueError:
+        raise UserError(f"{where}: alignment = {row['alignment'][:40]!r} is not a number") from None
 
 
 def curves_of(

@@ -47,8 +47,6 @@ def draw(
             figures += draw_advice(advice, drawn.local)
     screen = console()
     for figure in figures:
-        screen.print(
-            f"{folder / figure.stem.name}.png  {figure.title}", soft_wrap=True, markup=False
-        )
-    screen.print(f"{len(figures)} figures, each as .png, .svg and .csv, in {folder}", markup=False)
+        screen.print(f"{folder / figure.stem.name}.png  {figure.title}", soft_wrap=True)
+    screen.print(f"{len(figures)} figures, each as .png, .svg and .csv, in {folder}")
     return figures

@@ -5,7 +5,6 @@ figures 2, 3, 6 and 7), the pretraining data (figures 1 and 4) or the model (fig
 input gives the same bytes: no dates, no random ids, fonts drawn as paths.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,15 @@ from matplotlib.patches import Patch
 from t5scaling.analysis.curve_fit import CurveFit
 from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.intervals import LEVEL
-from t5scaling.analysis.style import COLOURS, MARKERS, STYLE, save, save_rows, size_axis
+from t5scaling.analysis.style import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    save,
+    save_rows,
+    size_axis,
+    stem_of,
+)
 from t5scaling.analysis.verdict import resolution_of
 
 UNITS = {
@@ -69,6 +76,7 @@ def draw_all(
 
 def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigure]:
     """Those that compare something; and of a curve that none of them shows, one of its own."""
+    taken: dict[str, str] = {}
     in_study = [c for c in curve_fits if "finetune_examples" in c.curve.key]
     by = list(WORDS) if in_study else [next(iter(curve_fits[0].curve.key), "")]
     for column in by:
@@ -90,8 +98,7 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
                 parts = (metric, *(["by", column] if column else []), *map(str, rest))
                 title = f"{metric} of {', '.join(map(str, rest)) or 'the table'}"
                 title += f", by {WORDS.get(column, column)}" if column else ""
-            name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", "--".join(parts))
-            yield StudyFigure(title, folder / name, tuple(members), column)
+            yield StudyFigure(title, stem_of(folder, parts, taken), tuple(members), column)
 
 
 def _compared(this: CurveFit, others: Sequence[CurveFit]) -> bool:
@@ -248,7 +255,7 @@ def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
         handles.append(Line2D([], [], color=grey, linestyle=(0, (1, 1.5)), label="not pretrained"))
     if _some_at_edge(members):
         handles.append(
-            Line2D([], [], color="black", marker="$*$", linestyle="none",
+            Line2D([], [], color="black", marker="*", linestyle="none",
                    label="rate at grid's edge")
         )  # fmt: skip
     page.legend(

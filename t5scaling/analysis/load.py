@@ -7,6 +7,7 @@
 """
 
 import csv
+import io
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from t5scaling import storage
 from t5scaling.analysis.curves import Curve, Point, curves_of, read_results
 from t5scaling.analysis.harvest import COLUMNS, RESULTS, results_of
-from t5scaling.errors import UserError, nearest
+from t5scaling.errors import UserError, first_line, nearest
 
 UNIT_GAP = 1e4  # between neighbouring sizes; more looks like two units
 
@@ -137,27 +138,38 @@ def _read(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, list[str]]]
     if path.suffix.lower() in (".parquet", ".pq"):
         return _read_parquet(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a UTF-8 text file; expected CSV, TSV or parquet") from None
-    lines = text.splitlines()
-    if not lines:
+        text = storage.read_text(path)
+    except UserError as error:
+        raise UserError(f"{error}; expected CSV, TSV or parquet") from None
+    if text is None:
+        raise UserError(f"{path}: no such file")
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
         raise UserError(f"{path}: empty; expected a header and rows")
-    tabs = path.suffix.lower() == ".tsv" or ("\t" in lines[0] and "," not in lines[0])
-    reader = csv.reader(lines, delimiter="\t" if tabs else ",")
-    header = [name.strip() for name in next(reader)]
-    rows = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise UserError(
-                f"{path}, row {reader.line_num}: {len(cells)} cells, the header has {len(header)}"
-            )
-        rows.append((reader.line_num, cells))
-    return header, rows
+    first = text.lstrip().split("\n")[0]
+    tabs = path.suffix.lower() == ".tsv" or ("\t" in first and "," not in first)
+    # Lines end as csv says: a cell may hold any other end of line.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")
+    header, rows = None, []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [name.strip() for name in cells]
+                twice = sorted({name for name in header if header.count(name) > 1})
+                if twice:
+                    raise UserError(f"{path}: two columns are called {twice[0]!r}")
+            elif len(cells) != len(header):
+                raise UserError(
+                    f"{path}, row {reader.line_num}: {len(cells)} cells, the header has "
+                    f"{len(header)}"
+                )
+            else:
+                rows.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise UserError(f"{path}, row {reader.line_num}: not CSV or TSV ({error})") from None
+    return header or [], rows
 
 
 def _read_parquet(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -170,7 +182,7 @@ def _read_parquet(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, lis
     except ImportError:
         raise UserError(f"{path}: reading parquet needs `pip install pyarrow`") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a parquet file ({first_line(error)})") from None
     rows = [
         (number, ["" if pandas.isna(cell) else str(cell) for cell in cells])
         for number, cells in enumerate(table.itertuples(index=False), 1)

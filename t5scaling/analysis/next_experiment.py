@@ -164,7 +164,7 @@ def _spend(fit: Fit, target, places, cost: Cost, left: float, runs: int) -> list
     design, measured = Design(fit, target), np.atleast_2d(fit.x)
     chosen: list[Run] = []
     flat = places[0] if len(fit.law.sizes) == 1 else places
-    while places.shape[1] and len(chosen) < min(runs, int(left / cost.per_run + 1e-9)):
+    while places.shape[1] and len(chosen) + 1 <= min(runs, left / cost.per_run + 1e-9):
         run = max(_ranked(design, flat, cost.of, measured), key=lambda run: run.before - run.after)
         at = np.array([run.x]) if run.x2 is None else np.array([[run.x], [run.x2]])
         design.add(at)

@@ -40,10 +40,12 @@ def build(
     selection: Selection,
     figures: Sequence[StudyFigure],
     advice: Advice | None,
+    absent: str = "",
 ) -> str:
-    """The page as text."""
+    """The page as text. absent: a sentence on runs of the study that are not in the results."""
     study = str(curve_fits[0].curve.facts["study"])
-    limits = "".join(f"<p>{escape(s)}</p>" for s in sentences.about_study(runs, curve_fits))
+    said = [*([absent] if absent else []), *sentences.about_study(runs, curve_fits)]
+    limits = "".join(f"<p>{escape(s)}</p>" for s in said)
     sections = [
         ("claims", "The paper's claims", _claims(runs, rows, curve_fits)),
         ("pay", "What to pay for", page_advice.section(selection, advice)),

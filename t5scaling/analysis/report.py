@@ -13,7 +13,15 @@ from t5scaling.analysis.advise import advise_curves
 from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
 from t5scaling.analysis.curves import Curve, curves_of, read_results
 from t5scaling.analysis.figures import draw_all
-from t5scaling.analysis.harvest import read_runs, results_of
+from t5scaling.analysis.harvest import (
+    REPORT,
+    check_agree,
+    left_out,
+    note_reported,
+    read_runs,
+    results_of,
+    state_of,
+)
 from t5scaling.analysis.roles import roles_of
 from t5scaling.analysis.selection import Selection
 from t5scaling.analysis.style import role_colour
@@ -37,8 +45,10 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
     folder = storage.path(study_dir)
     if base_rates.is_sweep(folder):
         return base_rates.report(folder, screen=screen)
+    state = state_of(folder)  # first: what ends meanwhile is for the next report
     rows = read_results(results_of(folder))
     runs = read_runs(folder)
+    check_agree(rows, folder)
     curves = curves_of(rows)
     if not curves:
         raise UserError(
@@ -62,10 +72,15 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
         )  # fmt: skip
         if advice:
             figures += draw_advice(advice, drawn.local, colour_of, next_runs=False)
-        html = page.build(runs, rows, curve_fits, selection, figures, advice)
-    path = folder / "report.html"
+        absent = left_out(folder, runs)
+        html = page.build(runs, rows, curve_fits, selection, figures, advice, absent)
+    path = folder / REPORT
     storage.write(path, html)
-    print_tables(curve_fits, screen or console())
+    note_reported(folder, state)
+    screen = screen or console()
+    print_tables(curve_fits, screen)
+    if absent:
+        screen.print(absent, soft_wrap=True)
     return path
 
 

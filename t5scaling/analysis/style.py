@@ -1,6 +1,7 @@
 """How figures look, and how they are written: one style for all of them."""
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -49,7 +50,9 @@ STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "t5scaling",
     "path.simplify": False,
+    "text.parse_math": False,  # a $ in a name is a $
 }
+LONGEST_STEM = 150  # characters; file systems take names of 255 bytes
 
 
 def role_colour(roles: Roles, curve: Curve) -> str:
@@ -81,6 +84,22 @@ def short_size(value: float) -> str:
             digits = f"{value / step:.2g}" if value < 10 * step else f"{value / step:.0f}"
             return digits + unit
     return size(value)
+
+
+def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Path:
+    """Where a figure on these goes, without an ending: a name that every file system takes.
+
+    taken: names that figures beside it have, and of what they are, to which this one's is added.
+    What differs only in what a name cannot hold, or beyond its length, is told apart by a digest.
+    """
+    whole = "--".join(map(str, parts))
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", whole)
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    if len(name) > LONGEST_STEM:
+        name = f"{name[:LONGEST_STEM]}-{digest}"
+    if taken.setdefault(name, whole) != whole:
+        name = f"{name}-{digest}"
+    return folder / name
 
 
 def save(page: Figure, stem: Path) -> None:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean as mean
+from typing import IO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from t5scaling.analysis.compare import Comparison
 from t5scaling.analysis.curve_fit import CurveFit
@@ -23,10 +24,15 @@ def metric_name(metric: str) -> str:
     return NAMES.get(metric, metric)
 
 
-def console() -> Console:
-    """A terminal's own width; 110 columns into a file or a pipe."""
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=110)
+def console(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A terminal's own width; 110 columns into a file or a pipe.
+
+    What is printed on it is text: names of tasks and data may look like rich's markup or its
+    names of emoji.
+    """
+    settings: dict = {"file": file, "highlight": False, "markup": False, "emoji": False}
+    screen = Console(**settings, width=width)
+    return screen if screen.is_terminal or width else Console(**settings, width=110)
 
 
 def size_name(curve: Curve) -> str:
@@ -65,18 +71,20 @@ def interval(low: float, high: float) -> str:
 
 def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
     """One curve: law, coefficients with intervals, held-out points, verdict."""
-    if this.curve.key:
-        screen.print(f"[bold]{escape(this.curve.label)}[/bold]")
+    name = metric_name(this.curve.metric)
+    label = " · ".join([name, *map(str, this.curve.key.values())])
+    screen.print(Text(label, style="bold"))
     xs = (this.curve.x_name, *([this.curve.x2_name] if this.curve.x2_name else []))
     means = ", ".join(f"{size} = {x}" for size, x in zip(this.law.sizes, xs, strict=False))
-    title = f"[bold]{this.law.title}[/bold]  {escape(this.law.formula)}, {escape(means)}"
-    screen.print(title + (f"  ({escape(because)})" if because else ""))
+    title = Text(this.law.title, style="bold")
+    title.append(f"  {this.law.formula}, {means}", style="not bold")
+    screen.print(title.append(f"  ({because})" if because else "", style="not bold"))
     if this.curve.baseline:
         value = number(this.curve.baseline_value)
         screen.print(f"without pretraining: {value} (not a point of the law)")
     fit = this.fit
     if fit is None:
-        screen.print(f"not fitted: {escape(this.note)}")
+        screen.print(f"not fitted: {this.note}")
     else:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("coefficient")
@@ -105,7 +113,7 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
         else:
             screen.print("nothing held out: the law is not checked")
     word = this.verdict.word or "no verdict"
-    screen.print(f"verdict: [bold]{word}[/bold]: {escape(this.verdict.reason)}\n")
+    screen.print(Text.assemble("verdict: ", (word, "bold"), f": {this.verdict.reason}\n"))
 
 
 def _held_out_table(this: CurveFit) -> Table:
@@ -175,7 +183,7 @@ def listed(names: Sequence[str]) -> str:
 
 def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
     """Families by rising error on what they had not seen."""
-    title = f"{escape(metric)}: families by what they had not seen (protocol: {found.protocol})"
+    title = f"{metric}: families by what they had not seen (protocol: {found.protocol})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False,
                   padding=(0, 2, 0, 0))  # fmt: skip
     table.add_column("law")
@@ -189,15 +197,19 @@ def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
             number(family.aicc) if math.isfinite(family.aicc) else "–",
         )  # fmt: skip
     screen.print(table)
-    screen.print(f"[bold]{escape(found.sentence)}[/bold]")
+    screen.print(Text(found.sentence, style="bold"))
     for warning in found.warnings:
-        screen.print(f"[bold]note:[/bold] {escape(warning)}")
+        print_note(warning, screen)
+
+
+def print_note(warning: str, screen: Console) -> None:
+    screen.print(Text.assemble(("note:", "bold"), f" {warning}"))
 
 
 def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
     """The laws of a study: one table per (model, data, task, pool), one line per metric."""
     for place, members in by_place(curve_fits):
-        table = Table(title=f"laws: {escape(place)}", title_justify="left")
+        table = Table(title=f"laws: {place}", title_justify="left")
         for name in ("metric", "law", "coefficients", "verdict"):
             table.add_column(name)
         table.add_column("held-out error", justify="right")
@@ -207,7 +219,7 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
                 last = this.fit.held_out_sizes[-1]
                 error = f"{last.relative_error:+.1%}, {this.fit.extrapolation:.2f} decades on"
             table.add_row(
-                escape(this.curve.metric),
+                this.curve.metric,
                 this.law.title,
                 coefficients(this) if this.fit else "not fitted",
                 this.verdict.word or "–",
@@ -219,9 +231,9 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
 def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
     """The selected results, means over seeds: D_p down, metrics across, the chosen rate."""
     for place, members in by_place(curve_fits):
-        table = Table(title=f"test results: {escape(place)}", title_justify="left")
+        table = Table(title=f"test results: {place}", title_justify="left")
         for name in ("D_p", *(this.curve.metric for this in members), "learning rate"):
-            table.add_column(escape(name), justify="right")
+            table.add_column(name, justify="right")
         points = [(*this.curve.baseline, *this.curve.points) for this in members]
         for x in sorted({p.x for on_curve in points for p in on_curve}):
             here = [[p for p in on_curve if p.x == x] for on_curve in points]

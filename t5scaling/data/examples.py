@@ -37,10 +37,11 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.errors import UserError
 
 FORMAT = 2  # of the directory; part of every hash, so that old directories are never misread
+LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
@@ -72,6 +73,14 @@ class DataSpec:
     passes: Mapping[str, int] | None = None
     modules: tuple[str, ...] = ("tasks.registry",)
     definitions: Mapping[str, Mapping] | None = None
+
+    def __post_init__(self) -> None:
+        # (a gin reference until it is set)
+        if isinstance(self.task, str) and len(self.task.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"the task {self.task[:40]}... has a name of {len(self.task.encode())} bytes; "
+                f"expected at most {LONGEST_NAME}: files are called after it"
+            )
 
     def to_json(self) -> dict:
         """A canonical form: equal for specs that ask for the same examples."""
@@ -126,7 +135,7 @@ class DataSpec:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.]+", "_", name)
+    return re.sub(r"[^\w.]+", "_", name)[:80]  # a digest follows; the spec is compared
 
 
 def sha256_of(value) -> str:
@@ -163,6 +172,11 @@ class Examples:
     def __init__(self, path: str | os.PathLike):
         self.path = storage.path(path)
         self.meta = _read_meta(self.path)
+        if self.meta["format"] != FORMAT:
+            raise UserError(
+                f"{self.path} is of format {self.meta['format']}, of another version of this "
+                f"program; expected format {FORMAT}"
+            )
         self.spec = DataSpec.from_json(self.meta["spec"])
         self._shards = [self.path / shard["name"] for shard in self.meta["shards"]]
         self._starts = np.cumsum([0] + [s["records"] for s in self.meta["shards"]]).tolist()
@@ -176,6 +190,9 @@ class Examples:
         if not vocabulary.is_file():
             raise self._damaged(vocabulary, "is missing")
         self.vocabulary = storage.fetch(vocabulary)
+        wanted = self.meta.get("vocabulary", {}).get("sha256")
+        if wanted and hashlib.sha256(self.vocabulary.read_bytes()).hexdigest() != wanted:
+            raise self._damaged(vocabulary, "is not the vocabulary that the examples were made of")
 
     def __len__(self) -> int:
         return self.meta["num_examples"]
@@ -270,16 +287,46 @@ class Examples:
         )
 
 
+_META = {
+    "format": records.COUNT, "spec": records.OBJECT, "spec_sha256?": records.NAME,
+    "num_examples": records.COUNT, "tokens": records.COUNT_OF, "knots": records.OBJECT,
+    "shards": records.OBJECTS, "vocabulary?": records.OBJECT, "metrics?": records.NAMES,
+    "truncated": records.COUNT_OF, "max_lengths": records.COUNT_OF,
+}  # fmt: skip
+_SHARD = {"name": records.NAME, "records": records.COUNT, "bytes": records.COUNT}
+
+
 def _read_meta(path: storage.AnyPath) -> dict:
+    """What dataset.json holds. Raises UserError if its parts do not agree with each other."""
+    file = path / "dataset.json"
+    anew = f"delete the directory {path} and materialise it again"
     try:
-        return json.loads((path / "dataset.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not an examples directory: no dataset.json in it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(
-            f"{path / 'dataset.json'} is damaged: delete the directory {path} and materialise it "
-            "again"
-        ) from None
+        meta = records.read_object(file, {"format": records.COUNT})
+        if meta is not None and meta["format"] == FORMAT:  # nobody reads on in another's
+            _check_meta(records.check(meta, _META, str(file)), str(file))
+    except UserError as error:
+        raise UserError(f"damaged: {error}: {anew}") from None
+    if meta is None:
+        raise UserError(f"{path} is not an examples directory: no dataset.json in it")
+    return meta
+
+
+def _check_meta(meta: dict, file: str) -> None:
+    """Raises UserError unless counts, sums and digests say the same of the same examples."""
+    rows, knots = meta["num_examples"], meta["knots"]
+    for number, shard in enumerate(meta["shards"]):
+        records.check(shard, _SHARD, f"{file}, shard {number}")
+    if sum(shard["records"] for shard in meta["shards"]) != rows:
+        raise UserError(f"{file}: the shards do not hold num_examples = {rows:,} together")
+    if meta.get("spec_sha256", sha256_of(meta["spec"])) != sha256_of(meta["spec"]):
+        raise UserError(f"{file}: spec_sha256 is not that of the spec")
+    records.check(knots, {"every": records.COUNT, **dict.fromkeys(FIELDS, records.COUNTS)}, file)
+    records.check(meta["tokens"], dict.fromkeys(FIELDS, records.COUNT), file)
+    for field in FIELDS:
+        sums = [*knots[field], meta["tokens"][field]]
+        whole = knots["every"] > 0 and len(knots[field]) == 1 + rows // knots["every"]
+        if not whole or sums[0] != 0 or sums != sorted(sums):
+            raise UserError(f"{file}: the sums of {field} tokens cannot be of {rows:,} examples")
 
 
 def find_examples(spec: DataSpec, root: str | os.PathLike) -> Examples:
@@ -297,25 +344,25 @@ def find_all_examples(
     for a wrong spec, for damaged data, and if more than one directory holds what was asked for.
     """
     there = storage.path(root)
-    found = [_finished(spec, there) for spec in specs]
+    found = [finished(spec, there) for spec in specs]
     missing = [spec for spec, path in zip(specs, found, strict=True) if path is None]
     if missing:
         here = storage.cached(root, "made")
         _materialize_in_child(missing, here, beam)
         for spec in missing:
-            made = _finished(spec, here)
+            made = finished(spec, here)
             storage.publish(made, there / made.name, last="dataset.json")
-        found = [path or _finished(spec, there) for spec, path in zip(specs, found, strict=True)]
+        found = [path or finished(spec, there) for spec, path in zip(specs, found, strict=True)]
     return [Examples(path) for path in found]
 
 
 def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> None:
     """Returns when another process has materialised the examples of all specs."""
-    while any(_finished(spec, storage.path(root)) is None for spec in specs):
+    while any(finished(spec, storage.path(root)) is None for spec in specs):
         time.sleep(1.0)
 
 
-def _finished(spec: DataSpec, root: storage.AnyPath) -> storage.AnyPath | None:
+def finished(spec: DataSpec, root: storage.AnyPath) -> storage.AnyPath | None:
     """The finished directory for `spec`."""
     wanted = spec.to_json()
     matches = []

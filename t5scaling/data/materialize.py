@@ -95,7 +95,9 @@ def materialize(
         return final
 
     def waiting() -> None:
-        console.print(f"waiting for another process that writes {final}", soft_wrap=True)
+        console.print(
+            f"waiting for another process that writes {final}", soft_wrap=True, markup=False
+        )
 
     at = work.path_for(final)
     with work.locked(final, waiting):

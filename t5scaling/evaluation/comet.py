@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from t5scaling import records, storage
 from t5scaling.errors import UserError
 from t5scaling.evaluation import comet_worker
 from tasks import bootstrap
@@ -284,15 +285,13 @@ def _alone(root: Path) -> Iterator[None]:
 
 def _state(root: Path) -> dict[str, Any]:
     try:
-        return json.loads((root / "comet.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return records.read_object(root / "comet.json", {}) or {}
+    except UserError:  # damaged: set up again
         return {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, path)
+    storage.write(path, json.dumps(content))
 
 
 def _list(versions: dict[str, str]) -> str:

@@ -31,6 +31,7 @@ from t5scaling.evaluation.generate import (
     one_ahead,
 )
 from t5scaling.model import decoding, network
+from t5scaling.records import COUNT, NAME, NUMBER, Fields, read_lines
 from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
 
 TRIED_EXAMPLES = 8  # with which metrics are tried before a run begins
@@ -332,6 +333,9 @@ def evaluate_checkpoints(
         return
     wanted = checkpoint.choose(model_dir, steps)
     model = run_directory.model_of(model_dir, model)
+    if distributed.is_main():  # another user's run: better now than after all is measured
+        storage.check_writable(model_dir)
+        storage.check_writable(storage.path(model_dir) / "inference_eval")
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     abstract = step.abstract_params(model, layout)
@@ -378,7 +382,8 @@ class _Lines:
 
     def __init__(self, model_dir: str):
         self._path = storage.path(model_dir) / "eval.jsonl"
-        self._lines = _read_lines(self._path)
+        fields = {"step": COUNT, "saved": NUMBER, "evaluation": NAME, "task": NAME, "split": NAME}
+        self._lines = _read_lines(self._path, fields)
 
     def find(self, key: Mapping[str, Any]) -> dict | None:
         """The line that holds all of `key`."""
@@ -429,14 +434,11 @@ def write_outputs(
         "".join(json.dumps(output, ensure_ascii=False) + "\n" for output in outputs),
     )
     path = folder / f"{task}-metrics.jsonl"
-    lines = [line for line in _read_lines(path) if line["step"] != step_now]
+    lines = [line for line in _read_lines(path, {"step": COUNT}) if line["step"] != step_now]
     lines = sorted([*lines, {"step": step_now, **results}], key=lambda line: line["step"])
     storage.write(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _read_lines(path: storage.AnyPath) -> list[dict]:
-    """The objects of a JSON-lines file; [] if there is none."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+def _read_lines(path: storage.AnyPath, fields: Fields) -> list[dict]:
+    """The objects of a JSON-lines file with these fields; [] if there is none."""
+    return [line for _, line in read_lines(path, fields)]

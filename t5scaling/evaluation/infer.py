@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t5scaling import __version__, storage
+from t5scaling import __version__, records, storage
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
@@ -165,15 +165,20 @@ class _Output:
         if not os.path.isdir(folder):
             raise UserError(f"no folder {folder} for {path}")
         self._record = dict(made_from) | {"done": 0, "bytes": 0, "truncated": 0}
-        if os.path.exists(self._record_path):
-            with open(self._record_path, encoding="utf-8") as file:
-                before = json.load(file)
+        counts = dict.fromkeys(("lines", "done", "bytes", "truncated"), records.COUNT)
+        before = records.read_object(self._record_path, counts)
+        if before is not None:
             for name, value in made_from.items():
                 if before.get(name) != value:
                     raise UserError(
                         f"{path} was made with {name}={before.get(name)!r}, now it is {value!r}: "
                         f"delete {self._record_path} and what is there, or choose another file"
                     )
+            if before["done"] > before["lines"]:
+                raise UserError(
+                    f"{self._record_path} is damaged: {before['done']} of {before['lines']} lines "
+                    "are done; delete it and what is there, or choose another file"
+                )
             self._record = before
         elif os.path.exists(path):
             raise UserError(f"{path} is there already: delete it or choose another OUTPUT_FILE")

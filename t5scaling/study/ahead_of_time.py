@@ -276,7 +276,7 @@ def _clock(doing: str) -> Any:
         return
     with rich_progress.Progress(
         rich_progress.SpinnerColumn(),
-        rich_progress.TextColumn("{task.description}, minutes for a large model"),
+        rich_progress.TextColumn("{task.description}, minutes for a large model", markup=False),
         rich_progress.TimeElapsedColumn(),
         console=console,
         transient=True,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich import progress as rich_progress
 from rich.console import Console
 
+from t5scaling.errors import first_line
 from t5scaling.study.expand import Run
 
 
@@ -15,18 +16,18 @@ class Display:
     terminal to draw on."""
 
     def __init__(self, name: str, runs: Sequence[Run]):
-        self._console = Console(file=sys.stdout, soft_wrap=True)
+        self._console = Console(file=sys.stdout, soft_wrap=True, markup=False, emoji=False)
         self._runs = runs
         self._total = sum(run.positions for run in runs)
         self._worked = self._skipped = 0  # positions: done now, found done
         self._seconds = 0.0
         self._done = 0
         self._bar = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
+            rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(bar_width=24),
             rich_progress.TaskProgressColumn(),
             rich_progress.TimeElapsedColumn(),
-            rich_progress.TextColumn("{task.fields[note]}"),
+            rich_progress.TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -82,7 +83,7 @@ class Display:
     def fail(self, run: Run, reason: str) -> None:
         self._end(run)
         self.failures[run.id] = reason
-        self._line(run, f"FAILED: {reason.splitlines()[0]}")
+        self._line(run, f"FAILED: {first_line(reason)}")
 
     def summary(self, failed: Mapping[str, str]) -> None:
         if not failed:
@@ -90,7 +91,7 @@ class Display:
             return
         self._console.print(f"{len(failed)} of {len(self._runs)} runs are not done:")
         for run_id, reason in failed.items():
-            self._console.print(f"  {run_id}: {reason.splitlines()[0]}", markup=False)
+            self._console.print(f"  {run_id}: {first_line(reason)}", markup=False, highlight=False)
 
     def _end(self, run: Run) -> float:
         seconds = time.monotonic() - self._started

@@ -104,7 +104,7 @@ def dry_run(
         on = f"{topology}'s {devices} {where.unit}"
     chain = _longest_chain(rows) / devices
     out = console or Console()
-    screen = Console(file=out.file, width=max(out.width, _WIDTH))
+    screen = Console(file=out.file, width=max(out.width, _WIDTH), markup=False, emoji=False)
     with screen.capture() as captured:
         _show(screen, parts, rows, grid, topology, on, utilization, peak, devices, chain)
     text = captured.get()

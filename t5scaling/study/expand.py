@@ -126,27 +126,31 @@ class _Family:
         return self._pools[size]
 
 
-def _checkpoint_steps(point: Point, family: _Family) -> dict[int, int]:
-    """D_p asked for -> the first step after which at least so much text was seen."""
-    study, examples = point.study, family.examples
+def checkpoint_steps(point: Point, examples: Examples | None, batch_size: int) -> dict[int, int]:
+    """D_p asked for -> the first step after which at least so much text was seen.
+
+    `examples`: None if they are not there, which D_p in steps does not need. Raises UserError for
+    more than they hold and for two D_p that are one step.
+    """
+    study = point.study
     steps: dict[int, int] = {}
     for size in point.sizes:
         asked = f"D_p={size:,}{' steps' if study.pretrain_steps else ''}"
-        if study.pretrain_steps:
+        if study.pretrain_steps or examples is None:
             step = size
         else:
-            step = -(-budget.examples_for_tokens(examples, size) // family.batch_size)
-        if step * family.batch_size > len(examples):
+            step = -(-budget.examples_for_tokens(examples, size) // batch_size)
+        if examples is not None and step * batch_size > len(examples):
             raise UserError(
                 f"study {study.name}: {asked} needs {step} whole batches of "
-                f"{family.batch_size}, more than the {len(examples):,} examples of "
+                f"{batch_size}, more than the {len(examples):,} examples of "
                 f"{examples.spec.task}; it holds {examples.tokens(len(examples)):,} text tokens"
             )
         for other, other_step in steps.items():
             if other_step == step:
                 raise UserError(
                     f"study {study.name}: D_p={other:,} and {asked} are both step {step} "
-                    f"at batch size {family.batch_size}; choose values further apart"
+                    f"at batch size {batch_size}; choose values further apart"
                 )
         steps[size] = step
     return steps
@@ -154,7 +158,7 @@ def _checkpoint_steps(point: Point, family: _Family) -> dict[int, int]:
 
 def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run]) -> Run:
     study, examples = point.study, family.examples
-    steps = _checkpoint_steps(point, family)
+    steps = checkpoint_steps(point, examples, family.batch_size)
     last = max(steps.values())
     record = {
         **_common(point, family),

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from t5scaling import __version__, config, storage
-from t5scaling.data import budget
-from t5scaling.data.examples import DataSpec, Examples
+from t5scaling.data.examples import DataSpec, Examples, finished
+from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import ahead_of_time, expand, gpus, runner, suggest, topologies
@@ -156,6 +156,9 @@ def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
             total, checkpoints = runs * max(steps), runs * len(steps)
         else:
             total = runs * arguments["train_steps"]
+            examples = materialized(arguments["dataset"], arguments["examples_root"])
+            for pool in first.study.finetune_pools if examples else ():
+                pool_rows(examples, pool)  # one that the data cannot serve is refused here too
             checkpoints = runs * arguments.get("keep_checkpoint", True)
         data = first.study.part, first.study.model, first.dataset, arguments["dataset"]
         groups.append(
@@ -171,12 +174,9 @@ def _checkpoint_steps(point: Point, arguments: Mapping[str, Any]) -> tuple[list[
     is taken to hold `tokens_per_row`.
     """
     dataset, batch_size = arguments["dataset"], arguments["batch_size"]
-    if point.study.pretrain_steps:
-        return list(point.sizes), None
     examples = materialized(dataset, arguments["examples_root"])
-    if examples is not None:
-        rows = [budget.examples_for_tokens(examples, tokens) for tokens in point.sizes]
-        return [-(-n // batch_size) for n in rows], None
+    if examples is not None or point.study.pretrain_steps:
+        return list(expand.checkpoint_steps(point, examples, batch_size).values()), None
     text = tokens_per_row(dataset.feature_lengths["inputs"])
     note = f"from D_p, at {text} text tokens a row as in T5's span corruption"
     return [math.ceil(tokens / (batch_size * text)) for tokens in point.sizes], note
@@ -190,12 +190,8 @@ def tokens_per_row(input_length: int) -> int:
 
 def materialized(spec: DataSpec, root: str) -> Examples | None:
     """The examples of `spec`, if they are there already."""
-    for path in sorted(storage.path(root).glob(f"{spec.stem}*")):
-        if path.suffix != ".work" and (path / "dataset.json").is_file():
-            examples = Examples(path)
-            if examples.spec.to_json() == spec.to_json():
-                return examples
-    return None
+    path = finished(spec, storage.path(root))
+    return None if path is None else Examples(path)
 
 
 def _program(arguments: Mapping[str, Any]) -> ahead_of_time.Program:

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from t5scaling import config, storage
+from t5scaling import config, records, storage
 from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import UserError
-from t5scaling.study import expand, status
+from t5scaling.study import expand
 from t5scaling.study.display import Display
 from t5scaling.study.executors import Executor, local
 from t5scaling.study.study import Study, parts_of
@@ -51,9 +51,10 @@ def run_study(
         Stopped: SIGTERM or SIGINT; the run in progress is saved, and an engine's jobs go on.
     """
     name = parts_of(study)[0].name
+    storage.check_fit(study_dir, "STUDY_DIR")
     executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own
-    storage.path(study_dir).mkdir(parents=True, exist_ok=True)
+    storage.make_folder(study_dir)
     runs = expand.expand(study, study_dir, examples_root)
     _refuse_changed(runs)
     _write_list(study_dir, name, runs)
@@ -85,9 +86,9 @@ def cancel(
     """Ends the engine's jobs for the runs of a study."""
     if executor is None:
         raise UserError("--cancel is for an engine's jobs, and no executor is given")
-    listed = run_directory.read_json(os.path.join(study_dir, status.STUDY)) or {"runs": []}
+    listed = records.study_list(study_dir) or {"runs": []}
     folders = [expand.run_directory_of(study_dir, run_id) for run_id in listed["runs"]]
-    jobs = [job for job in storage.at_once(_job, folders) if job]
+    jobs = [job for job in storage.at_once(records.job, folders) if job]
     alive = [job for job, state in executor.states(jobs).items() if state != "gone"]
     executor.cancel(alive)
     print(f"{len(alive)} jobs cancelled")
@@ -134,7 +135,7 @@ class _Launch:
     def jobs(self) -> dict[str, str]:
         """Runs that are not done -> the engine's job for them, while that is queued or running."""
         runs = self._open()
-        jobs = storage.at_once(lambda run: _job(run.directory), runs)
+        jobs = storage.at_once(lambda run: records.job(run.directory), runs)
         found = {run.id: job for run, job in zip(runs, jobs, strict=True) if job}
         states = self._executor.states(set(found.values())) if found else {}
         return {i: job for i, job in found.items() if states.get(job, "gone") != "gone"}
@@ -147,7 +148,7 @@ class _Launch:
         pending = False
         runs = self._open()
         looks = storage.at_once(
-            lambda run: (run_directory.failure(run.directory), claim.holder(run.directory)), runs
+            lambda run: (records.failure(run.directory), claim.holder(run.directory)), runs
         )
         for run, (failed, holder) in zip(runs, looks, strict=True):
             lacking = [n for n in run.needs if n not in self._done]
@@ -238,8 +239,8 @@ def _groups(runs: Sequence[expand.Run]) -> list[list[expand.Run]]:
 
 
 def _refuse_changed(runs: Sequence[expand.Run]) -> None:
-    files = [os.path.join(run.directory, run_directory.RECORD) for run in runs]
-    for run, record in zip(runs, storage.at_once(run_directory.read_json, files), strict=True):
+    folders = [run.directory for run in runs]
+    for run, record in zip(runs, storage.at_once(records.run_record, folders), strict=True):
         if record is None or record.get("settings") != run.record["settings"]:
             text = config.load(run.gin_files, run.bindings)
             run_directory.refuse_changed(run.directory, text)
@@ -247,8 +248,8 @@ def _refuse_changed(runs: Sequence[expand.Run]) -> None:
 
 def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
     """The list of runs for `status`. Runs of other subsets of the study stay in it."""
-    path = os.path.join(study_dir, status.STUDY)
-    before = run_directory.read_json(path) or {"runs": []}
+    path = os.path.join(study_dir, records.STUDY)
+    before = records.study_list(study_dir) or {"runs": []}
     mine = [run.id for run in runs]
     others = [
         run_id
@@ -266,10 +267,5 @@ def _are_done(runs: Sequence[expand.Run]) -> list[bool]:
 
 
 def _failures(run: expand.Run) -> int:
-    failed = run_directory.failure(run.directory)
+    failed = records.failure(run.directory)
     return failed["failures"] if failed else 0
-
-
-def _job(folder: str) -> str | None:
-    found = run_directory.read_json(os.path.join(folder, run_directory.JOB))
-    return found and found["job"]

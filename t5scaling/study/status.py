@@ -1,22 +1,20 @@
 """How far a study is, from its run directories alone: no process has to be asked."""
 
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from t5scaling import storage
-from t5scaling.errors import UserError
+from t5scaling import records, storage
+from t5scaling.errors import UserError, first_line
 from t5scaling.training import claim, run_directory
 
-STUDY = "study.json"  # in the study's directory: {"study": its name, "runs": ids}
 ROWS = 40  # of a study with more runs, those done, queued or waiting share a row by their data
 TOLD_TOGETHER = frozenset({"done", "queued", "waiting"})
 
@@ -26,7 +24,9 @@ class RunStatus:
     """One run.
 
     state: "done", "running", "stopped" (begun, and nobody is at it), "failed", "parked" (failed so
-    often that nobody will try again), "queued" (an engine has a job for it) or "waiting".
+    often that nobody will try again), "queued" (an engine has a job for it), "waiting", or
+    "damaged" (a file of it cannot be read; reason says which).
+    elsewhere: a running one's claim is another machine's, whose holder may be dead.
     step, steps: done and in all; steps is 0 while it waits. loss: nats per target token over the
     last logged steps. tokens_per_s: target tokens a second there. wall_s: what it has taken so
     far. left_s: at that speed. reason: of a failure.
@@ -41,13 +41,14 @@ class RunStatus:
     wall_s: float = 0.0
     left_s: float | None = None
     reason: str = ""
+    elsewhere: bool = False
 
 
 def statuses(study_dir: str) -> list[RunStatus]:
     """All runs of the study in their order. Raises UserError if there is no study."""
-    path = os.path.join(study_dir, STUDY)
-    listed = run_directory.read_json(path)
+    listed = records.study_list(study_dir)
     if listed is None:
+        path = os.path.join(study_dir, records.STUDY)
         raise UserError(f"{study_dir}: no study here (no file {path})")
     return storage.at_once(lambda run_id: _status(study_dir, run_id), listed["runs"])
 
@@ -55,7 +56,7 @@ def statuses(study_dir: str) -> list[RunStatus]:
 def show(study_dir: str, console: Console | None = None, *, every_run: bool = False) -> None:
     """Prints the runs as a table, and their sum. every_run: each in a row of its own, however
     many there are."""
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)
     if not console.is_terminal and console.file is sys.stdout:
         console.width = max(console.width, 110)  # into a file or a pipe
     runs = statuses(study_dir)
@@ -65,7 +66,7 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
         table.add_column(column, justify="left" if column == "state" else "right")
     for name, run in _rows(runs, every_run):
         table.add_row(
-            name,
+            Text(name),
             run.state,
             f"{run.step}/{run.steps}" if run.steps else "",
             f"{run.loss:.3f}" if run.loss is not None else "",
@@ -78,7 +79,15 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
         if run.reason:
             console.print(f"{run.id}: {run.reason}", markup=False, highlight=False, soft_wrap=True)
     counts = Counter(run.state for run in runs)
-    order = ("done", "running", "stopped", "failed", "parked", "queued", "waiting")
+    there = sum(run.elsewhere for run in runs)
+    if there:
+        console.print(
+            f"{there} running on other machines: whether they are alive is only seen over "
+            f"{claim.LEASE_S / 60:.0f} minutes, as `run.py study` does",
+            highlight=False,
+            soft_wrap=True,
+        )
+    order = ("done", "running", "stopped", "damaged", "failed", "parked", "queued", "waiting")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
     spent = _duration(sum(run.wall_s for run in runs))
     console.print(f"{len(runs)} runs: {', '.join(parts)}; {spent} so far", highlight=False)
@@ -104,15 +113,22 @@ def _rows(runs: Sequence[RunStatus], every_run: bool) -> list[tuple[str, RunStat
 
 
 def _status(study_dir: str, run_id: str) -> RunStatus:
+    try:
+        return _read_status(study_dir, run_id)
+    except UserError as error:  # the others are shown all the same
+        return RunStatus(run_id, "damaged", reason=first_line(error))
+
+
+def _read_status(study_dir: str, run_id: str) -> RunStatus:
     folder = os.path.join(study_dir, "runs", *run_id.split("/"))
-    record = run_directory.read_json(os.path.join(folder, run_directory.RECORD))
+    record = records.run_record(folder)
     if record is None:
         return RunStatus(run_id, "waiting")
-    timing = _last_lines(os.path.join(folder, "timing.jsonl"))
-    failure = run_directory.failure(folder)
+    timing = records.timing(folder, growing=True)
+    failure = records.failure(folder)
     done = run_directory.is_done(folder)
     last = claim.latest(folder)
-    queued = (storage.path(folder) / run_directory.JOB).exists()
+    queued = records.job(folder) is not None
     if done:
         state = "done"
     elif last and last.alive:
@@ -126,8 +142,8 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
     speed = next((line for line in reversed(timing) if "target_tokens_per_s" in line), {})
     train = [
         line
-        for line in _last_lines(os.path.join(folder, "metrics.jsonl"))
-        if line["split"] == "train"
+        for line in records.metrics(folder, growing=True)
+        if line["split"] == "train" and "loss" in line
     ]
     step, steps = (train[-1]["step"] if train else 0), record["steps"]
     left = None
@@ -143,17 +159,9 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
         tokens_per_s=speed.get("target_tokens_per_s"),
         wall_s=timing[-1]["wall_s"] if timing else 0.0,
         left_s=left,
-        reason=failure["reason"].splitlines()[0] if failure and not done else "",
+        reason=first_line(failure["reason"]) if failure and not done else "",
+        elsewhere=state == "running" and not last.is_here,
     )
-
-
-def _last_lines(path: str) -> Sequence[dict[str, Any]]:
-    """The whole lines of a JSON-lines file, which may be growing."""
-    found = storage.path(path)
-    if not found.exists():
-        return []
-    lines = found.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def _duration(seconds: float) -> str:

@@ -6,13 +6,47 @@ becomes on given data: `expand`.
 """
 
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 
 Kind = Literal["pretrain", "finetune"]
+LONGEST_NAME = 180  # bytes: a file system takes 255, and names of files have endings
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_pool(value: object) -> bool:
+    if isinstance(value, str):
+        share = value.removesuffix("%").strip()
+        plain = value.endswith("%") and re.fullmatch(r"\d+(\.\d+)?", share)
+        return bool(plain) and 0 < float(share) <= 100
+    return value is None or (_is_whole(value) and value > 0)
+
+
+_SIZES = ("pretrain_tokens", "pretrain_steps")
+_RATE = ("a positive number", lambda v: _is_number(v) and 0 < v < math.inf)
+_SIZE = ("a whole number, 0 for no pretraining", lambda v: _is_whole(v) and v >= 0)
+# field -> what each of its values must be
+_VALUES = (
+    ("learning_rates", *_RATE),
+    ("base_rates", *_RATE),
+    ("pretrain_tokens", *_SIZE),
+    ("pretrain_steps", *_SIZE),
+    ("seeds", "a whole number from 0 to 2**32 - 1", lambda v: _is_whole(v) and 0 <= v < 2**32),
+    ("finetune_pools", "a number of text tokens, a share such as '1%', or None", _is_pool),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +108,21 @@ class Study:
                 raise UserError(f"{name}: {field} is empty")
         if bool(self.pretrain_tokens) == bool(self.pretrain_steps):
             raise UserError(f"{name}: expected either pretrain_tokens or pretrain_steps")
-        if any(size < 0 for size in self.sizes):
-            raise UserError(f"{name}: a negative D_p in {list(self.sizes)}")
-        for field in ("learning_rates", "base_rates", "seeds"):
+        for field, wanted, holds in _VALUES:
+            for value in getattr(self, field):
+                if not holds(value):
+                    raise UserError(f"{name}: {field} holds {value!r}; expected {wanted}")
+        for field in ("learning_rates", "base_rates", "seeds", "finetune_pools", *_SIZES):
             values = list(getattr(self, field))
             if len(set(values)) != len(values) or (field == "seeds" and not values):
                 raise UserError(f"{name}: {field}={values} is empty or repeats a value")
         for data, shares in self.pretrain_data.items():
+            for language, share in shares.items():
+                if not (_is_number(share) and 0 <= share <= 1):
+                    raise UserError(
+                        f"{name}: the share of {language} in {data} is {share!r}; expected a "
+                        "number from 0 to 1"
+                    )
             if abs(sum(shares.values()) - 1) > 1e-6:
                 raise UserError(
                     f"{name}: the languages of {data} sum to {sum(shares.values())}, expected 1"
@@ -154,7 +196,8 @@ def parts_of(study: Study | Sequence[Study]) -> tuple[Study, ...]:
 def points(study: Study | Sequence[Study]) -> list[Point]:
     """Every run of the study once, each after the runs that it needs.
 
-    Raises UserError if two parts describe a run of one id differently.
+    Raises UserError if two parts describe a run of one id differently, or if an id is none that
+    can be a path below the study's folder.
     """
     pretrains: dict[str, Point] = {}
     finetunes: dict[str, Point] = {}
@@ -167,6 +210,8 @@ def points(study: Study | Sequence[Study]) -> list[Point]:
                 )
             for point in _finetunes(part, data, pretrain):
                 _refuse_other(finetunes.setdefault(point.id, point), point)
+    for run_id in (*pretrains, *finetunes):
+        _check_id(run_id, parts_of(study)[0].name)
     return [*pretrains.values(), *finetunes.values()]
 
 
@@ -217,6 +262,24 @@ def _id(part: Study, *names: str) -> str:
     return "/".join([part.prefix, *names] if part.prefix else names)
 
 
+def _check_id(run_id: str, study: str) -> None:
+    """Raises UserError for an id that leads elsewhere or holds what no folder's name can."""
+    for name in run_id.split("/"):
+        wrong = (
+            "it leads out of the study's folder, or nowhere" if name in ("", ".", "..") else
+            f"{len(name.encode())} bytes, more than the {LONGEST_NAME} that a folder's name can "
+            "have here" if len(name.encode()) > LONGEST_NAME else
+            "not text on one line" if not name.isprintable() else
+            storage.unfit(name)
+        )  # fmt: skip
+        if wrong:
+            shown = name if len(name) < 60 else f"{name[:60]}..."
+            raise UserError(
+                f"study {study}: {shown!r} in the id of a run: {wrong}; choose another prefix, or "
+                "another name of the task or data"
+            )
+
+
 def _refuse_other(one: Point, other: Point) -> None:
     """Raises UserError if two parts mean different runs by one id."""
     kind = one.kind
@@ -224,6 +287,7 @@ def _refuse_other(one: Point, other: Point) -> None:
         ("gin files", one.study.gin_files(kind), other.study.gin_files(kind)),
         ("settings", dict(one.study.settings(kind)), dict(other.study.settings(kind))),
         ("data", one.data, other.data),
+        ("learning rates", one.learning_rate, other.learning_rate),
         ("units of D_p", bool(one.study.pretrain_steps), bool(other.study.pretrain_steps)),
     ):
         if a != b:

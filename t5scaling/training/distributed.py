@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,11 +49,13 @@ def job(
     # SIGTERM is noted by the training loop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            **settings,
-            initialization_timeout=START_TIMEOUT_S,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-        )
+        with _giving_up(settings):
+            jax.distributed.initialize(
+                **settings,
+                # Longer than ours: at its end JAX aborts the process under a stack of C++.
+                initialization_timeout=START_TIMEOUT_S + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the job did not meet: {_first_line(error)}") from error
     if jax.process_count() == 1:
@@ -65,6 +68,45 @@ def job(
     except BaseException as error:
         # At an orderly exit a process waits for the others, who may be waiting for it.
         os._exit(_last_words(error))
+
+
+@contextlib.contextmanager
+def _giving_up(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Ends this process with one line if the block, which nothing can interrupt, takes longer than
+    START_TIMEOUT_S; says what it waits for when a tenth of that is over."""
+    count, index = settings.get("num_processes"), settings.get("process_id")
+    who = f"process {index} of {count}" if count else "this process"
+    place = settings.get("coordinator_address", "the address that the cluster gives")
+
+    def say() -> None:
+        print(
+            f"{who} waits for the others at {place}, {START_TIMEOUT_S:.0f} s at most",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def give_up() -> None:
+        print(
+            f"error: {who} has met no others at {place} in {START_TIMEOUT_S:.0f} s; start all of "
+            "them with the same address, which each can reach, or leave out --coordinator, "
+            "--num_processes and --process_id for a process alone",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timers = [
+        threading.Timer(START_TIMEOUT_S / 10, say),
+        threading.Timer(START_TIMEOUT_S, give_up),
+    ]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def _settings(

@@ -188,6 +188,7 @@ def train(
                 "batch_size": batch_size, "train_steps": train_steps, "pool": pool,
                 "initial_checkpoint_path": initial_checkpoint_path,
             },
+            log_every=log_every,
         )  # fmt: skip
         stack.callback(log.close)
         clock = throughput.Clock(

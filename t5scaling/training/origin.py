@@ -18,12 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.training import checkpoint, digests, run_directory, sharding, step
 
 FILE = "start.json"
+_FIELDS: records.Fields = {
+    "checkpoint": records.TEXT_OR_NULL, "files": records.TEXT_OR_NULL, "parameters": records.TEXT,
+}  # fmt: skip
 
 
 def note(model_dir: str, path: str | None, sums: dict[str, tuple[int, int]]) -> None:
@@ -44,7 +47,7 @@ def check(
     A checkpoint that has been deleted since is taken at its name. Parameters are read only where
     neither the name nor the files say that it is the one.
     """
-    record = run_directory.read_json(os.path.join(model_dir, FILE))
+    record = records.read_object(os.path.join(model_dir, FILE), _FIELDS)
     if record is None:
         return  # it had not started
     before = record["checkpoint"]

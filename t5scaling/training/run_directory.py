@@ -5,7 +5,7 @@ run.json          its place in a study, if it has one
 model.json        the architecture (`T5Config`), which eval, infer and finetuning go by
 start.json        what it started from: the checkpoint's path, and what its parameters were
 vocabulary.model  the SentencePiece model that its tokens come from
-DONE              {"step": n}, written last of all
+DONE              {"step": n, "metrics_sha256": of metrics.jsonl}, written last of all
 FAILED            {"reason", "failures": how many so far, "traceback" unless it is the user's
                   mistake}; gone when the run is done
 JOB               {"job": "..."}: the job of an engine that was asked to do the run
@@ -13,6 +13,7 @@ claims/           who is at work on it (`claim`)
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -20,15 +21,16 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, of_files
 from t5scaling.model.config import T5Config
 from t5scaling.training import checkpoint
 
 VOCABULARY, MODEL = "vocabulary.model", "model.json"
-CONFIG, RECORD, DONE, FAILED, JOB = "config.gin", "run.json", "DONE", "FAILED", "JOB"
+CONFIG, DONE = "config.gin", "DONE"
+RECORD, FAILED, JOB = records.RECORD, records.FAILED, records.JOB
 MOST_FAILURES = 3  # then a study leaves the run alone
 # Where a run lives, how often it saves, and on what and in which parts it runs, not what it computes:
 # these may change. (What the checkpoint of INITIAL_CHECKPOINT_PATH holds may not: see `origin`.)
@@ -66,7 +68,7 @@ def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = N
     Raises UserError as `refuse_changed`.
     """
     refuse_changed(model_dir, config_text, may_grow=record is None)
-    storage.path(model_dir).mkdir(parents=True, exist_ok=True)
+    storage.make_folder(model_dir)
     storage.write(os.path.join(model_dir, CONFIG), config_text)
     if record is not None:
         write_json(os.path.join(model_dir, RECORD), record)
@@ -78,13 +80,12 @@ def refuse_changed(model_dir: str, config_text: str, may_grow: bool = False) -> 
 
     `may_grow`: whether it may be asked for more steps than it was.
     """
-    path = storage.path(model_dir) / CONFIG
+    text = storage.read_text(storage.path(model_dir) / CONFIG)
     done = is_done(model_dir)
-    if not path.exists() or not (done or checkpoint.newest_step(model_dir)):
+    if text is None or not (done or checkpoint.newest_step(model_dir)):
         return
     free = FREE_MACROS if done else FREE_MACROS + MEASURED_AT_THE_END
-    texts = path.read_text(encoding="utf-8"), config_text
-    before, after = (settings_of(text, free) for text in texts)
+    before, after = (settings_of(each, free) for each in (text, config_text))
     if may_grow and _is_longer(before, after):
         before, after = ([s for s in lines if not _steps(s)] for lines in (before, after))
     if before != after:
@@ -225,57 +226,47 @@ def check_same_vocabulary(examples: Examples, training: Examples, vocab_size: in
 
 def is_done(model_dir: str, train_steps: int | None = None) -> bool:
     """Whether the run is done, with so many steps at least where `train_steps` is given."""
-    if not (storage.path(model_dir) / DONE).exists():
+    if not storage.exists(storage.path(model_dir) / DONE):
         return False
     return train_steps is None or steps_done(model_dir) >= train_steps
 
 
 def steps_done(model_dir: str) -> int:
-    """Raises UserError if DONE does not say how many steps were done."""
+    """Of a run that is done. Raises UserError if DONE does not say how many."""
     path = os.path.join(model_dir, DONE)
     try:
-        return int(read_json(path)["step"])
-    except (ValueError, TypeError, KeyError):
+        done = records.read_object(path, {"step": records.COUNT})
+    except UserError as error:
         raise UserError(
-            f'{path} is damaged: it does not say {{"step": n}}; delete it, and the same command '
-            "goes on from the last checkpoint"
+            f"{error}; delete it, and the same command goes on from the last checkpoint"
         ) from None
+    return 0 if done is None else done["step"]
 
 
 def finish(model_dir: str, step: int) -> None:
-    write_json(os.path.join(model_dir, DONE), {"step": step})
+    """Writes DONE. Its digest shows whoever reads the metrics later that they are these."""
+    metrics = storage.read_text(storage.path(model_dir) / records.METRICS) or ""
+    digest = hashlib.sha256(metrics.encode()).hexdigest()
+    write_json(os.path.join(model_dir, DONE), {"step": step, "metrics_sha256": digest})
     (storage.path(model_dir) / FAILED).unlink(missing_ok=True)
 
 
 def fail(model_dir: str, error: Exception) -> None:
     """Writes FAILED: the reason, and the traceback too unless it is the user's mistake."""
-    before = failure(model_dir)
+    before = records.failure(model_dir)
     record = {
         "reason": str(error) or type(error).__name__,
         "failures": 1 + (before["failures"] if before else 0),
     }
-    if not isinstance(error, UserError):
+    mistake = isinstance(error, UserError) or (isinstance(error, OSError) and of_files(error))
+    if not mistake:
         record["traceback"] = "".join(traceback.format_exception(error))
     write_json(os.path.join(model_dir, FAILED), record)
 
 
-def failure(model_dir: str) -> dict[str, Any] | None:
-    """What FAILED holds; None if the run has not failed."""
-    found = read_json(os.path.join(model_dir, FAILED))
-    return found and {"failures": 1, **found}
-
-
 def is_parked(failed: Mapping[str, Any] | None) -> bool:
-    """Whether a study leaves a run with this `failure` alone."""
+    """Whether a study leaves a run alone that failed so (`records.failure`)."""
     return failed is not None and failed["failures"] >= MOST_FAILURES
-
-
-def read_json(path: str) -> Any:
-    """None if there is no such file."""
-    try:
-        return json.loads(storage.path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def write_json(path: str, value: Any) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from t5scaling import storage
+from t5scaling import records, storage
+from t5scaling.errors import UserError
 from t5scaling.training.mirrors import Mirror, open_mirror
 
 # (steps done, steps in all, what is going on, or "" for no news) -> None
@@ -37,26 +38,41 @@ class Tracker:
         mirrors: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         is_logged: Callable[[int], bool] = lambda step: True,
+        log_every: int = 0,
     ):
         """`mirrors`, packages of `open_mirror`, are told the same scalars, and `config` once.
-        `is_logged`: whether a step has a line of its training."""
+
+        `is_logged`: whether a step has a line of its training. `log_every`: steps between those
+        lines. Raises UserError if lines before `step` are damaged or gone: a run that went on
+        without them would seem whole.
+        """
         self._writes = writes
         self._mirrors: list[Mirror] = []
         self._wall_before, self._start = 0.0, time.monotonic()
         if not writes:
             return
-        folder = storage.path(model_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = storage.make_folder(model_dir)
         # Evaluation at the resumed step is done again: the kill may have hit in its middle.
-        self._metrics, _ = _resume(
-            folder / "metrics.jsonl",
+        self._metrics, metrics = _resume(
+            folder / records.METRICS,
+            records.METRICS_LINE,
             lambda line: (
                 line["step"] <= step and is_logged(line["step"])
                 if line["split"] == "train"
                 else line["step"] < step
             ),
         )
-        self._timing, timing = _resume(folder / "timing.jsonl", lambda line: line["step"] <= step)
+        logged = {line["step"] for line in metrics if line["split"] == "train"}
+        lost = [s for s in range(log_every, step + 1, log_every or 1) if s not in logged]
+        if log_every and lost:
+            raise UserError(
+                f"{folder / records.METRICS} has lost the metrics of {len(lost)} of the steps "
+                f"before {step}, where the run would go on ({lost[0]} is the first): put the file "
+                f"back, or delete {folder} to start the run again"
+            )
+        self._timing, timing = _resume(
+            folder / records.TIMING, records.TIMING_LINE, lambda line: line["step"] <= step
+        )
         self._wall_before = timing[-1]["wall_s"] if timing else 0.0
         import tensorboardX  # 0.4 s, and a study that is finished writes nothing
 
@@ -118,12 +134,12 @@ def console_progress(title: str, shown: bool = True) -> Iterator[Progress]:
     from rich import progress as rich_progress
 
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
-        rich_progress.TextColumn("{task.fields[note]}"),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
     )
     with rich_progress.Progress(*columns, disable=not shown) as bar:
         task = bar.add_task(title, total=None, note="")
@@ -143,18 +159,12 @@ def summary(line: Mapping[str, Any]) -> str:
 
 
 def _resume(
-    path: storage.AnyPath, keep: Callable[[dict], bool]
+    path: storage.AnyPath, fields: records.Fields, keep: Callable[[dict], bool]
 ) -> tuple[storage.GrowingFile, list[dict]]:
     """A JSON-lines file with the lines to keep, and these; a half-written last line goes."""
-    kept = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break
-            if text.endswith("\n") and keep(line):
-                kept.append((text, line))
-        storage.write(path, "".join(text for text, _ in kept))
-    whole = "".join(text for text, _ in kept)
+    lines = records.read_lines(path, fields, growing=True)
+    kept = [(text, line) for text, line in lines if keep(line)]
+    whole = "".join(text + "\n" for text, _ in kept)
+    if lines or storage.exists(path):
+        storage.write(path, whole)
     return storage.GrowingFile(path, whole), [line for _, line in kept]

@@ -4,6 +4,7 @@ Runs of one shape share their compilation, and nothing is imported twice. The jo
 executors do their runs by it too (`work`).
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
-from t5scaling import config, storage
+from t5scaling import config, records, storage
 from t5scaling.errors import Stopped, UserError, nearest
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
@@ -86,6 +87,8 @@ def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
     Returns the ids of those that are not done. Raises UserError for an unknown run.
     """
     runs = [_from_directory(study_dir, run_id) for run_id in run_ids]
+    if distributed.is_main():  # a job before this one may have died on its machine
+        claim.watch(run.directory for run in runs if not run_directory.is_done(run.directory))
     with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
         Local(display).submit(study_dir, runs, ())
     return [run.id for run in runs if not run_directory.is_done(run.directory)]
@@ -112,16 +115,20 @@ def train(
     config.require(loop.train)
     arguments = config.bindings_of(loop.train)
     model_dir = arguments["model_dir"]
+    storage.check_fit(model_dir, "MODEL_DIR")
+    if arguments.get("initial_checkpoint_path"):
+        storage.check_fit(arguments["initial_checkpoint_path"], "INITIAL_CHECKPOINT_PATH")
     if distributed.is_main():
         run_directory.refuse_changed(model_dir, config_text, may_grow=record is None)
     try:
         checks.check_settings(**arguments)
-        # All the run's examples in one child process.
+        # All the run's examples in one child process, and every mistake in them before the first
+        # step.
         distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
     except UserError as error:
         # (a mistake of somebody who starts one run leaves no directory)
         if record is not None and distributed.is_main():
-            storage.path(model_dir).mkdir(parents=True, exist_ok=True)
+            storage.make_folder(model_dir)
             run_directory.fail(model_dir, error)
         raise
     if not distributed.is_main():  # the first process alone writes
@@ -134,7 +141,8 @@ def train(
         except Stopped:
             raise
         except Exception as error:
-            run_directory.fail(model_dir, error)
+            with contextlib.suppress(UserError):  # a full disk: the error itself says so
+                run_directory.fail(model_dir, error)
             raise
 
 
@@ -151,7 +159,7 @@ def _is_ready(run: Run, study_dir: str) -> bool:
         # saved anything new may well do so for ever.
         died = UserError(f"{last} died without a word, and had saved nothing new")
         run_directory.fail(run.directory, died)
-    return not run_directory.is_parked(run_directory.failure(run.directory))
+    return not run_directory.is_parked(records.failure(run.directory))
 
 
 def _all_agree(first_says: bool) -> bool:
@@ -161,9 +169,9 @@ def _all_agree(first_says: bool) -> bool:
 
 def _from_directory(study_dir: str, run_id: str) -> Run:
     folder = run_directory_of(study_dir, run_id)
-    record = run_directory.read_json(os.path.join(folder, run_directory.RECORD))
+    record = records.run_record(folder)
     if record is None:
-        study = run_directory.read_json(os.path.join(study_dir, "study.json"))
+        study = records.study_list(study_dir)
         known = study["runs"] if study else []
         if run_id in known:
             raise UserError(

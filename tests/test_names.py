@@ -1,0 +1,111 @@
+"""Names from anywhere are text wherever they are shown: page, figures, terminal."""
+
+import csv
+import io
+import json
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from t5scaling.analysis import fit_table, report, style
+from t5scaling.analysis.load import Columns, load_curves
+from t5scaling.analysis.tables import console
+from tests.analysis_made_up_study import DATA, SIZES, TASK, write_study
+
+NASTY = "<script>&$x_{$[bold]:smile:[/][red]\"'"
+# The page's own; svg's are of its main figure, which is drawn in the page itself.
+TAGS = (
+    "html head meta title style body header h1 h2 h3 p div span figure figcaption b i svg line "
+    "polyline circle nav a main section details summary ul li table tr th td article code img "
+    "footer"
+)
+
+
+class Tags(HTMLParser):
+    """Which elements there are, with which attributes, and the text between them."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), set(), ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study whose task, data, model, metric and failure all have such names."""
+    folder = tmp_path_factory.mktemp("names") / "study"
+    write_study(folder, sizes=SIZES[:5], pools=(1_000,), rates=(0.005,))
+    for path in folder.glob("runs/**/*"):
+        if path.is_file():
+            text = path.read_text()
+            for name in (DATA, TASK):
+                text = text.replace(json.dumps(name), json.dumps(name + NASTY))
+            text = text.replace('"tiny"', json.dumps("tiny" + NASTY))
+            text = text.replace('"quick"', json.dumps("quick" + NASTY))
+            text = text.replace('"chrf', '"' + json.dumps("chrf" + NASTY)[1:-1])
+            path.write_text(text)
+    failed = next(folder.glob("runs/pretrain/**/DONE"))
+    failed.unlink()
+    failed.with_name("FAILED").write_text(json.dumps({"reason": f"no {NASTY}\u2028line"}))
+    return folder
+
+
+def test_on_the_page_and_the_terminal(study):
+    screen = console(io.StringIO(), width=400)
+    page = report.report(study, screen=screen).read_text()
+    found = Tags(page)
+    assert found.tags <= set(TAGS.split()), found.tags - set(TAGS.split())
+    assert not {name for name in found.attributes if name.startswith("on")}
+    assert f"quick{NASTY}" in found.text and f"no {NASTY}" in found.text
+    said = screen.file.getvalue()
+    assert f"{TASK}{NASTY}" in said and f"chrf{NASTY}" in said
+
+
+def test_in_figures(study):
+    drawn = sorted(path for path in (study / "figures").iterdir() if path.suffix == ".svg")
+    assert len(drawn) >= 3
+    for path in drawn:
+        xml.etree.ElementTree.parse(path)
+
+
+@pytest.mark.parametrize("name", [NASTY, "\\", "[", "%s{0}", "\u2028x", 'a,"b"\nc', "\x85x"])
+def test_in_a_users_own_table(tmp_path, name):
+    """Headers and cells hold what csv lets them hold."""
+    path = own_table(tmp_path, name)
+    curves = load_curves(path, Columns(("x" + name,), "y" + name, ("g" + name,)))
+    assert [(c.metric, dict(c.key)) for c in curves] == [("y" + name, {"g" + name: "a" + name})]
+    assert [p.x for p in curves[0].points] == [1, 10, 100, 1000]
+
+
+def test_each_curve_is_headed_by_its_metric(tmp_path, capsys):
+    path = own_table(tmp_path, NASTY)
+    fit_table.fit_table(path, Columns(("x" + NASTY,), "y" + NASTY, ("g" + NASTY,)))
+    said = capsys.readouterr().out
+    assert said.startswith(f"y{NASTY} · a{NASTY}\n")
+    assert f"D = x{NASTY}" in said
+
+
+def own_table(folder, name):
+    with open(folder / "t.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["x" + name, "y" + name, "g" + name])
+        for place in range(4):
+            table.writerow([10**place, 5 - 0.7 * place, "a" + name])
+    return folder / "t.csv"
+
+
+def test_stems_of_figures():
+    taken = {}
+    one, two = (style.stem_of(Path("f"), ["of", name], taken) for name in ("a/b", "a b"))
+    assert one.name == "of--a-b" and two.name.startswith("of--a-b-") and len(two.name) == 16
+    long = [style.stem_of(Path("f"), ["x" * 300 + end], taken).name for end in "ab"]
+    assert len(set(long)) == 2 and all(len(name) < 200 for name in long)
