@@ -1,6 +1,9 @@
 """One error for every user's mistake: what, where, what was expected, the nearest choice."""
 
 import difflib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
 
 
@@ -14,6 +17,21 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong in somebody else's code, and where: "KeyError: 'en' (my_tasks.py, line 7)".
+
+    The place is the innermost one outside installed packages.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"{text.partition(' (')[0]} ({error.filename}, line {error.lineno})"
+    installed = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib"))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(installed) and f.filename[0] != "<"]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -214,7 +214,7 @@ def test_wider_batches_change_no_answer(run, sentences, tmp_path, monkeypatch):
 def test_the_next_batch_is_dispatched_before_one_is_fetched(run):
     events = []
 
-    def decoder(transformer, params, tokens_BxS, *, max_decode_len, example_ids):
+    def decoder(transformer, params, tokens_BxS, *, max_decode_len, eos_id, example_ids):
         """The numbers of the inputs as answers."""
         events.append("dispatch")
         tokens_BxL = jnp.repeat(example_ids[:, None], max_decode_len, axis=1)

@@ -151,7 +151,7 @@ class Evaluation:
             config,
             params,
             layout,
-            Vocabulary(examples.vocabulary),
+            Vocabulary(examples.vocabulary, examples.meta["vocabulary"]["extra_ids"]),
             self.decoder,
             input_length=self.dataset.feature_lengths["inputs"],
             max_decode_len=self.max_decode_len or self.dataset.feature_lengths["targets"],
@@ -275,17 +275,24 @@ def evaluate_checkpoints(
     wanted = checkpoint.choose(model_dir, steps)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
+    contents = []
     for evaluator in evaluators:
         distributed.ready_examples([evaluator.dataset], evaluator.examples_root)
         examples = find_examples(evaluator.dataset, evaluator.examples_root)
         run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
+        contents.append(examples.meta["content_sha256"])
     abstract = step.abstract_params(model, layout)
     log = _Lines(model_dir)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step, path in wanted:
         saved, params = storage.modified_ns(path), None
-        for evaluator in evaluators:
-            key = {"step": wanted_step, "saved": saved, "evaluation": evaluator.identity()}
+        for evaluator, content in zip(evaluators, contents, strict=True):
+            key = {
+                "step": wanted_step,
+                "saved": saved,
+                "evaluation": evaluator.identity(),
+                "examples": content,
+            }
             line = log.find(key)
             if line is None:
                 if params is None:
@@ -320,7 +327,7 @@ class _Lines:
     def find(self, key: Mapping[str, Any]) -> dict | None:
         """The line that holds all of `key`."""
         for line in self._lines:
-            if all(line[k] == value for k, value in key.items()) and "missing" not in line:
+            if all(line.get(k) == value for k, value in key.items()) and "missing" not in line:
                 return line
         return None
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from t5scaling import __version__, storage
-from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
 from t5scaling.model import network
@@ -71,7 +70,7 @@ def infer(
             progress = stack.enter_context(bar)
         sha256, total = _scan(input_file)
         [(found_step, path)] = checkpoint.choose(model_dir, [step] if step != "last" else step)
-        vocabulary = Vocabulary(os.path.join(model_dir, run_directory.VOCABULARY))
+        vocabulary = run_directory.vocabulary_of(model_dir)
         made_from = {
             "input_sha256": sha256,
             "lines": total,

@@ -35,13 +35,13 @@ NARROWING = 4  # once no more than one row in so many is open, the others are le
 class Greedy:
     """The most probable token at every position: see `greedy`."""
 
-    eos_id: int = 1
-
     @property
     def name(self) -> str:
         return "greedy"
 
-    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
+    def __call__(
+        self, model, params, encoder_input_tokens, *, max_decode_len, eos_id=1, example_ids=None
+    ):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         del example_ids
         with exact_products(model.config):
@@ -50,7 +50,7 @@ class Greedy:
                 params,
                 encoder_input_tokens,
                 max_decode_len=max_decode_len,
-                eos_id=self.eos_id,
+                eos_id=eos_id,
                 shards=_shards(encoder_input_tokens),
             )
 
@@ -61,7 +61,6 @@ class BeamSearch:
 
     beam_size: int = 4
     alpha: float = 0.6
-    eos_id: int = 1
 
     def __post_init__(self):
         if self.beam_size < 1:
@@ -71,7 +70,9 @@ class BeamSearch:
     def name(self) -> str:
         return f"beam{self.beam_size}_alpha{self.alpha:g}"
 
-    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
+    def __call__(
+        self, model, params, encoder_input_tokens, *, max_decode_len, eos_id=1, example_ids=None
+    ):
         """-> tokens (B, L) int32, and scores (B,) float32: nats over the length penalty."""
         del example_ids
         with exact_products(model.config):
@@ -82,7 +83,7 @@ class BeamSearch:
                 max_decode_len=max_decode_len,
                 beam_size=self.beam_size,
                 alpha=self.alpha,
-                eos_id=self.eos_id,
+                eos_id=eos_id,
                 shards=_shards(encoder_input_tokens),
             )
         return tokens_BxKxL[:, -1], scores_BxK[:, -1]
@@ -96,7 +97,6 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    eos_id: int = 1
 
     def __post_init__(self):
         if not self.temperature > 0.0:
@@ -118,7 +118,9 @@ class Sampling:
             parts.append(f"p{self.top_p:g}")
         return "_".join([*parts, f"t{self.temperature:g}", f"seed{self.seed}"])
 
-    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids):
+    def __call__(
+        self, model, params, encoder_input_tokens, *, max_decode_len, example_ids, eos_id=1
+    ):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         with exact_products(model.config):
             return sample(
@@ -131,7 +133,7 @@ class Sampling:
                 temperature=self.temperature,
                 top_k=self.top_k,
                 top_p=self.top_p,
-                eos_id=self.eos_id,
+                eos_id=eos_id,
                 shards=_shards(encoder_input_tokens),
             )
 

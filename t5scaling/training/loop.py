@@ -133,7 +133,8 @@ def train(
     sharding.check_batch_size(batch_size, layout, microbatches)
     calls.check(steps_per_call, layout)
     if distributed.is_main():
-        run_directory.keep_vocabulary(model_dir, examples)
+        has_trained = checkpoint.newest_step(model_dir) > 0
+        run_directory.keep_examples(model_dir, examples, has_trained)
 
     with contextlib.ExitStack() as stack:
         if progress is None:

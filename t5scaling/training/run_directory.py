@@ -3,6 +3,8 @@
 config.gin        every gin binding of the run; `run.py train --gin_file=.../config.gin` repeats it
 run.json          its place in a study, if it has one
 vocabulary.model  the SentencePiece model that its tokens come from
+examples.json     which examples it is trained on: {"task", "split", "content_sha256", "path",
+                  "extra_ids": sentinels after the vocabulary's pieces}
 DONE              {"step": n}, written last of all
 FAILED            {"reason", "failures": how many so far, "traceback" unless it is the user's
                   mistake}; gone when the run is done
@@ -23,6 +25,7 @@ from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 
 VOCABULARY = "vocabulary.model"
+EXAMPLES = "examples.json"
 CONFIG, RECORD, DONE, FAILED, JOB = "config.gin", "run.json", "DONE", "FAILED", "JOB"
 MOST_FAILURES = 3  # then a study leaves the run alone
 # Where a run lives, how often it saves and on what it runs, not what it computes: these may change.
@@ -81,12 +84,38 @@ def settings_of(config_text: str) -> list[str]:
     ]
 
 
-def keep_vocabulary(model_dir: str, examples: Examples) -> None:
-    """Copies the vocabulary of the examples into the directory."""
+def keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None:
+    """Leaves in the directory which examples it is trained on, and their vocabulary.
+
+    Raises UserError if it `has_trained` on others, made of text that was changed since.
+    """
     folder = storage.path(model_dir)
-    if not (folder / VOCABULARY).exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    path = os.path.join(model_dir, EXAMPLES)
+    record = {
+        "task": examples.spec.task,
+        "split": examples.spec.split,
+        "content_sha256": examples.meta["content_sha256"],
+        "path": str(examples.path),
+        "extra_ids": examples.meta.get("vocabulary", {}).get("extra_ids"),
+    }
+    before = read_json(path)
+    if has_trained and before and before["content_sha256"] != record["content_sha256"]:
+        raise UserError(
+            f"{model_dir} was trained so far on other examples of {record['task']} "
+            f"({before['path']}) than there are now ({record['path']}): its text, vocabulary or "
+            "code was changed; undo that, or choose another MODEL_DIR"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (has_trained and (folder / VOCABULARY).exists()):
         storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
+    if before != record:
+        write_json(path, record)
+
+
+def vocabulary_of(model_dir: str) -> Vocabulary:
+    """The vocabulary of a run's model. Raises UserError if there is none."""
+    record = read_json(os.path.join(model_dir, EXAMPLES)) or {}
+    return Vocabulary(os.path.join(model_dir, VOCABULARY), record.get("extra_ids"))
 
 
 def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> None:
@@ -100,10 +129,10 @@ def check_vocabulary(model_dir: str, examples: Examples, vocab_size: int) -> Non
             f"{vocab_size:,}; set its vocab_size or choose another model"
         )
     path = storage.path(model_dir) / VOCABULARY
-    if path.exists() and Vocabulary(path).sha256 != vocabulary["sha256"]:
+    if path.exists() and Vocabulary(path, 0).sha256 != vocabulary["sha256"]:
         raise UserError(
             f"{what} were made with another vocabulary ({vocabulary['sha256'][:12]}...) than the "
-            f"model in {model_dir} ({Vocabulary(path).sha256[:12]}...); its tokens would mean "
+            f"model in {model_dir} ({Vocabulary(path, 0).sha256[:12]}...); its tokens would mean "
             "nothing to the model"
         )
 
