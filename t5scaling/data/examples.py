@@ -39,7 +39,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from t5scaling import storage
+from t5scaling import storage, values
 from t5scaling.data import provenance
 from t5scaling.errors import UserError
 
@@ -69,12 +69,12 @@ class DataSpec:
     """
 
     task: str
-    split: str
-    feature_lengths: Mapping[str, int]
+    split: values.Name
+    feature_lengths: values.Lengths
     pack: bool = False
-    seed: int = 0
-    passes: Mapping[str, int] | None = None
-    modules: tuple[str, ...] = ("tasks.registry",)
+    seed: values.Seed = 0
+    passes: Mapping[str, values.Positive] | None = None
+    modules: tuple[values.Name, ...] = ("tasks.registry",)
     definitions: Mapping[str, Mapping] | None = None
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from t5scaling import __version__, storage
+from t5scaling import __version__, storage, values
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.data.vocabulary import Vocabulary
@@ -53,12 +53,12 @@ class Evaluation:
     """
 
     dataset: DataSpec
-    examples_root: str
-    batch_size: int = 64
+    examples_root: values.Path
+    batch_size: values.Positive = 64
     metrics: Sequence[Metric | Comet] | Literal["task"] = ()
     decoder: Decoder = dataclasses.field(default_factory=decoding.Greedy)
-    max_decode_len: int | None = None
-    max_examples: int | None = None
+    max_decode_len: values.Length | None = None
+    max_examples: values.Positive | None = None
 
     def __post_init__(self):
         check_decoder(self.decoder)
@@ -201,7 +201,9 @@ class Evaluation:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def for_tasks(tasks: str | Sequence[str], evaluation: Evaluation) -> tuple[Evaluation, ...]:
+def for_tasks(
+    tasks: values.Name | Sequence[values.Name], evaluation: Evaluation
+) -> tuple[Evaluation, ...]:
     """`evaluation`, whose own task does not matter, once for each of `tasks`."""
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     return tuple(
@@ -239,11 +241,11 @@ def _score(
 
 def evaluate_checkpoints(
     *,
-    model_dir: str,
+    model_dir: values.Path,
     model: network.T5Config,
     evaluators: Sequence[Evaluation],
-    steps: Sequence[int] | str = "last",
-    mesh_shape: Mapping[str, int] | None = None,
+    steps: Sequence[values.NonNegative] | Literal["last", "all"] = "last",
+    mesh_shape: values.MeshShape | None = None,
     rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:

@@ -12,9 +12,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from t5scaling import __version__, storage
+from t5scaling import __version__, storage, values
 from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
 from t5scaling.model import network
@@ -26,18 +26,18 @@ BLOCK = 4096  # lines that are sorted by length together, and written together
 
 def infer(
     *,
-    model_dir: str,
+    model_dir: values.Path,
     model: network.T5Config,
-    input_file: str,
-    output_file: str,
+    input_file: values.Path,
+    output_file: values.Path,
     decoder: Decoder,
     prompt: str = "",
-    step: int | str = "last",
-    input_length: int = 256,
-    max_decode_len: int = 256,
-    batch_size: int = 64,
-    block: int = BLOCK,
-    mesh_shape: Mapping[str, int] | None = None,
+    step: values.NonNegative | Literal["last"] = "last",
+    input_length: values.Length = 256,
+    max_decode_len: values.Length = 256,
+    batch_size: values.Positive = 64,
+    block: values.Positive = BLOCK,
+    mesh_shape: values.MeshShape | None = None,
     rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:

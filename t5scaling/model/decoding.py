@@ -15,11 +15,12 @@ Inputs may be on one device or sharded over a mesh by rows.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from t5scaling import values
 from t5scaling.errors import UserError
 from t5scaling.model import choosing
 from t5scaling.model.cache import DecoderCache, DecoderContext
@@ -59,7 +60,7 @@ class Greedy:
 class BeamSearch:
     """The best hypothesis of `beam_search`."""
 
-    beam_size: int = 4
+    beam_size: Annotated[int, values.Bounds(1, 1024)] = 4
     alpha: float = 0.6
 
     def __post_init__(self):
@@ -93,10 +94,10 @@ class BeamSearch:
 class Sampling:
     """Tokens drawn at random: see `sample`. `top_k` 0 and `top_p` 1 leave nothing out."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: values.PositiveNumber = 1.0
+    top_k: values.NonNegative = 0
+    top_p: Annotated[float, values.Bounds(0, 1, above=True)] = 1.0
+    seed: values.Seed = 0
 
     def __post_init__(self):
         if not self.temperature > 0.0:
