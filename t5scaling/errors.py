@@ -25,7 +25,9 @@ def in_one_line(error: BaseException) -> str:
     The place is the innermost one outside installed packages.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    # TensorFlow tells first where it was and last what went wrong.
+    said = lines[-1] if lines and lines[0] == "in user code:" else "".join(lines[:1])
+    text = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
     if isinstance(error, SyntaxError):
         return f"{text.partition(' (')[0]} ({error.filename}, line {error.lineno})"
     installed = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib"))

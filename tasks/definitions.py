@@ -220,9 +220,16 @@ def _source(
         raise ValueError(f"{name}: files is {files!r}; expected {{split: pattern}}")
     width = 2 if file_format == "parallel" else 1
     for split, patterns in files.items():
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if (1 if isinstance(pattern, str) else len(pattern)) != width:
-                expected = "[[source, target]]" if width == 2 else "a pattern or a list of them"
+        expected = "[[source, target]]" if width == 2 else "a pattern or a list of them"
+        listed = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(listed, list | tuple) or not listed:
+            raise ValueError(f"{name}: files of {split} are {patterns!r}; expected {expected}")
+        for pattern in listed:
+            several = [pattern] if isinstance(pattern, str) else pattern
+            are_texts = isinstance(several, list | tuple) and all(
+                isinstance(part, str) and part for part in several
+            )
+            if not are_texts or len(several) != width:
                 raise ValueError(f"{name}: files of {split} are {patterns!r}; expected {expected}")
     return sources.LocalFiles(
         files,

@@ -175,7 +175,7 @@ def test_plain_strings_need_no_quotes():
     [
         ("@decoding.BemSearch()", "did you mean 'BeamSearch'"),
         ("@decodng.BeamSearch()", "nothing is called 'decodng.BeamSearch'"),
-        ("BeamSearch", "'BeamSearch' is no decoder; expected @decoding.Greedy(), @decoding.Beam"),
+        ("BeamSearch", "DECODER is 'BeamSearch'; expected @decoding.Greedy() or @decoding.Beam"),
     ],
 )
 def test_a_decoder_is_named_by_gins_reference(value, words, tmp_path, capsys):

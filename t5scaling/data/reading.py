@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import sentencepiece
 
+from t5scaling import values
 from t5scaling.data import provenance, runs, vocabulary, work
 from t5scaling.data.examples import DataSpec, sha256_of
 from t5scaling.data.runs import FEATURES
@@ -115,8 +116,10 @@ def find(spec: DataSpec):
         given = ", ".join(sorted(spec.feature_lengths)) or "none"
         raise UserError(f"feature lengths of {spec.task} are inputs and targets, got {given}")
     for name, length in spec.feature_lengths.items():
-        if not isinstance(length, int) or length < 1:
-            raise UserError(f"feature length {name} must be 1 or more tokens, got {length!r}")
+        if not isinstance(length, int) or not 1 <= length <= values.LONGEST:
+            raise UserError(
+                f"feature length {name} must be 1 to {values.LONGEST:,} tokens, got {length!r}"
+            )
     return provider
 
 
