@@ -1,6 +1,7 @@
 """One error for every user's mistake: what, where, what was expected, the nearest choice."""
 
 import difflib
+import errno
 import os
 import sysconfig
 import traceback
@@ -34,6 +35,29 @@ def in_one_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(installed) and f.filename[0] != "<"]
     return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
+
+
+def shortage(error: BaseException) -> str | None:
+    """One line if what lies behind the error is that the disk is full or memory does not suffice;
+    else None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
+            where = getattr(error, "filename", None)
+            return f"no space is left on the disk{f' for {where}' if where else ''}"
+        if "RESOURCE_EXHAUSTED" in text:
+            return (
+                "the device's memory does not suffice "
+                f"({text[text.index('RESOURCE_EXHAUSTED') :].splitlines()[0][:200]}); a smaller "
+                "batch, MICROBATCHES or REMAT_POLICY need less, and run.py plan says how much"
+            )
+        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+            return "this machine's memory does not suffice; smaller batches or lengths need less"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

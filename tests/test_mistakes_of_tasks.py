@@ -136,10 +136,13 @@ def test_what_the_child_says_is_raised_and_prints_are_not(folder, monkeypatch):
     (folder / "queue.py").write_text("raise RuntimeError('not this one')\n")
     with pytest.raises(UserError, match=r"^module 'talks' cannot be imported: ValueError: not to"):
         examples.find_examples(spec, folder / "examples")
-    monkeypatch.setattr(examples, "_CHILD", "import os, signal; os.kill(os.getpid(), 9)")
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(examples.provenance, "child", lambda *_: killed)
     with pytest.raises(UserError, match="was killed, as the system does when memory runs out"):
         examples.find_examples(spec, folder / "examples")
-    monkeypatch.setattr(examples, "_CHILD", "raise SystemExit(7)")
+    monkeypatch.setattr(
+        examples.provenance, "child", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"]
+    )
     with pytest.raises(UserError, match="materialising own train ended with status 7"):
         examples.find_examples(spec, folder / "examples")
     assert os.listdir(folder / "examples") == [] if (folder / "examples").exists() else True

@@ -389,16 +389,9 @@ def _finished(spec: DataSpec, root: storage.AnyPath, told: bool = False) -> stor
     return matches[0] if matches else None
 
 
-# Python puts the folder first where it finds modules; a queue.py there is not Python's.
-_CHILD = (
-    "import sys; sys.path[:] = [place for place in sys.path if place]; "
-    "from t5scaling.data import materialize; sys.exit(materialize.main())"
-)
-
-
 def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | None) -> list[Path]:
     """The finished directories. What the child says of a mistake is raised here."""
-    command = [sys.executable, "-c", _CHILD, "-", str(root)]
+    command = provenance.child("t5scaling.data.materialize", "-", str(root))
     if beam is not None:
         command.append(f"--beam={beam}")
     done = subprocess.run(

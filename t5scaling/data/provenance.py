@@ -102,6 +102,20 @@ def search_path() -> list[str]:
     return before if here == REPOSITORY else [*before, here]
 
 
+def child(module: str, *arguments: str) -> list[str]:
+    """The command of a Python process that calls `main` of a module of ours, and has `search_path`
+    as PYTHONPATH.
+
+    Python itself would put the folder first where it finds modules; a queue.py there is not its.
+    """
+    place, _, name = module.rpartition(".")
+    code = (
+        "import sys; sys.path[:] = [entry for entry in sys.path if entry]; "
+        f"from {place} import {name}; sys.exit({name}.main())"
+    )
+    return [sys.executable, "-c", code, *arguments]
+
+
 def code(modules: Sequence[str]) -> dict[str, list[str]]:
     """Module -> [path, sha256 of its source] of `modules` and the uninstalled ones they import."""
     found: dict[str, list[str]] = {}
