@@ -2,7 +2,10 @@
 """The command line: each verb is one call of the library, and imports only what it needs."""
 
 import argparse
+import os
+import signal
 import sys
+from typing import Any
 
 from t5scaling.command_line import parser
 
@@ -132,27 +135,51 @@ def study(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def with_home(arguments: argparse.Namespace) -> None:
+    """Takes a leading ~ as the home folder: after `--output=` a shell leaves it."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        if not isinstance(value, str) or not value.startswith("~"):
+            return value
+        from t5scaling import storage
+
+        return storage.expanded(value)
+
+    for name, value in vars(arguments).items():
+        setattr(arguments, name, expanded(value))
+
+
 def main(argv: list[str]) -> int:
-    from t5scaling.errors import Stopped, UserError, of_files
+    from t5scaling.errors import Stopped, UserError, of_files, shortage
 
     overrides = dict(a[6:].split("=", 1) for a in argv if a.startswith("--gin.") and "=" in a)
     arguments = parser().parse_args([a for a in argv if not (a.startswith("--gin.") and "=" in a)])
     try:
+        with_home(arguments)
         return call(arguments, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that may not be read, a file in a folder's place, ...
-        mistake = of_files(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who read it has gone, and Python would say so at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        mistake = of_files(error) if isinstance(error, OSError) else None
+        if mistake:  # a folder that may not be read, a file in a folder's place, ...
+            print(f"error: {mistake}", file=sys.stderr)
+            return 2
+        reason = shortage(error)
+        if reason is None:
+            raise
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def decode(bench: Bench) -> None:
 
     layout = sharding.make_layout(devices=jax.devices()[:1])
     rows, width, length = (4, 16, 8) if bench.rehearse else (128, 256, DECODED)
-    greedy, beam4 = decoding.Greedy(eos_id=-1), decoding.BeamSearch(4, eos_id=-1)
+    greedy, beam4 = decoding.Greedy(), decoding.BeamSearch(4)
     decodings = (("base", greedy), ("base", beam4), ("small", greedy))
     for size, decoder in bench.chosen(decodings):
         config = bench.config(size, scan_layers=False)
@@ -223,7 +223,8 @@ def decode(bench: Bench) -> None:
             on_device = sharding.put_batch({"tokens": tokens}, layout)["tokens"]
             model = network.Transformer(config)
             params = network.init_params(config, jax.random.key(0))
-            call = functools.partial(decoder, model, params, on_device, max_decode_len=length)
+            options = {"max_decode_len": length, "eos_id": -1}
+            call = functools.partial(decoder, model, params, on_device, **options)
             start = time.perf_counter()
             jax.block_until_ready(call())
             compile_s = time.perf_counter() - start

@@ -7,23 +7,50 @@ registration), so library code carries no decorators.
 import contextlib
 import copy
 import inspect
+import io
 import os
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 from gin import config as gin_config
-from t5scaling import storage
-from t5scaling.errors import UserError, nearest
+from t5scaling import storage, values
+from t5scaling.errors import UserError, in_one_line, nearest
 
 REQUIRED = gin.REQUIRED
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-gin_config.register_file_reader(
-    lambda address: storage.path(address).open(),
-    lambda address: storage.in_bucket(address) and storage.path(address).is_file(),
-)
+
+
+def _open(address: str) -> io.StringIO:
+    """A gin file's text. Raises UserError for one that includes itself or is no UTF-8."""
+    if address in _being_read:
+        raise UserError(f"{' includes '.join([*_being_read, address])}, which never ends")
+    try:
+        content = storage.path(address).read_bytes()
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    except OSError as error:
+        raise UserError(f"cannot read {address}: {error.strerror}") from None
+    if "\0" in text:
+        raise UserError(f"{address} is not UTF-8 text; is it a gin file?")
+    _being_read.append(address)
+    return _GinFile(text)
+
+
+_being_read: list[str] = []
+
+
+class _GinFile(io.StringIO):
+    def __exit__(self, *_) -> None:
+        _being_read.pop()
+
+
+# Ours alone: gin's own readers know no byte order mark and no bucket, and log what they don't find.
+gin_config._FILE_READERS[:] = [(_open, lambda address: storage.path(address).is_file())]
 
 
 def gin_literal(value: str) -> str:
@@ -32,9 +59,10 @@ def gin_literal(value: str) -> str:
     looked_at = re.sub(r"@[\w./]+(\(\))?", "0", value)
     try:
         with _quiet():
-            gin_config.parse_value(f"({looked_at},)")  # alone, gin would stop after the 1 of "1%"
-        return value
-    except (SyntaxError, ValueError):
+            # Alone, gin would stop after the 1 of "1%". Of "1,2" these are two, and no gin value.
+            one = len(gin_config.parse_value(f"({looked_at},)")) == 1
+        return value if one and "\n" not in value.strip() else repr(value)
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         return repr(value)
 
 
@@ -47,11 +75,13 @@ def load(
     Macros that are `optional` are None where nothing sets them.
 
     Returns the whole parsed configuration as gin text, which can be parsed again.
-    Raises UserError for a missing file, a syntax error, or a name that nothing binds.
+    Raises UserError for a missing file, a syntax error, a name that nothing binds, or a value that
+    is none of those that the parameter's annotation describes.
     """
     if not gin_files:
         raise UserError("no --gin_file given; the repository's are in gin/models, runs, studies")
     gin.clear_config()
+    _being_read.clear()
     # Gin names are looked up beside the user first, then in the repository.
     gin_config._LOCATION_PREFIXES[:] = ["", REPOSITORY + os.sep]
     if REPOSITORY not in sys.path:
@@ -70,6 +100,7 @@ def load(
         literal = gin_literal(value) if isinstance(value, str) else repr(value)
         with _one_line_errors(f"--gin.{name}={literal}"):
             gin.parse_config([*_imports(), f"{name} = {literal}"])
+    _refuse_circles()
     used = _referenced_macros()
     for name in sorted(used - _macros()):
         hint = (
@@ -79,6 +110,7 @@ def load(
     for name in sorted(_macros()):
         if name not in used:
             raise UserError(f"gin: {name} is set but nothing reads it{nearest(name, used)}")
+    _check_values()
     return text()
 
 
@@ -132,6 +164,91 @@ def macro(name: str) -> Any:
     except ValueError:
         return None
     return copy.deepcopy(value)  # a copy of one of gin's references is what it refers to
+
+
+def _check_values() -> None:
+    """Compares every bound value with its parameter's annotation, so that no mistake waits until
+    something stumbles over it. Spellings of true and false, and ~ in paths, become what they mean.
+    """
+    for key, parameters in list(gin_config._CONFIG.items()):
+        scope, selector = key
+        if selector in ("gin.macro", "gin.constant"):
+            continue
+        hints = values.hints_of(gin_config._REGISTRY[selector].wrapped)
+        for name in list(parameters):
+            annotation = hints.get(name, Any)
+            place = (key, name)
+            shown = ".".join([*selector.split(".")[-2:], name])
+            if scope:
+                shown = f"{scope}/{shown}"
+            while isinstance(found := _at(place), gin_config.ConfigurableReference) and (
+                found.config_key[1] == "gin.macro"
+            ):
+                shown = found.config_key[0]
+                place = ((shown, "gin.macro"), "value")
+            gin_config._CONFIG[place[0]][place[1]] = values.converted(found, annotation)
+            with contextlib.suppress(_Unset):
+                values.check(shown, _plain(_at(place), ()), annotation, _name_of)
+
+
+def _name_of(kind: type) -> str:
+    """What a gin file calls a class: by the module that it imports, which may only hand it on."""
+    for selector, configurable in gin_config._REGISTRY.items():
+        if configurable.wrapped is kind:
+            return ".".join(selector.split(".")[-2:])
+    return kind.__name__
+
+
+def _at(place: tuple[tuple[str, str], str]) -> Any:
+    return gin_config._CONFIG[place[0]][place[1]]
+
+
+class _Unset(Exception):
+    """A value that is still to be given."""
+
+
+def _plain(value: Any, inside: tuple[str, ...]) -> Any:
+    """The value with macros resolved, and gin's other references as those of `values`.
+
+    `inside`: the macros whose values it is part of.
+    """
+    if value is REQUIRED:
+        raise _Unset
+    if isinstance(value, Mapping):
+        return {_plain(k, inside): _plain(v, inside) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item, inside) for item in value)
+    if not isinstance(value, gin_config.ConfigurableReference):
+        return value
+    name, selector = value.config_key
+    if selector == "gin.macro":
+        return _plain(_at(((name, selector), "value")), (*inside, name))
+    target = value.configurable.wrapped
+    if target is gin_config._retrieve_constant:
+        return _plain(copy.deepcopy(value), inside)  # REQUIRED, or another of gin's constants
+    return values.Reference(repr(value)[1:].removesuffix("()"), target, value.evaluate)
+
+
+def _refuse_circles() -> None:
+    """Raises UserError for a macro whose value names the macro itself, in however many steps."""
+    named = {
+        scope: {
+            reference.config_key[0]
+            for reference in gin_config.iterate_references(parameters)
+            if reference.config_key[1] == "gin.macro"
+        }
+        for (scope, selector), parameters in gin_config._CONFIG.items()
+        if selector == "gin.macro"
+    }
+    for start in named:
+        left, seen = list(named[start]), set()
+        while left:
+            name = left.pop()
+            if name == start:
+                raise UserError(f"gin: the value of {start} names {start} itself")
+            if name not in seen:
+                seen.add(name)
+                left += named.get(name, ())
 
 
 def _imports() -> list[str]:
@@ -188,10 +305,19 @@ def _one_line_errors(where: str) -> Iterator[None]:
         yield
     except UserError as error:  # from a constructor; gin has added lines of its own
         raise UserError(str(error).splitlines()[0]) from error
+    except tokenize.TokenError as error:
+        reason, (line, _) = error.args
+        raise UserError(f"{where}: {reason} before line {line}; is a bracket open?") from None
+    except (RecursionError, MemoryError):
+        raise UserError(f"{where}: too many brackets inside one another") from None
     except (
         SyntaxError, NameError, ValueError, AttributeError, ImportError, TypeError, OSError,
     ) as error:  # fmt: skip
-        raise UserError(f"{where}: {_explain(str(error))}") from error
+        line = getattr(error, "lineno", None)
+        place = f", line {line}" if line and not where.startswith("--gin.") else ""
+        raise UserError(f"{where}{place}: {_explain(str(error))}") from error
+    except Exception as error:  # of a constructor or a module of somebody else's
+        raise UserError(f"{where}: {in_one_line(error)}") from error
 
 
 def _explain(message: str) -> str:
@@ -225,4 +351,4 @@ def _explain(message: str) -> str:
             ".".join(selector.split(".")[-2:]) for selector in gin_config._REGISTRY._selector_map
         }
         return f"nothing is called {name!r}{nearest(name, known)}"
-    return first
+    return first if " (line " not in first else first.rpartition(" (line ")[0]

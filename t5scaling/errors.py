@@ -3,6 +3,8 @@
 import difflib
 import errno
 import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
 
 # What a folder, a disk or a name lets nobody do: no mistake of the program's.
@@ -24,6 +26,46 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong in somebody else's code, and where: "KeyError: 'en' (my_tasks.py, line 7)".
+
+    The place is the innermost one outside installed packages.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # TensorFlow tells first where it was and last what went wrong.
+    said = lines[-1] if lines and lines[0] == "in user code:" else "".join(lines[:1])
+    text = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"{text.partition(' (')[0]} ({error.filename}, line {error.lineno})"
+    installed = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib"))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(installed) and f.filename[0] != "<"]
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})" if own else text
+
+
+def shortage(error: BaseException) -> str | None:
+    """One line if what lies behind the error is that the disk is full or memory does not suffice;
+    else None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
+            where = getattr(error, "filename", None)
+            return f"no space is left on the disk{f' for {where}' if where else ''}"
+        if "RESOURCE_EXHAUSTED" in text:
+            return (
+                "the device's memory does not suffice "
+                f"({text[text.index('RESOURCE_EXHAUSTED') :].splitlines()[0][:200]}); a smaller "
+                "batch, MICROBATCHES or REMAT_POLICY need less, and run.py plan says how much"
+            )
+        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+            return "this machine's memory does not suffice; smaller batches or lengths need less"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

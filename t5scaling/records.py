@@ -60,6 +60,7 @@ NAME_OR_NULL = Kind("a text on one line or null", lambda v: v is None or _is_nam
 TEXT_OR_NULL = Kind("a text or null", lambda v: v is None or isinstance(v, str))
 NUMBER = Kind("a number", _is_number)
 COUNT = Kind("a whole number from 0 on", _is_count)
+COUNT_OR_NULL = Kind("a whole number from 0 on or null", lambda v: v is None or _is_count(v))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 NAMES = Kind("a list of texts", _lists(_is_name))
 NUMBERS = Kind("a list of numbers", _lists(_is_number))

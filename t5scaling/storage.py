@@ -61,6 +61,18 @@ def in_bucket(address: str | os.PathLike) -> bool:
     return os.fspath(address).startswith(BUCKETS)
 
 
+def expanded(address: str) -> str:
+    """The address with the home folder in the place of a leading ~.
+
+    Raises UserError if nothing says where that is.
+    """
+    found = os.path.expanduser(address)
+    if found.startswith("~"):
+        raise UserError(f"{address}: no home folder is known for {found.split(os.sep)[0]}; "
+                        "set HOME, or write the whole path")  # fmt: skip
+    return found
+
+
 def absolute(address: str | os.PathLike) -> str:
     """The address from wherever one is."""
     return os.fspath(path(address)) if in_bucket(address) else os.path.abspath(address)
@@ -296,7 +308,7 @@ def cached(address: str | os.PathLike, kind: str) -> Path:
     """
     if not in_bucket(address):
         return Path(address)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")
     return Path(cache, "t5scaling", kind, os.fspath(path(address)).removeprefix(BUCKETS))
 
 

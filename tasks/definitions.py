@@ -20,6 +20,7 @@ or
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -63,7 +64,10 @@ def register(definitions: Mapping[str, Definition]) -> None:
     for name, definition in mixtures.items():
         _check_keys(name, definition, {"rates"})
         rates = _get(name, definition, "rates")
+        if not isinstance(rates, Mapping) or not rates:
+            raise ValueError(f"{name}: rates is {rates!r}; expected {{task: rate}}")
         for task in rates:
+            _number(name, rates, task, 0.0, math.inf)
             if task not in seqio.TaskRegistry.names():
                 raise _wrong(name, "rates", task, seqio.TaskRegistry.names(), "a task")
         _replace(seqio.MixtureRegistry, name)
@@ -86,6 +90,12 @@ def _add_task(name: str, definition: Definition) -> None:
     if kind not in KEYS:
         raise _wrong(name, "kind", kind, (*KEYS, "mixture"))
     _check_keys(name, definition, KEYS[kind] | SOURCE_KEYS)
+    for key in ("vocabulary", "tfds", "data_dir", "format", "text_key", "prompt", "benchmark"):
+        absent = key == "data_dir" and definition.get(key) is None
+        if key in definition and not absent and not isinstance(definition[key], str):
+            raise ValueError(f"{name}: {key} is {definition[key]!r}; expected text")
+    if not isinstance(definition.get("strict", False), bool):
+        raise ValueError(f"{name}: strict is {definition['strict']!r}; expected True or False")
     vocabulary = vocabularies.load(_get(name, definition, "vocabulary"))
     build = {
         "span_corruption": _span_corruption,
@@ -101,8 +111,12 @@ def _add_task(name: str, definition: Definition) -> None:
 
 def _span_corruption(name: str, definition: Definition) -> dict[str, Any]:
     noise = {
-        key: definition[key]
-        for key in ("noise_density", "mean_noise_span_length")
+        key: _number(name, definition, key, *limits)
+        for key, limits in (
+            # Nearer to 1 ever more text goes into one row, and no end is found of it.
+            ("noise_density", (0.0, 0.9)),
+            ("mean_noise_span_length", (1.0, 1e6)),
+        )
         if key in definition
     }
     readers = {
@@ -121,6 +135,13 @@ def _span_corruption(name: str, definition: Definition) -> dict[str, Any]:
 
 def _translation(name: str, definition: Definition) -> dict[str, Any]:
     columns = {side: definition.get(side, side) for side in ("source", "target")}
+    for side, column in columns.items():
+        counted = isinstance(column, int) and not isinstance(column, bool) and column >= 0
+        if not counted and not (isinstance(column, str) and column):
+            raise ValueError(
+                f"{name}: {side} is {column!r}; expected the name of a key or column, or a "
+                "column's number from 0"
+            )
     names = {side: str(column) for side, column in columns.items()}
     readers = {
         "jsonl": sources.jsonl_reader(names),
@@ -128,6 +149,8 @@ def _translation(name: str, definition: Definition) -> dict[str, Any]:
         "parallel": sources.text_reader,
     }
     chosen = definition.get("metrics", TRANSLATION_METRICS)
+    if isinstance(chosen, str) or not isinstance(chosen, Sequence):
+        raise ValueError(f"{name}: metrics is {chosen!r}; expected a list, such as ['bleu']")
     for metric in chosen:
         if metric not in METRICS:
             raise _wrong(name, "metrics", metric, METRICS)
@@ -197,9 +220,16 @@ def _source(
         raise ValueError(f"{name}: files is {files!r}; expected {{split: pattern}}")
     width = 2 if file_format == "parallel" else 1
     for split, patterns in files.items():
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if (1 if isinstance(pattern, str) else len(pattern)) != width:
-                expected = "[[source, target]]" if width == 2 else "a pattern or a list of them"
+        expected = "[[source, target]]" if width == 2 else "a pattern or a list of them"
+        listed = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(listed, list | tuple) or not listed:
+            raise ValueError(f"{name}: files of {split} are {patterns!r}; expected {expected}")
+        for pattern in listed:
+            several = [pattern] if isinstance(pattern, str) else pattern
+            are_texts = isinstance(several, list | tuple) and all(
+                isinstance(part, str) and part for part in several
+            )
+            if not are_texts or len(several) != width:
                 raise ValueError(f"{name}: files of {split} are {patterns!r}; expected {expected}")
     return sources.LocalFiles(
         files,
@@ -208,6 +238,16 @@ def _source(
         description=json.dumps({k: v for k, v in definition.items() if k != "files"}),
         strict=definition.get("strict", False),
     )
+
+
+def _number(name: str, definition: Definition, key: str, low: float, high: float) -> float:
+    """The value of a key, a number above 0 and in [low, high]."""
+    value = definition[key]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (low <= value <= high and 0 < value < math.inf):
+        expected = f"a number above {low:g}" if low == 0 else f"a number from {low:g}"
+        raise ValueError(f"{name}: {key} is {value!r}; expected {expected} to {high:g}")
+    return value
 
 
 def _get(name: str, definition: Definition, key: str) -> Any:

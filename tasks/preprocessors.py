@@ -126,6 +126,12 @@ def span_corruption(
     (int32, ending with EOS where the feature says so) and `text_tokens`. The same SeqIO seed gives
     the same noise. Raises ValueError if a feature length is missing or too short.
     """
+    if not 0 < noise_density <= 0.9 or not 1 <= mean_noise_span_length < float("inf"):
+        # Nearer to 1 ever more text goes into one row, and no end is found of it.
+        raise ValueError(
+            f"noise_density is {noise_density} and mean_noise_span_length is "
+            f"{mean_noise_span_length}; expected a number above 0 to 0.9, and one from 1"
+        )
     if not sequence_length or not {"inputs", "targets"} <= set(sequence_length):
         raise ValueError("span corruption needs feature lengths for 'inputs' and 'targets'")
     vocabulary = output_features["inputs"].vocabulary

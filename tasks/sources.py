@@ -1,17 +1,21 @@
 """Where the text of a task comes from: TFDS, or files of the user's own."""
 
+import collections
 import glob
 import gzip
 import itertools
 import json
 import lzma
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
 CHUNK_ROWS, CHUNK_CHARS = 1024, 1 << 20  # rows go to TensorFlow together, up to so many characters
+LINE_BYTES = 1 << 24  # of the longest line that is read: tokenising one takes 90 times as much
 FIRST = 3  # places that are named of each problem
 
 Row = dict[str, str]
@@ -34,7 +38,8 @@ class LocalFiles(seqio.DataSource):
     """Text files, read line by line: {name: string} for each line that can be read.
 
     Lines that cannot are counted and left out (`take_report`), or end the reading if `strict`.
-    Never more than a chunk is held in memory. Files may end in .gz or .xz.
+    Never more than a chunk is held in memory. Files may end in .gz or .xz. They are UTF-8, with or
+    without a byte order mark.
     """
 
     def __init__(
@@ -71,21 +76,31 @@ class LocalFiles(seqio.DataSource):
     def list_shards(self, split: str) -> list[str]:
         return ["+".join(shard) for shard in self.shards(split)]
 
+    def patterns(self, split: str) -> list[str]:
+        """What names the files of a split."""
+        return [pattern for patterns in self._files[split] for pattern in patterns]
+
+    def files(self, split: str) -> list[str]:
+        """All files of a split."""
+        return [file for shard in self.shards(split) for file in shard]
+
     def shards(self, split: str) -> list[Shard]:
-        """The files of a split, sorted. Raises ValueError if a pattern matches none."""
+        """The files of a split, sorted; parallel ones belong together if what the wildcards of
+        their patterns stand for is the same.
+
+        Raises ValueError if a pattern matches none, for files without a partner, and for a file
+        that two patterns match.
+        """
         found: list[Shard] = []
         for patterns in self._files[split]:
-            columns = [matching(pattern) for pattern in patterns]
+            columns = [_matches(pattern) for pattern in patterns]
             for pattern, names in zip(patterns, columns, strict=True):
                 if not names:
                     raise ValueError(f"no file matches {pattern!r} (split {split})")
-            if len({len(names) for names in columns}) > 1:
-                counts = " and ".join(
-                    f"{len(names)} match {pattern!r}"
-                    for pattern, names in zip(patterns, columns, strict=True)
-                )
-                raise ValueError(f"source and target files must come in pairs, but {counts}")
-            found += zip(*columns, strict=True)
+            found += _paired(patterns, columns)
+        (shard, times), *_ = collections.Counter(found).most_common(1)
+        if times > 1:
+            raise ValueError(f"{' and '.join(shard)}: matched by two patterns of split {split}")
         return found
 
     def get_dataset(
@@ -131,6 +146,8 @@ class LocalFiles(seqio.DataSource):
             if number <= skipped:
                 continue
             try:
+                if None in lines:
+                    raise Broken(f"line of more than {LINE_BYTES >> 20} MiB")
                 row = read(*lines)
             except Broken as error:
                 self._note(error.problem, shard[0], number)
@@ -147,50 +164,143 @@ class LocalFiles(seqio.DataSource):
 
 
 def _patterns(patterns: str | Sequence) -> list[tuple[str, ...]]:
+    """Absolute, as a source is read from more than one folder."""
     if isinstance(patterns, str):
-        return [(patterns,)]
-    return [(p,) if isinstance(p, str) else tuple(p) for p in patterns]
+        patterns = [patterns]
+    found = [(p,) if isinstance(p, str) else tuple(p) for p in patterns]
+    return [tuple(os.path.abspath(os.path.expanduser(p)) for p in several) for several in found]
 
 
-def open_lines(path: str) -> Iterator[bytes]:
-    """The lines of a file, unpacked, without their ends. Raises ValueError if it cannot be read."""
+def _matches(pattern: str) -> list[str]:
+    """The files of a pattern, sorted, each once though links lead to it on several ways."""
+    found = _glob(pattern)
+    for name in found:
+        # Text is read once for every pass, and again after a kill.
+        if not os.path.isfile(name):
+            raise ValueError(f"{name} is not a file, but a device or a pipe")
+    return found
+
+
+def _glob(pattern: str) -> list[str]:
+    """(`t5scaling.data.provenance.matches` does the same.)"""
+    if os.path.exists(pattern):
+        names = [pattern]
+    else:
+        names = sorted(glob.glob(_in_its_folder(pattern, glob.escape), recursive=True))
+    there: dict[str, str] = {}
+    for name in names:
+        if not os.path.isdir(name):
+            there.setdefault(os.path.realpath(name), name)
+    return list(there.values())
+
+
+def _in_its_folder(pattern: str, literally: Callable[[str], str]) -> str:
+    """The pattern, with its folder taken `literally` if there is one of that name: [1] may be no
+    wildcard."""
+    folder, name = os.path.split(pattern)
+    return os.path.join(literally(folder), name) if os.path.isdir(folder) else pattern
+
+
+def _paired(patterns: Sequence[str], columns: Sequence[list[str]]) -> list[Shard]:
+    """One file of each column, by what their patterns' wildcards stand for in their names."""
+    if len(columns) == 1:
+        return [(name,) for name in columns[0]]
+    (sources, targets), (by_source, by_target) = patterns, map(_by_open_parts, patterns, columns)
+    widths = {len(key) for by_key in (by_source, by_target) for key in by_key}
+    if len(widths) > 1 and len(by_source) == len(by_target) == 1:
+        return [(columns[0][0], columns[1][0])]  # one of each, named in two ways
+    for pattern, mine, others, other in (
+        (sources, by_source, by_target, targets),
+        (targets, by_target, by_source, sources),
+    ):
+        for key, name in mine.items():
+            if key not in others:
+                raise ValueError(
+                    f"source and target files must come in pairs, but {name} has no partner: no "
+                    f"file matches {other!r} with {'/'.join(key)!r} where {pattern!r} leaves the "
+                    "name open"
+                )
+    return [(by_source[key], by_target[key]) for key in by_source]
+
+
+def _by_open_parts(pattern: str, names: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """What each wildcard of the pattern stands for in a name -> the name."""
+    expression = ""
+    for part in re.findall(
+        r"\*\*/?|\*|\?|\[!?\]?[^]]*\]|\\.|.", _in_its_folder(pattern, _escaped), re.DOTALL
+    ):
+        if len(part) == 2 and part[0] == "\\":
+            expression += part
+        elif part.startswith("**"):
+            expression += "((?:.*/)?)" if part == "**/" else "(.*)"
+        elif part == "*":
+            expression += "([^/]*)"
+        elif part == "?":
+            expression += "([^/])"
+        elif len(part) > 1:
+            inside = part[1:-1].replace("\\", "\\\\")
+            expression += f"([{'^' + inside[1:] if inside[0] == '!' else inside}])"
+        else:
+            expression += re.escape(part)
+    found: dict[tuple[str, ...], str] = {}
+    for name in names:
+        match = None if name == pattern else re.fullmatch(expression, name, re.DOTALL)
+        key = match.groups() if match else ()
+        if key in found:
+            raise ValueError(f"{pattern!r} does not tell {found[key]} and {name} apart, as a pair "
+                             "of files must be")  # fmt: skip
+        found[key] = name
+    return found
+
+
+def _escaped(folder: str) -> str:
+    return re.sub(r"([\\*?\[\]])", r"\\\1", folder)
+
+
+def open_lines(path: str) -> Iterator[bytes | None]:
+    """The lines of a file, unpacked, without their ends and a byte order mark; None for a line of
+    more than LINE_BYTES. Raises ValueError if the file cannot be read, or is not UTF-8 by its
+    first bytes."""
     opener = {"gz": gzip.open, "xz": lzma.open}.get(path.rpartition(".")[2], open)
     number = 0
     try:
         with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 (the message needs it)
-                yield line.rstrip(b"\r\n")
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"{path}, after line {number}: {error}") from error
+            while line := file.readline(LINE_BYTES):
+                if not number:
+                    line = _first(line, path)
+                number += 1
+                if len(line) < LINE_BYTES or line.endswith(b"\n"):
+                    yield line.rstrip(b"\r\n")
+                    continue
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LINE_BYTES)
+                yield None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{path}, after line {number}: {reason}") from error
 
 
-def matching(pattern: str) -> list[str]:
-    """The files that a pattern names, sorted, each once: `**` follows links, which may go round.
-
-    A pattern that is the name of a file is that file, and a folder is taken by its name before it
-    is taken for a pattern: `[` may stand in both.
-    """
-    folder, name = os.path.split(pattern)
-    if os.path.isfile(pattern):
-        return [pattern]
-    if os.path.isdir(folder):
-        pattern = os.path.join(glob.escape(folder), name)
-    found: dict[str, str] = {}
-    for path in sorted(glob.glob(pattern, recursive=True), key=lambda path: (len(path), path)):
-        found.setdefault(os.path.realpath(path), path)
-    return sorted(found.values())
+def _first(line: bytes, path: str) -> bytes:
+    """The first line without its byte order mark."""
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4096]:
+        raise ValueError(
+            f"{path} is not UTF-8 text, but UTF-16 or binary; iconv -f UTF-16 -t UTF-8 makes UTF-8 "
+            "of UTF-16"
+        )
+    return line.removeprefix(b"\xef\xbb\xbf")
 
 
-def _lines(shard: Shard) -> Iterator[tuple[bytes, ...]]:
+def _lines(shard: Shard) -> Iterator[tuple[bytes | None, ...]]:
     """The lines of parallel files side by side. Raises ValueError for different lengths."""
     files = [open_lines(path) for path in shard]
+    over = object()
     for number in itertools.count():
-        lines = [next(file, None) for file in files]
-        if all(line is None for line in lines):
+        lines = [next(file, over) for file in files]
+        if all(line is over for line in lines):
             return
-        if any(line is None for line in lines):
+        if any(line is over for line in lines):
             counts = [
-                number + (line is not None) + sum(1 for _ in file)
+                number + (line is not over) + sum(1 for _ in file)
                 for line, file in zip(lines, files, strict=True)
             ]
             told = " but ".join(f"{p} has {n:,} lines" for p, n in zip(shard, counts, strict=True))
@@ -216,15 +326,19 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def text_of(line: bytes) -> str:
     try:
-        return line.decode()
+        text = line.decode()
     except UnicodeDecodeError:
         raise Broken("invalid UTF-8") from None
+    if "\0" in text:
+        raise Broken("NUL character")
+    return text
 
 
 def json_of(line: bytes) -> dict:
+    text = text_of(line)
     try:
-        value = json.loads(text_of(line))
-    except json.JSONDecodeError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a thousand brackets
         raise Broken("broken JSON line") from None
     if not isinstance(value, dict):
         raise Broken("broken JSON line")
@@ -274,13 +388,20 @@ def tsv_reader(
     has_header = any(isinstance(column, str) for column in columns.values())
 
     def open_reader(shard: Shard) -> tuple[LineReader, int]:
-        width, places = None, dict(columns)
+        places = dict(columns)
+        lines = open_lines(shard[0])
+        try:
+            header = text_of(next(lines, None) or b"").split("\t")
+        except Broken as error:
+            if has_header:
+                raise ValueError(f"{shard[0]}, line 1: {error.problem}") from None
+            header = []
+        lines.close()
+        width = len(header)
         if has_header:
-            lines = open_lines(shard[0])
-            header = text_of(next(lines, b"")).split("\t")
-            lines.close()
-            width = len(header)
             for field, column in columns.items():
+                if header.count(column) > 1:
+                    raise ValueError(f"{shard[0]} has {header.count(column)} columns {column!r}")
                 if column not in header:
                     raise ValueError(
                         f"{shard[0]} has no column {column!r}; its header: {', '.join(header)}"
@@ -289,7 +410,7 @@ def tsv_reader(
 
         def read(line: bytes) -> Row:
             cells = text_of(line).split("\t")
-            if len(cells) <= max(places.values()) or (width and len(cells) != width):
+            if len(cells) <= max(places.values()) or len(cells) != (width or len(cells)):
                 raise Broken("wrong number of columns")
             return _checked({field: cells[place] for field, place in places.items()})
 

@@ -8,6 +8,7 @@ tasks/superglue_metrics.py need.
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -88,6 +89,14 @@ class SuperGlue(seqio.DataSource):
 
     def take_report(self) -> list[dict]:
         return self._source.take_report() if hasattr(self._source, "take_report") else []
+
+    def patterns(self, split: str) -> list[str]:
+        return self._source.patterns(split) if hasattr(self._source, "patterns") else []
+
+    def files(self, split: str) -> list[str]:
+        if hasattr(self._source, "files"):
+            return self._source.files(split)
+        return [file for file in self._source.list_shards(split) if os.path.isfile(file)]
 
     def list_shards(self, split: str) -> Sequence[str]:
         return self._source.list_shards(split)

@@ -29,7 +29,10 @@ def load(name: str) -> seqio.SentencePieceVocabulary:
     path = PATHS.get(name, name)
     inside = name == MC4
     if os.path.isfile(path):
-        model = sentencepiece.SentencePieceProcessor(model_file=path)
+        try:
+            model = sentencepiece.SentencePieceProcessor(model_file=path)
+        except (OSError, RuntimeError):
+            raise ValueError(f"the vocabulary {path} is no SentencePiece model") from None
         inside = _is_sentinel(model.id_to_piece(model.get_piece_size() - 1))
     return seqio.SentencePieceVocabulary(path, extra_ids=0 if inside else SENTINELS)
 

@@ -239,7 +239,7 @@ def test_repetition_is_allowed_only_where_it_is_asked_for(tmp_path):
         ({"passes": {"data_pars": 2}}, ["'data_pars'", "'data_pairs'"]),
         ({"passes": {"data_pairs": 0}}, ["passes of data_pairs", "0"]),
         ({"lengths": {"inputs": 24}}, ["inputs and targets"]),
-        ({"lengths": {"inputs": 24, "targets": 0}}, ["targets", "1 or more", "0"]),
+        ({"lengths": {"inputs": 24, "targets": 0}}, ["targets", "1 to 65,536", "0"]),
         (
             {"lengths": {"inputs": 24, "targets": 2}},
             ["inputs=24, targets=2", "data_pairs train", "the shortest needs inputs="],

@@ -143,14 +143,14 @@ def test_first_examples_only(mini_root, layout, params):
     assert got["target_tokens"] == examples.tokens(5, "targets")
 
 
-def test_decoding_text_stops_at_the_end_and_leaves_sentinels_out(mini_root):
+def test_decoding_text_stops_at_the_end_and_keeps_sentinels(mini_root):
     vocabulary = Vocabulary(find_examples(mini.TEST, mini_root).vocabulary)
     ids = vocabulary.encode("Guten Tag")
     assert ids[-1] == vocabulary.eos_id == 1
-    assert vocabulary.decode(np.array([*ids[:-1], 8099, 0, 1, *ids])) == "Guten Tag"
+    assert vocabulary.decode(np.array([*ids[:-1], 8099, 0, 1, *ids])) == "Guten Tag <extra_id_0>"
 
 
-def test_sentinels_inside_the_model_are_no_text(mini_root, tmp_path):
+def test_sentinels_inside_the_model(mini_root, tmp_path):
     """As in mC4's vocabulary, whose last pieces are <extra_id_99> ... <extra_id_0>."""
     plain = Vocabulary(find_examples(mini.TEST, mini_root).vocabulary)
     model = sentencepiece_model_pb2.ModelProto.FromString(plain.path.read_bytes())
@@ -163,7 +163,7 @@ def test_sentinels_inside_the_model_are_no_text(mini_root, tmp_path):
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "with.model"))
     sentinel = pieces.piece_to_id("<extra_id_0>")
     assert sentinel == pieces.get_piece_size() - 1
-    assert vocabulary.decode(np.array([sentinel, *ids])) == "Guten Tag"
+    assert vocabulary.decode(np.array([sentinel, *ids])) == "<extra_id_0> Guten Tag"
 
 
 def test_training_splits_carry_no_text(mini_root, layout, params):

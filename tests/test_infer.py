@@ -225,7 +225,7 @@ def test_wider_batches_change_no_answer(run, sentences, tmp_path, monkeypatch):
 def test_the_next_batch_is_dispatched_before_one_is_fetched(run):
     events = []
 
-    def decoder(transformer, params, tokens_BxS, *, max_decode_len, example_ids):
+    def decoder(transformer, params, tokens_BxS, *, max_decode_len, eos_id, example_ids):
         """The numbers of the inputs as answers."""
         events.append("dispatch")
         tokens_BxL = jnp.repeat(example_ids[:, None], max_decode_len, axis=1)
@@ -304,3 +304,41 @@ def test_names_say_what_was_decoded():
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a\nb\n".encode("utf-16"), "line 1: not UTF-8, but UTF-16"),
+        ("a\nb\n".encode("utf-16-be"), "line 1: not UTF-8, but UTF-16"),
+        (b"a\nb\0c\n", "line 2: not UTF-8"),
+        (b"a\n" + b"x" * 200 + b"\n", "line 2: longer than"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, monkeypatch, content, words):
+    monkeypatch.setattr(infer, "LINE_BYTES", 100)
+    (tmp_path / "in.txt").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        infer._scan(str(tmp_path / "in.txt"))
+
+
+def test_what_cannot_be_read_twice_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null", tmp_path):
+        with pytest.raises(UserError, match="is not a file: it is read twice"):
+            infer._scan(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    assert list(infer._blocks(str(tmp_path / "in.txt"), 0, 5)) == [["one", "two"]]
+    assert list(infer._blocks(str(tmp_path / "in.txt"), 1, 5)) == [["two"]]
+
+
+def test_fewer_answers_than_lines_are_no_finished_file(run, sentences, tmp_path, monkeypatch):
+    blocks = infer._blocks
+    monkeypatch.setattr(infer, "_blocks", lambda *args: list(blocks(*args))[:1])
+    with pytest.raises(UserError, match="had 5 lines and gave 2: it was changed on the way"):
+        answer(run, sentences, tmp_path / "out.txt")
+    assert not (tmp_path / "out.txt").exists()

@@ -1,5 +1,6 @@
 """The command line: what a user types, and what a user gets wrong."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -204,7 +205,7 @@ def test_plain_strings_need_no_quotes():
     [
         ("@decoding.BemSearch()", "did you mean 'BeamSearch'"),
         ("@decodng.BeamSearch()", "nothing is called 'decodng.BeamSearch'"),
-        ("BeamSearch", "'BeamSearch' is no decoder; expected @decoding.Greedy(), @decoding.Beam"),
+        ("BeamSearch", "DECODER is 'BeamSearch'; expected @decoding.Greedy() or @decoding.Beam"),
     ],
 )
 def test_a_decoder_is_named_by_gins_reference(value, words, tmp_path, capsys):
@@ -221,3 +222,55 @@ def test_work_on_runs_that_are_not_there(tmp_path, capsys):
     assert "pretrain/en is not prepared" in error_of(capsys, "work", str(tmp_path), "pretrain/en")
     line = error_of(capsys, "work", str(tmp_path), "pretrain/n")
     assert "no run 'pretrain/n' here; did you mean 'pretrain/en'?" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (MemoryError(), 1, "error: this machine's memory does not suffice"),
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), 1, "error: no space is left on "
+                                                                    "the disk for x/y"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "MICROBATCHES"),
+        (BrokenPipeError(), 128 + 13, ""),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)  # fmt: skip
+def test_what_the_machine_lacks_is_the_last_line(monkeypatch, capfd, error, status, words):
+    def fails(*_):
+        try:
+            raise error
+        except (MemoryError, OSError, RuntimeError) as cause:
+            if isinstance(cause, BrokenPipeError):
+                raise
+            raise ValueError("what another library makes of it") from cause
+
+    monkeypatch.setattr(run, "call", fails)
+    stdout = os.dup(1)
+    try:
+        assert run.main(["doctor"]) == status
+    finally:
+        os.dup2(stdout, 1)
+    err = capfd.readouterr().err
+    assert words in err and "Traceback" not in err and err.count("\n") <= 1
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fails(*_):
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(run, "call", fails)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        run.main(["doctor"])
+
+
+def test_a_tilde_on_the_command_line_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    found = []
+    monkeypatch.setattr(run, "call", lambda arguments, _: found.append(arguments) or 0)
+    assert run.main(["export", "~/study", "--output=~/a.tar.gz"]) == 0
+    assert run.main(["train", "--gin_file=~/a.gin", "--gin_file=b.gin"]) == 0
+    assert (found[0].study_dir, found[0].output) == (
+        "/home/somebody/study",
+        "/home/somebody/a.tar.gz",
+    )
+    assert found[1].gin_file == ["/home/somebody/a.gin", "b.gin"]

@@ -346,3 +346,185 @@ def test_the_template_for_own_tasks(registries):
 def test_the_embedded_corpus_is_described_the_same_wherever_it_lies(registries):
     for name in ("techdoc_span_en", "techdoc_translate_en_de"):
         assert os.path.dirname(sources.__file__) not in repr(seqio.TaskRegistry.get(name).source)
+
+
+# Bytes that are no plain UTF-8, and lines and files that are no text
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    sides = [write(tmp_path / f"a.{side}", [BOM, f"{side}\n", "x\n"]) for side in ("en", "de")]
+    assert rows(define({"train": [sides]}, "parallel"))[0] == ("en", "de")
+    table = write(tmp_path / "a.tsv", [BOM, "en\tde\n", "one\teins\n"])
+    task = define({"train": table}, "tsv", source="en", target="de")
+    assert rows(task) == [("one", "eins")]
+    lines = write(tmp_path / "a.jsonl.gz", [BOM, '{"text": "first"}\n', '{"text": "second"}\n'])
+    task = define({"train": lines}, "jsonl", kind="span_corruption")
+    assert rows(task) == [("first",), ("second",)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_refused_whole(tmp_path, encoding):
+    file = write(tmp_path / "a.txt", ["one\ntwo\n".encode(encoding)])
+    task = define({"train": file}, "text", kind="span_corruption")
+    with pytest.raises(Exception):  # noqa: B017 (TensorFlow's, about the source's own)
+        rows(task)
+    assert f"{file} is not UTF-8 text, but UTF-16 or binary" in str(task.source.error)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("[" * 100_000, "broken JSON line"),
+        ('{"text": 1' + "0" * 5000 + "}", "broken JSON line"),
+        ('{"text": "nul \\u0000"}', None),
+        (b'{"text": "nul \0"}', "NUL character"),
+        ('{"text": "' + "x" * 300 + '"}', "line of more than 0 MiB"),
+    ],
+)
+def test_lines_that_break_a_reader_are_counted(tmp_path, monkeypatch, line, problem):
+    if problem and "MiB" in problem:
+        monkeypatch.setattr(sources, "LINE_BYTES", 100)
+    good = json.dumps({"text": "good"}) + "\n"
+    file = write(tmp_path / "a.jsonl", [good, line, "\n", good])
+    task = define({"train": file}, "jsonl", kind="span_corruption")
+    found = rows(task)
+    report = task.source.take_report()
+    if problem is None:
+        assert len(found) == 3 and not report
+    else:
+        assert found == [("good",), ("good",)]
+        assert report == [{"problem": problem, "count": 1, "first": [f"{file}:2"]}]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+@pytest.mark.parametrize("place", [20, 60, -30])
+def test_a_flipped_byte_of_an_archive_names_the_file(tmp_path, suffix, place):
+    path = tmp_path / f"a.txt{suffix}"
+    write(path, [f"line {number * 7919 % 1000}\n" for number in range(2000)])
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.txt"):
+        list(sources.open_lines(str(path)))
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_only_files_are_text(tmp_path, kind):
+    path = "/dev/zero"
+    if kind == "pipe":
+        path = str(tmp_path / "pipe")
+        os.mkfifo(path)
+    task = define({"train": path}, "text", kind="span_corruption")
+    with pytest.raises(ValueError, match="is not a file, but a device or a pipe"):
+        task.source.list_shards("train")
+
+
+# Parallel files belong together by their names
+
+
+def shards(folder, names, *patterns):
+    for name in names:
+        write(folder / name, ["x\n"])
+    patterns = [[f"{folder}/{part}" for part in pair] for pair in patterns]
+    found = define({"train": patterns}, "parallel").source.shards("train")
+    return [tuple(os.path.relpath(file, folder) for file in shard) for shard in found]
+
+
+def test_files_are_paired_by_what_the_pattern_leaves_open(tmp_path):
+    names = ["s1.en", "s10.en", "s2.en", "t-s2-x.de", "t-s10-x.de", "t-s1-x.de"]
+    pairs = [("s1.en", "t-s1-x.de"), ("s10.en", "t-s10-x.de"), ("s2.en", "t-s2-x.de")]
+    assert shards(tmp_path, names, ("*.en", "t-*-x.de")) == pairs
+    assert shards(tmp_path, names, ("[!t]*.en", "t-[!t]*-x.de")) == pairs
+    one = [("s10.en", "t-s10-x.de")]
+    assert shards(tmp_path, names, ("s10.en", "t-s10-x.de")) == one
+    assert shards(tmp_path, names, ("s10.en", "t-s1?-x.de")) == one  # one of each
+
+
+@pytest.mark.parametrize(
+    ("names", "pair", "words"),
+    [
+        (["s1.en", "s2.en", "s2.de", "s3.de"], ("*.en", "*.de"), r"s1\.en has no partner"),
+        (["s1.en", "s2.en", "s2.de"], ("*.en", "*.de"), r"s1\.en has no partner"),
+        (["s2.en", "s2.de", "s3.de"], ("*.en", "*.de"), r"s3\.de has no partner"),
+        (["s1.en", "s2.de"], ("*.en", "*.de"), r"s1\.en has no partner"),
+    ],
+)
+def test_files_without_a_partner_are_refused(tmp_path, names, pair, words):
+    with pytest.raises(ValueError, match=words):
+        shards(tmp_path, names, pair)
+
+
+def test_a_folder_with_brackets_is_a_folder(tmp_path):
+    folder = tmp_path / "data[1]"
+    folder.mkdir()
+    names = ["a1.en", "a2.en", "a1.de", "a2.de"]
+    assert shards(folder, names, ("*.en", "*.de")) == [("a1.en", "a1.de"), ("a2.en", "a2.de")]
+    assert shards(folder, names, ("a1.en", "a1.de")) == [("a1.en", "a1.de")]
+
+
+def test_a_link_in_a_circle_is_followed_once(tmp_path):
+    write(tmp_path / "a.txt", ["x\n"])
+    (tmp_path / "round").symlink_to(tmp_path)
+    task = define({"train": f"{tmp_path}/**/*.txt"}, "text", kind="span_corruption")
+    assert task.source.list_shards("train") == [f"{tmp_path}/a.txt"]
+
+
+def test_a_file_that_two_patterns_match_is_refused(tmp_path):
+    write(tmp_path / "a.txt", ["x\n"])
+    files = {"train": [f"{tmp_path}/*.txt", f"{tmp_path}/a.*"]}
+    with pytest.raises(ValueError, match="matched by two patterns"):
+        define(files, "text", kind="span_corruption").source.list_shards("train")
+
+
+def test_lines_of_a_table_without_a_header_are_as_wide_as_the_first(tmp_path):
+    table = write(tmp_path / "a.tsv", ["a\tb\n", "c\td\te\n", "f\n", "g\th\n"])
+    task = define({"train": table}, "tsv", source=0, target=1)
+    assert rows(task) == [("a", "b"), ("g", "h")]
+    (report,) = task.source.take_report()
+    assert report["problem"] == "wrong number of columns" and report["count"] == 2
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = write(tmp_path / "a.tsv", ["en\ten\tde\n", "a\tb\tc\n"])
+    task = define({"train": table}, "tsv", source="en", target="de")
+    with pytest.raises(Exception):  # noqa: B017 (TensorFlow's, about the source's own)
+        rows(task)
+    assert "has 2 columns 'en'" in str(task.source.error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"source": -1}, "source is -1; expected the name"),
+        ({"target": True}, "target is True; expected the name"),
+        ({"source": 1.5}, "source is 1.5; expected"),
+        ({"metrics": "bleu"}, "metrics is 'bleu'; expected a list"),
+        ({"prompt": 3}, "prompt is 3; expected text"),
+        ({"strict": "no"}, "strict is 'no'; expected True or False"),
+        ({"vocabulary": None}, "vocabulary is None; expected text"),
+        ({"kind": "span_corruption", "noise_density": 1.0}, "noise_density is 1.0; expected a"),
+        (
+            {"kind": "span_corruption", "noise_density": 0.999999},
+            "expected a number above 0 to 0.9",
+        ),
+        ({"kind": "span_corruption", "noise_density": 0}, "noise_density is 0; expected a"),
+        ({"kind": "span_corruption", "mean_noise_span_length": 0.5}, "mean_noise_span_length is"),
+        ({"kind": "span_corruption", "mean_noise_span_length": "3"}, "mean_noise_span_length is"),
+        ({"kind": "span_corruption", "mean_noise_span_length": float("nan")}, "expected a number"),
+    ],
+)
+def test_values_of_a_definition(fields, words):
+    kind = fields.pop("kind", "translation")
+    form = "tsv" if kind == "translation" else "text"
+    with pytest.raises(ValueError) as error:
+        define({"train": "x"}, form, kind=kind, **fields)
+    assert words in str(error.value)
+
+
+def test_a_vocabulary_that_is_none(tmp_path):
+    path = write(tmp_path / "v.model", ["no model\n"])
+    with pytest.raises(ValueError, match=r"v\.model is no SentencePiece model"):
+        define({"train": "x"}, "text", kind="span_corruption", vocabulary=path)

@@ -25,6 +25,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -32,15 +33,17 @@ import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from t5scaling import records, storage
+from t5scaling import records, storage, values
+from t5scaling.data import provenance
 from t5scaling.errors import UserError
 
-FORMAT = 2  # of the directory; part of every hash, so that old directories are never misread
+FORMAT = 3  # of the directory; part of every hash, so that old directories are never misread
 LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
@@ -62,16 +65,17 @@ class DataSpec:
             Every pass has noise and an order of its own.
         modules: importing these registers the task.
         definitions: tasks and mixtures from plain values, see `tasks.definitions`; name ->
-            definition. They replace registered ones of the same names.
+            definition. They replace registered ones of the same names. Paths in them become
+            absolute: a name of a file alone would mean another file elsewhere.
     """
 
     task: str
-    split: str
-    feature_lengths: Mapping[str, int]
+    split: values.Name
+    feature_lengths: values.Lengths
     pack: bool = False
-    seed: int = 0
-    passes: Mapping[str, int] | None = None
-    modules: tuple[str, ...] = ("tasks.registry",)
+    seed: values.Seed = 0
+    passes: Mapping[str, values.Positive] | None = None
+    modules: tuple[values.Name, ...] = ("tasks.registry",)
     definitions: Mapping[str, Mapping] | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +85,13 @@ class DataSpec:
                 f"the task {self.task[:40]}... has a name of {len(self.task.encode())} bytes; "
                 f"expected at most {LONGEST_NAME}: files are called after it"
             )
+        if isinstance(self.modules, str):
+            raise UserError(
+                f"modules are {self.modules!r}; expected a tuple of names, ({self.modules!r},)"
+            )
+        if isinstance(self.definitions, Mapping):
+            found = {name: _with_absolute_paths(value) for name, value in self.definitions.items()}
+            object.__setattr__(self, "definitions", found)
 
     def to_json(self) -> dict:
         """A canonical form: equal for specs that ask for the same examples."""
@@ -121,8 +132,14 @@ class DataSpec:
                 f"feature_lengths; got {', '.join(sorted(fields)) or 'none'}"
             )
         fields = dict(fields)
-        fields["modules"] = tuple(fields.get("modules", ("tasks.registry",)))
+        if isinstance(fields.get("modules"), list):
+            fields["modules"] = tuple(fields["modules"])
         return cls(**fields)
+
+    @property
+    def code_modules(self) -> tuple[str, ...]:
+        """The modules that say what the examples are."""
+        return (*self.modules, *(("tasks.definitions",) if self.definitions else ()))
 
     @property
     def is_training(self) -> bool:
@@ -132,6 +149,28 @@ class DataSpec:
     def stem(self) -> str:
         """How the directory's name starts."""
         return f"{_file_name(self.task)}-{_file_name(self.split)}-"
+
+
+def _with_absolute_paths(definition: Any) -> Any:
+    """A definition of `tasks.definitions`; what is none is left for the check of those."""
+    if not isinstance(definition, Mapping):
+        return definition
+    changed = dict(definition)
+    files = definition.get("files")
+    if isinstance(files, Mapping):
+        changed["files"] = {split: _absolute(patterns) for split, patterns in files.items()}
+    if isinstance(definition.get("data_dir"), str):
+        changed["data_dir"] = _absolute(definition["data_dir"])
+    vocabulary = definition.get("vocabulary")
+    if isinstance(vocabulary, str) and (os.sep in vocabulary or "." in vocabulary):
+        changed["vocabulary"] = _absolute(vocabulary)  # others are names
+    return changed
+
+
+def _absolute(paths: Any) -> Any:
+    if isinstance(paths, str) and paths:
+        return paths if "://" in paths else os.path.abspath(storage.expanded(paths))
+    return [_absolute(path) for path in paths] if isinstance(paths, list | tuple) else paths
 
 
 def _file_name(name: str) -> str:
@@ -344,15 +383,16 @@ def find_all_examples(
     for a wrong spec, for damaged data, and if more than one directory holds what was asked for.
     """
     there = storage.path(root)
-    found = [finished(spec, there) for spec in specs]
+    found = [finished(spec, there, told=True) for spec in specs]
     missing = [spec for spec, path in zip(specs, found, strict=True) if path is None]
     if missing:
         here = storage.cached(root, "made")
-        _materialize_in_child(missing, here, beam)
-        for spec in missing:
-            made = finished(spec, here)
-            storage.publish(made, there / made.name, last="dataset.json")
-        found = [path or finished(spec, there) for spec, path in zip(specs, found, strict=True)]
+        made = iter(_materialize_in_child(missing, here, beam))
+        for place, path in enumerate(found):
+            if path is None:
+                new = next(made)
+                storage.publish(new, there / new.name, last="dataset.json")
+                found[place] = there / new.name
     return [Examples(path) for path in found]
 
 
@@ -362,10 +402,13 @@ def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> Non
         time.sleep(1.0)
 
 
-def finished(spec: DataSpec, root: storage.AnyPath) -> storage.AnyPath | None:
-    """The finished directory for `spec`."""
+def finished(spec: DataSpec, root: storage.AnyPath, told: bool = False) -> storage.AnyPath | None:
+    """The finished directory for `spec`, made of what is there now.
+
+    If `told`, says on stderr why others that were made for this spec are not taken.
+    """
     wanted = spec.to_json()
-    matches = []
+    matches, stale = [], []
     for path in sorted(root.glob(f"{spec.stem}*")):
         if path.suffix == ".work" or not path.is_dir():
             continue
@@ -373,32 +416,47 @@ def finished(spec: DataSpec, root: storage.AnyPath) -> storage.AnyPath | None:
             continue  # being copied there
         meta = _read_meta(path)
         if meta.get("format") == FORMAT and meta["spec"] == wanted:
-            matches.append(path)
+            made_from = meta.get("made_from")
+            why = made_from and provenance.changed(made_from, spec.code_modules)
+            if why:
+                stale.append(f"{path} is not taken: {why} since it was made")
+            else:
+                matches.append(path)
     if len(matches) > 1:
         raise UserError(
             f"{len(matches)} directories hold {spec.task} {spec.split} as asked for, from "
             f"different versions of the task: keep one, delete the others: "
             + ", ".join(str(path) for path in matches)
         )
+    if told and stale and not matches:
+        for line in stale:
+            print(f"{line}; making {spec.task} {spec.split} anew", file=sys.stderr, flush=True)
     return matches[0] if matches else None
 
 
-def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | None) -> None:
-    command = [sys.executable, "-m", "t5scaling.data.materialize"]
-    command += [json.dumps([spec.to_json() for spec in specs]), str(root)]
+def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | None) -> list[Path]:
+    """The finished directories. What the child says of a mistake is raised here."""
+    command = provenance.child("t5scaling.data.materialize", "-", str(root))
     if beam is not None:
         command.append(f"--beam={beam}")
-    # The child finds what this process finds, wherever it was started from.
-    path = os.pathsep.join(entry for entry in [os.getcwd(), *sys.path] if entry)
     done = subprocess.run(
         command,
+        input=json.dumps([spec.to_json() for spec in specs]),
         stdout=subprocess.PIPE,
         text=True,
         # What the data are made of may be on gs:// too, and there TensorFlow may read it.
-        env=os.environ | {"PYTHONPATH": path, "EPATH_USE_TF": "true"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join(provenance.search_path()), "EPATH_USE_TF": "true"},
     )
-    if done.returncode == 2:
-        raise UserError(done.stdout.strip())
-    if done.returncode != 0:
-        names = ", ".join(f"{spec.task} {spec.split}" for spec in specs)
-        raise RuntimeError(f"materialising {names} ended with status {done.returncode}")
+    lines = done.stdout.splitlines()
+    if done.returncode == 0:
+        return [Path(line) for line in lines]
+    names = ", ".join(f"{spec.task} {spec.split}" for spec in specs)
+    if done.returncode == 2 and lines:
+        raise UserError(lines[-1])
+    if done.returncode == -signal.SIGKILL:
+        raise UserError(
+            f"materialising {names} was killed, as the system does when memory runs out; what is "
+            "finished is kept, and the same command goes on"
+        )
+    raise UserError(f"materialising {names} ended with status {done.returncode}")

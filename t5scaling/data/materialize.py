@@ -8,9 +8,9 @@ with the same bytes in the end.
 
 `t5scaling.data.examples` documents the directory and opens it again. `dataset.json` has
 
-- `spec`, `spec_sha256`, `fingerprint` (of the task's definition), `vocabulary` (sha256, size,
-  extra_ids, sentinels, eos_id), `metrics` (dotted names of the task's), `content_sha256` (of the
-  sha256 of each part's records);
+- `spec`, `spec_sha256`, `fingerprint` (of the task's definition), `made_from` (the files and the
+  code behind it, see `provenance`), `vocabulary` (sha256, size, extra_ids, sentinels, eos_id),
+  `metrics` (dotted names of the task's), `content_sha256` (of the sha256 of each part's records);
 - `num_examples` (rows), `num_segments` (examples of the task in them), `tokens` (totals of text,
   inputs, targets, and of segments), `knots` (the same counts cumulated, at every `every`-th row
   from 0), `max_lengths`, `truncated` (examples cut to the feature length, per feature);
@@ -49,10 +49,10 @@ from rich.progress import (
 
 from t5scaling.data import beam as beam_engine
 from t5scaling.data import examples as examples_lib
-from t5scaling.data import reading, work, writer
+from t5scaling.data import provenance, reading, work, writer
 from t5scaling.data.examples import DataSpec, sha256_of
 from t5scaling.data.runs import FEATURES
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, in_one_line
 
 POLL_SECONDS = 1.0
 PLAIN_SECONDS = 60.0  # between lines of progress where there is no terminal
@@ -72,7 +72,7 @@ def materialize(
     this at once: one writes, the others wait. After a kill or a full disk the next call goes on.
 
     Raises UserError for an unknown task, split or module, for feature lengths that do not fit
-    the task, for data that cannot be read, and for a full disk.
+    the task, for data that cannot be read or change while they are read, and for a full disk.
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
@@ -85,11 +85,13 @@ def materialize(
         "spec": spec.to_json(),
         "spec_sha256": sha256_of(spec.to_json()),
         "fingerprint": reading.fingerprint(provider),
+        "made_from": reading.made_from(provider, spec),
         "seqio": reading.import_seqio().__version__,
         "vocabulary": known,
         "metrics": reading.metrics_of(provider),
     }
     identity = {key: meta[key] for key in ("format", "spec", "fingerprint", "vocabulary")}
+    identity["made_from"] = provenance.identity(meta["made_from"])
     final = Path(root) / (spec.stem + sha256_of(identity)[:12])
     if final.is_dir():
         return final
@@ -129,6 +131,8 @@ def _write(
     mixture = writer.save_mixture(at, spec, components)
     names = [writer.part_name(number, mixture.parts) for number in range(mixture.parts)]
     engine.run("writing", functools.partial(_part, at), range(mixture.parts), "written", names)
+    if why := provenance.changed(meta["made_from"], spec.code_modules):
+        raise UserError(f"{spec.task} {spec.split}: {why} while it was read; start again")
     return writer.finish(at, final, meta | met, mixture, vocabulary)
 
 
@@ -337,15 +341,16 @@ def _report(console: Console, spec: DataSpec, meta: dict, path: Path, seconds: f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the directories on stdout, one a line; progress goes to stderr.
+    """Prints the directories on stdout, one a line; all else, as of progress, goes to stderr.
 
-    For a user's mistake prints the one-line reason on stdout instead and returns 2.
+    For a mistake prints the one-line reason on stdout instead and returns 2. Whatever a task's own
+    code raises is one.
     """
     parser = argparse.ArgumentParser(
         prog="python -m t5scaling.data.materialize",
         description="Write the examples of SeqIO tasks or mixtures to disk.",
     )
-    parser.add_argument("spec", help="JSON of a data spec, or of a list of them")
+    parser.add_argument("spec", help="JSON of a data spec, or of a list of them; - for stdin")
     parser.add_argument("root", help="directory of the examples directories")
     parser.add_argument(
         "--beam",
@@ -356,16 +361,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A polite kill unwinds, so that the lock and half-written files go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        fields = json.loads(arguments.spec)
-        paths = [
-            materialize(DataSpec.from_json(f), arguments.root, beam=arguments.beam)
-            for f in (fields if isinstance(fields, list) else [fields])
-        ]
+        with contextlib.redirect_stdout(sys.stderr):  # which a task's module may print to
+            text = sys.stdin.read() if arguments.spec == "-" else arguments.spec
+            fields = json.loads(text)
+            paths = [
+                materialize(DataSpec.from_json(f), arguments.root, beam=arguments.beam)
+                for f in (fields if isinstance(fields, list) else [fields])
+            ]
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # nobody reads the progress any more
+        return 128 + signal.SIGPIPE
     except json.JSONDecodeError as error:
         print(f"the spec is not JSON: {error}")
         return 2
     except UserError as error:
-        print(error)
+        print(" ".join(str(error).split("\n")))
+        return 2
+    except MemoryError:
+        print("not enough memory to materialise: what is finished is kept")
+        return 2
+    except Exception as error:
+        print(f"materialising failed: {in_one_line(error)}")
         return 2
     print(*paths, sep="\n")
     return 0

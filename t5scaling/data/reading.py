@@ -17,10 +17,11 @@ import msgpack
 import numpy as np
 import sentencepiece
 
-from t5scaling.data import runs, vocabulary, work
+from t5scaling import values
+from t5scaling.data import provenance, runs, vocabulary, work
 from t5scaling.data.examples import DataSpec, sha256_of
 from t5scaling.data.runs import FEATURES
-from t5scaling.errors import UserError, nearest
+from t5scaling.errors import UserError, in_one_line, nearest
 
 BATCH = 1024  # examples that TensorFlow hands over at once
 MAX_ITEMS = 1024  # shards of one pass over a task
@@ -85,17 +86,14 @@ def find(spec: DataSpec):
     """The task or mixture of `spec`, after checking all that can be checked without reading."""
     seqio = import_seqio()
     for module in spec.modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise
-            raise UserError(f"no module {module!r} to register tasks from") from None
+        _import(module)
     if spec.definitions:
         try:
             importlib.import_module("tasks.definitions").register(spec.definitions)
         except ValueError as error:
             raise UserError(str(error)) from None
+        except Exception as error:
+            raise UserError(f"definitions of tasks: {in_one_line(error)}") from error
     names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if spec.task not in names:
         raise UserError(f"unknown task or mixture {spec.task!r}{nearest(spec.task, names)}")
@@ -118,9 +116,28 @@ def find(spec: DataSpec):
         given = ", ".join(sorted(spec.feature_lengths)) or "none"
         raise UserError(f"feature lengths of {spec.task} are inputs and targets, got {given}")
     for name, length in spec.feature_lengths.items():
-        if not isinstance(length, int) or length < 1:
-            raise UserError(f"feature length {name} must be 1 or more tokens, got {length!r}")
+        if not isinstance(length, int) or not 1 <= length <= values.LONGEST:
+            raise UserError(
+                f"feature length {name} must be 1 to {values.LONGEST:,} tokens, got {length!r}"
+            )
     return provider
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f"module {module!r}, which registers tasks: {error}") from None
+        top = module.partition(".")[0]
+        file = getattr(sys.modules.get(top), "__file__", None) or ""
+        own = [name for name in (top, f"{top}.py") if os.path.exists(name)]
+        hint = ""
+        if own and not file.startswith(os.path.abspath(own[0])):
+            hint = f": {top} is {file}; rename {os.path.abspath(own[0])}, or it is not found"
+        raise UserError(f"no module {module!r} to register tasks from{hint}") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"module {module!r} cannot be imported: {in_one_line(error)}") from error
 
 
 def tasks_of(provider) -> list:
@@ -148,6 +165,7 @@ def read_vocabulary(provider) -> tuple[bytes, dict]:
     try:
         content = tf.io.gfile.GFile(file, "rb").read()
         pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
+        vocabulary.check(pieces, f"the vocabulary {file} of {provider.name}")
     except (OSError, tf.errors.OpError, RuntimeError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
@@ -178,6 +196,23 @@ def fingerprint(provider) -> str:
             for task in tasks_of(provider)
         ]
     )
+
+
+def made_from(provider, spec: DataSpec) -> dict:
+    """The files and the code of the task as they are now, see `provenance`."""
+    patterns: list[str] = []
+    files: list[str] = []
+    for task in tasks_of(provider):
+        if isinstance(task.source, import_seqio().FunctionDataSource):
+            continue  # whose shards are names of splits
+        patterns += getattr(task.source, "patterns", lambda split: [])(spec.split)
+        with _explained(task, spec):
+            if hasattr(task.source, "files"):
+                files += task.source.files(spec.split)
+            else:
+                files += filter(os.path.isfile, task.source.list_shards(spec.split))
+    model = provider.output_features["inputs"].vocabulary.sentencepiece_model_file
+    return provenance.describe(spec.code_modules, patterns, files, model)
 
 
 def _describe(function) -> list:
@@ -334,10 +369,12 @@ def _explained(task, spec: DataSpec) -> Iterator[None]:
         cause = getattr(task.source, "error", None)
         if isinstance(cause, ValueError):
             raise UserError(f"{task.name} {spec.split}: {cause}") from None
-        if isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError):
-            first = str(error.message).strip().splitlines()[0]
-            raise UserError(f"{task.name} {spec.split} cannot be read: {first}") from None
+        first = next(iter(str(error.message).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{task.name} {spec.split} cannot be read: {first[:300]}") from error
+    except (UserError, MemoryError):
         raise
+    except Exception as error:  # of a task's own code
+        raise UserError(f"{task.name} {spec.split}: {in_one_line(error)}") from error
 
 
 def _batches(task, spec: DataSpec, item: Item) -> Iterator[dict[str, np.ndarray]]:

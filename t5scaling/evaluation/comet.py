@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5scaling import records, storage
+from t5scaling import records, storage, values
 from t5scaling.errors import UserError
 from t5scaling.evaluation import comet_worker
 from tasks import bootstrap
@@ -51,9 +51,9 @@ class Comet:
     """
 
     model: str = "Unbabel/wmt22-comet-da"
-    folder: str | None = None
-    batch_size: int = 16
-    model_file: str | None = None
+    folder: values.Path | None = None
+    batch_size: values.Positive = 16
+    model_file: values.Path | None = None
 
     needs_sources: ClassVar[bool] = True
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from t5scaling import __version__, storage
+from t5scaling import __version__, storage, values
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.data.vocabulary import Vocabulary
@@ -56,12 +56,12 @@ class Evaluation:
     """
 
     dataset: DataSpec
-    examples_root: str
-    batch_size: int = 64
+    examples_root: values.Path
+    batch_size: values.Positive = 64
     metrics: Sequence[Metric | Comet] | Literal["task"] = ()
     decoder: Decoder = dataclasses.field(default_factory=decoding.Greedy)
-    max_decode_len: int | None = None
-    max_examples: int | None = None
+    max_decode_len: values.Length | None = None
+    max_examples: values.Positive | None = None
 
     def __post_init__(self):
         check_decoder(self.decoder)
@@ -179,7 +179,7 @@ class Evaluation:
             config,
             params,
             layout,
-            Vocabulary(examples.vocabulary),
+            Vocabulary(examples.vocabulary, examples.meta["vocabulary"]["extra_ids"]),
             self.decoder,
             input_length=self.dataset.feature_lengths["inputs"],
             max_decode_len=self.max_decode_len or self.dataset.feature_lengths["targets"],
@@ -234,7 +234,9 @@ class Evaluation:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def for_tasks(tasks: str | Sequence[str], evaluation: Evaluation) -> tuple[Evaluation, ...]:
+def for_tasks(
+    tasks: values.Name | Sequence[values.Name], evaluation: Evaluation
+) -> tuple[Evaluation, ...]:
     """`evaluation`, whose own task does not matter, once for each of `tasks`."""
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     return tuple(
@@ -297,11 +299,11 @@ def _score(
 
 def evaluate_checkpoints(
     *,
-    model_dir: str,
+    model_dir: values.Path,
     evaluators: Sequence[Evaluation],
     model: network.T5Config | None = None,
-    steps: Sequence[int] | str = "last",
-    mesh_shape: Mapping[str, int] | None = None,
+    steps: Sequence[values.NonNegative] | Literal["last", "all"] = "last",
+    mesh_shape: values.MeshShape | None = None,
     rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:
@@ -341,18 +343,25 @@ def evaluate_checkpoints(
     abstract = step.abstract_params(model, layout)
     for _, path in wanted:
         checkpoint.check_params(path, abstract)
+    contents = []
     for evaluator in evaluators:
         evaluator.check_settings(layout)
         distributed.ready_examples([evaluator.dataset], evaluator.examples_root)
         examples = find_examples(evaluator.dataset, evaluator.examples_root)
         run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
         evaluator.check_data(examples, model)
+        contents.append(examples.meta["content_sha256"])
     log = _Lines(model_dir)
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step, path in wanted:
         saved, params = storage.modified_ns(path), None
-        for evaluator in evaluators:
-            key = {"step": wanted_step, "saved": saved, "evaluation": evaluator.identity(model)}
+        for evaluator, content in zip(evaluators, contents, strict=True):
+            key = {
+                "step": wanted_step,
+                "saved": saved,
+                "evaluation": evaluator.identity(model),
+                "examples": content,
+            }
             line = log.find(key)
             if line is None:
                 if params is None:
@@ -388,7 +397,7 @@ class _Lines:
     def find(self, key: Mapping[str, Any]) -> dict | None:
         """The line that holds all of `key`."""
         for line in self._lines:
-            if all(line[k] == value for k, value in key.items()) and "missing" not in line:
+            if all(line.get(k) == value for k, value in key.items()) and "missing" not in line:
                 return line
         return None
 

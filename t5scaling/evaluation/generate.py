@@ -102,6 +102,7 @@ class Generator:
                 self.params,
                 batch["tokens"],
                 max_decode_len=self.max_decode_len,
+                eos_id=self.vocabulary.eos_id,
                 example_ids=batch["ids"],
             )
             # Gathered now, not when it is fetched: a device runs its programs in the order of their

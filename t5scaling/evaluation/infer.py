@@ -12,10 +12,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from t5scaling import __version__, records, storage
-from t5scaling.data.vocabulary import Vocabulary
+from t5scaling import __version__, records, storage, values
 from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
 from t5scaling.model import network
@@ -23,22 +22,23 @@ from t5scaling.training import checkpoint, distributed, run_directory, sharding,
 from t5scaling.training import step as steps
 
 BLOCK = 4096  # lines that are sorted by length together, and written together
+LINE_BYTES = 1 << 24  # of the longest line that is read
 
 
 def infer(
     *,
-    model_dir: str,
-    input_file: str,
-    output_file: str,
+    model_dir: values.Path,
+    input_file: values.Path,
+    output_file: values.Path,
     decoder: Decoder,
     model: network.T5Config | None = None,
     prompt: str = "",
-    step: int | str = "last",
-    input_length: int = 256,
-    max_decode_len: int = 256,
-    batch_size: int = 64,
-    block: int = BLOCK,
-    mesh_shape: Mapping[str, int] | None = None,
+    step: values.NonNegative | Literal["last"] = "last",
+    input_length: values.Length = 256,
+    max_decode_len: values.Length = 256,
+    batch_size: values.Positive = 64,
+    block: values.Positive = BLOCK,
+    mesh_shape: values.MeshShape | None = None,
     rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:
@@ -61,8 +61,9 @@ def infer(
         progress: called with (lines done, in all, note); a progress bar if None.
 
     Raises:
-        UserError: no such run, step or file, a line that is not UTF-8, or an output file that was
-            made from something else; `decoder` is none.
+        UserError: no such run, step or file, a line that is not UTF-8 or too long, an input that
+            cannot be read twice, as a pipe, or that changes on the way, or an output file that
+            was made from something else; `decoder` is none.
     """
     check_decoder(decoder)
     with contextlib.ExitStack() as stack:
@@ -72,7 +73,7 @@ def infer(
         sha256, total = _scan(input_file)
         [(found_step, path)] = checkpoint.choose(model_dir, [step] if step != "last" else step)
         model = run_directory.model_of(model_dir, model)
-        vocabulary = Vocabulary(os.path.join(model_dir, run_directory.VOCABULARY))
+        vocabulary = run_directory.vocabulary_of(model_dir)
         made_from = {
             "input_sha256": sha256,
             "lines": total,
@@ -116,6 +117,11 @@ def infer(
             done += len(lines)
             if distributed.is_main():
                 output.write(lines, answers, done, truncated)
+        if done != total:
+            raise UserError(
+                f"{input_file} had {total:,} lines and gave {done:,}: it was changed on the way; "
+                f"delete {output_file}.json and {output_file}.partial, and start again"
+            )
         if distributed.is_main():
             output.finish()
             if truncated:
@@ -127,11 +133,23 @@ def infer(
 
 
 def _scan(path: str) -> tuple[str, int]:
-    """(sha256, number of lines) of a text file; raises UserError if it is not UTF-8."""
+    """(sha256, number of lines) of a text file; raises UserError if it is no UTF-8 text."""
     digest, count = hashlib.sha256(), 0
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(
+            f"{path} is not a file: it is read twice, and once more after a kill, so save what it "
+            "gives to a file first"
+        )
     try:
         with open(path, "rb") as file:
-            for line in file:
+            while line := file.readline(LINE_BYTES):
+                if b"\0" in line or (not count and line.startswith((b"\xff\xfe", b"\xfe\xff"))):
+                    raise UserError(
+                        f"{path}, line {count + 1}: not UTF-8, but UTF-16 or binary; iconv -f "
+                        "UTF-16 -t UTF-8 makes UTF-8 of UTF-16"
+                    )
+                if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                    raise UserError(f"{path}, line {count + 1}: longer than {LINE_BYTES >> 20} MiB")
                 line.decode()
                 digest.update(line)
                 count += 1
@@ -145,8 +163,9 @@ def _scan(path: str) -> tuple[str, int]:
 
 
 def _blocks(path: str, first: int, size: int) -> Iterator[list[str]]:
-    """The lines from number `first` on, `size` at a time, without their ends."""
-    with open(path, encoding="utf-8", newline="\n") as file:
+    """The lines from number `first` on, `size` at a time, without their ends and a byte order
+    mark."""
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
         lines = (line.rstrip("\r\n") for line in itertools.islice(file, first, None))
         while block := list(itertools.islice(lines, size)):
             yield block

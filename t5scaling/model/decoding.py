@@ -15,11 +15,12 @@ Inputs may be on one device or sharded over a mesh by rows.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from t5scaling import values
 from t5scaling.errors import UserError
 from t5scaling.model import choosing
 from t5scaling.model.cache import DecoderCache, DecoderContext
@@ -35,13 +36,13 @@ NARROWING = 4  # once no more than one row in so many is open, the others are le
 class Greedy:
     """The most probable token at every position: see `greedy`."""
 
-    eos_id: int = 1
-
     @property
     def name(self) -> str:
         return "greedy"
 
-    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
+    def __call__(
+        self, model, params, encoder_input_tokens, *, max_decode_len, eos_id=1, example_ids=None
+    ):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         del example_ids
         with exact_products(model.config):
@@ -50,7 +51,7 @@ class Greedy:
                 params,
                 encoder_input_tokens,
                 max_decode_len=max_decode_len,
-                eos_id=self.eos_id,
+                eos_id=eos_id,
                 shards=_shards(encoder_input_tokens),
             )
 
@@ -59,9 +60,8 @@ class Greedy:
 class BeamSearch:
     """The best hypothesis of `beam_search`."""
 
-    beam_size: int = 4
+    beam_size: Annotated[int, values.Bounds(1, 1024)] = 4
     alpha: float = 0.6
-    eos_id: int = 1
 
     def __post_init__(self):
         if self.beam_size < 1:
@@ -71,7 +71,9 @@ class BeamSearch:
     def name(self) -> str:
         return f"beam{self.beam_size}_alpha{self.alpha:g}"
 
-    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids=None):
+    def __call__(
+        self, model, params, encoder_input_tokens, *, max_decode_len, eos_id=1, example_ids=None
+    ):
         """-> tokens (B, L) int32, and scores (B,) float32: nats over the length penalty."""
         del example_ids
         with exact_products(model.config):
@@ -82,7 +84,7 @@ class BeamSearch:
                 max_decode_len=max_decode_len,
                 beam_size=self.beam_size,
                 alpha=self.alpha,
-                eos_id=self.eos_id,
+                eos_id=eos_id,
                 shards=_shards(encoder_input_tokens),
             )
         return tokens_BxKxL[:, -1], scores_BxK[:, -1]
@@ -92,11 +94,10 @@ class BeamSearch:
 class Sampling:
     """Tokens drawn at random: see `sample`. `top_k` 0 and `top_p` 1 leave nothing out."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    eos_id: int = 1
+    temperature: values.PositiveNumber = 1.0
+    top_k: values.NonNegative = 0
+    top_p: Annotated[float, values.Bounds(0, 1, above=True)] = 1.0
+    seed: values.Seed = 0
 
     def __post_init__(self):
         if not self.temperature > 0.0:
@@ -118,7 +119,9 @@ class Sampling:
             parts.append(f"p{self.top_p:g}")
         return "_".join([*parts, f"t{self.temperature:g}", f"seed{self.seed}"])
 
-    def __call__(self, model, params, encoder_input_tokens, *, max_decode_len, example_ids):
+    def __call__(
+        self, model, params, encoder_input_tokens, *, max_decode_len, example_ids, eos_id=1
+    ):
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         with exact_products(model.config):
             return sample(
@@ -131,7 +134,7 @@ class Sampling:
                 temperature=self.temperature,
                 top_k=self.top_k,
                 top_p=self.top_p,
-                eos_id=self.eos_id,
+                eos_id=eos_id,
                 shards=_shards(encoder_input_tokens),
             )
 

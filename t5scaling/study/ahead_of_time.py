@@ -29,6 +29,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 from t5scaling import compilation
+from t5scaling.data import provenance
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import gpus, topologies
@@ -295,11 +296,10 @@ def _child_environment(topology: topologies.Topology) -> dict[str, str]:
 
 def _compile_in_child(program: Program, topology: topologies.Topology) -> Compiled:
     request = json.dumps({"topology": topology.name, "program": program.to_json()})
-    # The child finds what this process finds, wherever it was started from.
-    path = os.pathsep.join(entry for entry in [os.getcwd(), *sys.path] if entry)
+    path = os.pathsep.join(provenance.search_path())
     with tempfile.TemporaryFile("w+") as log:
         done = subprocess.run(
-            [sys.executable, "-m", "t5scaling.study.ahead_of_time"],
+            provenance.child("t5scaling.study.ahead_of_time"),
             input=request,
             stdout=subprocess.PIPE,
             stderr=log,

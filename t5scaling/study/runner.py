@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from t5scaling import config, records, storage
+from t5scaling import config, records, storage, values
 from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import UserError
 from t5scaling.study import expand
@@ -25,11 +25,11 @@ from t5scaling.training import claim, loop, run_directory
 def run_study(
     *,
     study: Study | Sequence[Study],
-    study_dir: str,
-    examples_root: str,
+    study_dir: values.Path,
+    examples_root: values.Path,
     executor: Executor | None = None,
     detach: bool = False,
-    poll_seconds: float = 10.0,
+    poll_seconds: values.PositiveNumber = 10.0,
 ) -> list[str]:
     """Does all runs of `study` that are not done yet, in `<study_dir>/runs`.
 

@@ -10,9 +10,9 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from t5scaling import storage
+from t5scaling import storage, values
 from t5scaling.errors import UserError
 
 Kind = Literal["pretrain", "finetune"]
@@ -76,18 +76,18 @@ class Study:
         topology: devices that a dry run counts with, as for `plan`.
     """
 
-    name: str
-    model_gin: str
-    pretrain_gin: str
-    pretrain_data: Mapping[str, Mapping[str, float]]
+    name: values.Name
+    model_gin: values.Path
+    pretrain_gin: values.Path
+    pretrain_data: Mapping[str, Mapping[str, Annotated[float, values.Bounds(0, 1)]]]
     finetune_gin: str = ""
     tasks: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    finetune_pools: Sequence[int | str | None] = ()
-    learning_rates: Sequence[float] = ()
-    base_rates: Sequence[float] = ()
-    pretrain_tokens: Sequence[int] = ()
-    pretrain_steps: Sequence[int] = ()
-    seeds: Sequence[int] = (0,)
+    finetune_pools: Sequence[values.Positive | values.Name | None] = ()
+    learning_rates: Sequence[values.PositiveNumber] = ()
+    base_rates: Sequence[values.PositiveNumber] = ()
+    pretrain_tokens: Sequence[values.NonNegative] = ()
+    pretrain_steps: Sequence[values.NonNegative] = ()
+    seeds: Sequence[values.Seed] = (0,)
     tasks_gin: Sequence[str] = ()
     pretrain_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

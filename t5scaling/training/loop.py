@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 
+from t5scaling import values
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
@@ -54,30 +55,30 @@ class Evaluator(Protocol):
 
 def train(
     *,
-    model_dir: str,
+    model_dir: values.Path,
     model: network.T5Config,
     dataset: DataSpec,
-    examples_root: str,
-    batch_size: int,
-    train_steps: int,
+    examples_root: values.Path,
+    batch_size: values.Positive,
+    train_steps: values.Positive,
     learning_rate_schedule: Callable[[int], float],
     objective: step.Objective,
-    seed: int = 0,
-    microbatches: int = 1,
-    steps_per_call: int = 1,
-    mesh_shape: Mapping[str, int] | None = None,
+    seed: values.Seed = 0,
+    microbatches: values.Positive = 1,
+    steps_per_call: values.Positive = 1,
+    mesh_shape: values.MeshShape | None = None,
     rules: sharding.Rules | None = None,
-    initial_checkpoint_path: str | None = None,
-    pool: int | str | None = None,
-    max_epochs: int | None = 1,
+    initial_checkpoint_path: values.Path | None = None,
+    pool: values.Positive | values.Name | None = None,
+    max_epochs: values.Positive | None = 1,
     shuffle: bool = False,
-    checkpoint_steps: Sequence[int] = (),
-    checkpoint_minutes: float = 10.0,
+    checkpoint_steps: Sequence[values.Positive] = (),
+    checkpoint_minutes: values.NonNegativeNumber = 10.0,
     keep_checkpoint: bool = True,
-    log_every: int = 20,
+    log_every: values.Positive = 20,
     evaluators: Sequence[Evaluator] = (),
-    eval_every: int | None = None,
-    mirrors: Sequence[str] = (),
+    eval_every: values.Positive | None = None,
+    mirrors: Sequence[Literal["wandb", "trackio"]] = (),
     progress: tracker.Progress | None = None,
 ) -> None:
     """Trains a T5 to `train_steps` and leaves its run directory in `model_dir`.

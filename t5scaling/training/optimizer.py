@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from t5scaling import values
 from t5scaling.errors import UserError
 
 Schedule = Callable[[int], float]
@@ -150,13 +151,15 @@ def _positive(schedule, name, value):
         raise UserError(f"{schedule}: {name} is {value!r}; expected a number > 0")
 
 
-def constant(learning_rate: float) -> Schedule:
+def constant(learning_rate: values.PositiveNumber) -> Schedule:
     """The same rate at every step. Raises UserError unless it is positive and finite."""
     _positive("constant", "learning_rate", learning_rate)
     return lambda step: float(learning_rate)
 
 
-def inverse_square_root(base_learning_rate: float, warmup_steps: int = 10_000) -> Schedule:
+def inverse_square_root(
+    base_learning_rate: values.PositiveNumber, warmup_steps: values.Positive = 10_000
+) -> Schedule:
     """base / sqrt(max(step, warmup_steps)): flat during the warm-up, then falling.
 
     Steps count from 0. Raises UserError unless both arguments are positive and finite.

@@ -5,6 +5,8 @@ run.json          its place in a study, if it has one
 model.json        the architecture (`T5Config`), which eval, infer and finetuning go by
 start.json        what it started from: the checkpoint's path, and what its parameters were
 vocabulary.model  the SentencePiece model that its tokens come from
+examples.json     which examples it is trained on: {"task", "split", "content_sha256", "path",
+                  "extra_ids": sentinels after the vocabulary's pieces}
 DONE              {"step": n, "metrics_sha256": of metrics.jsonl}, written last of all
 FAILED            {"reason", "failures": how many so far, "traceback" unless it is the user's
                   mistake}; gone when the run is done
@@ -28,9 +30,13 @@ from t5scaling.errors import UserError, of_files
 from t5scaling.model.config import T5Config
 from t5scaling.training import checkpoint
 
-VOCABULARY, MODEL = "vocabulary.model", "model.json"
+VOCABULARY, MODEL, EXAMPLES = "vocabulary.model", "model.json", "examples.json"
 CONFIG, DONE = "config.gin", "DONE"
 RECORD, FAILED, JOB = records.RECORD, records.FAILED, records.JOB
+_EXAMPLES_FIELDS: records.Fields = {
+    "task": records.NAME, "split": records.NAME, "content_sha256": records.NAME,
+    "path": records.TEXT, "extra_ids?": records.COUNT_OR_NULL,
+}  # fmt: skip
 MOST_FAILURES = 3  # then a study leaves the run alone
 # Where a run lives, how often it saves, and on what and in which parts it runs, not what it computes:
 # these may change. (What the checkpoint of INITIAL_CHECKPOINT_PATH holds may not: see `origin`.)
@@ -130,13 +136,50 @@ def settings_of(config_text: str, free_macros: Sequence[str] = FREE_MACROS) -> l
 
 
 def start(model_dir: str, examples: Examples, model: T5Config) -> None:
-    """Copies the vocabulary of the examples, and what the model is, into the directory; a run that
-    was done, and is made longer, is so no more."""
-    folder = storage.path(model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DONE).unlink(missing_ok=True)
-    storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
+    """Leaves in the directory what the model is, which examples it is trained on, and their
+    vocabulary; a run that was done, and is made longer, is so no more.
+
+    Raises UserError if it has trained on other examples, made of text that was changed since.
+    """
+    storage.make_folder(model_dir)
+    _keep_examples(model_dir, examples, has_trained=checkpoint.newest_step(model_dir) > 0)
+    (storage.path(model_dir) / DONE).unlink(missing_ok=True)
     write_json(os.path.join(model_dir, MODEL), dataclasses.asdict(model))
+
+
+def _keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None:
+    """Leaves in the directory which examples it is trained on, and their vocabulary.
+
+    Raises UserError if it `has_trained` on others, made of text that was changed since.
+    """
+    folder = storage.path(model_dir)
+    path = os.path.join(model_dir, EXAMPLES)
+    record = {
+        "task": examples.spec.task,
+        "split": examples.spec.split,
+        "content_sha256": examples.meta["content_sha256"],
+        "path": str(examples.path),
+        "extra_ids": examples.meta.get("vocabulary", {}).get("extra_ids"),
+    }
+    before = records.read_object(path, _EXAMPLES_FIELDS)
+    if has_trained and before and before["content_sha256"] != record["content_sha256"]:
+        raise UserError(
+            f"{model_dir} was trained so far on other examples of {record['task']} "
+            f"({before['path']}) than there are now ({record['path']}): its text, vocabulary or "
+            "code was changed; undo that, or choose another MODEL_DIR"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (has_trained and (folder / VOCABULARY).exists()):
+        storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
+    if before != record:
+        write_json(path, record)
+
+
+def vocabulary_of(model_dir: str) -> Vocabulary:
+    """The vocabulary of a run's model. Raises UserError if there is none."""
+    path = os.path.join(model_dir, EXAMPLES)
+    record = records.read_object(path, _EXAMPLES_FIELDS) or {}
+    return Vocabulary(os.path.join(model_dir, VOCABULARY), record.get("extra_ids"))
 
 
 def model_of(model_dir: str | os.PathLike, given: T5Config | None) -> T5Config:
@@ -204,10 +247,10 @@ def check_vocabulary(
             f"{vocab_size:,}; set its vocab_size or choose another model"
         )
     path = storage.path(model_dir) / VOCABULARY if model_dir is not None else None
-    if path is not None and path.exists() and Vocabulary(path).sha256 != vocabulary["sha256"]:
+    if path is not None and path.exists() and Vocabulary(path, 0).sha256 != vocabulary["sha256"]:
         raise UserError(
             f"{what} were made with another vocabulary ({vocabulary['sha256'][:12]}...) than the "
-            f"model in {model_dir} ({Vocabulary(path).sha256[:12]}...); its tokens would mean "
+            f"model in {model_dir} ({Vocabulary(path, 0).sha256[:12]}...); its tokens would mean "
             "nothing to the model"
         )
 

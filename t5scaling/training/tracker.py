@@ -7,7 +7,8 @@ killed and resumed leaves the same bytes as one never killed:
                                                       since the line before
   {"step", "split": "validation" | "test" | ..., "task", "cross_entropy", "target_tokens", ...}
 timing.jsonl holds the clock: {"step", "wall_s", "device_s", "tokens_per_s", "positions_per_s",
-"model_tflops_per_s", "mfu"}; wall_s and device_s go on counting over restarts.
+"model_tflops_per_s", "mfu" if the device's peak is known}; wall_s and device_s go on counting over
+restarts.
 """
 
 import json
