@@ -74,12 +74,12 @@ def check_settings(
     done = run_directory.is_done(model_dir)
     if newest or done:
         origin.check(model_dir, initial_checkpoint_path, model, layout)
-    if done and not run_directory.is_done(model_dir, train_steps):  # to be made longer
-        if newest != run_directory.steps_done(model_dir):
-            raise UserError(
-                f"{model_dir} is done and did not keep its last checkpoint, so that it cannot go "
-                f"on to TRAIN_STEPS={train_steps}; choose another MODEL_DIR"
-            )
+    longer = done and not run_directory.is_done(model_dir, train_steps)
+    if longer and newest != run_directory.steps_done(model_dir):
+        raise UserError(
+            f"{model_dir} is done and did not keep its last checkpoint, so that it cannot go on to "
+            f"TRAIN_STEPS={train_steps}; choose another MODEL_DIR"
+        )
     if newest and not run_directory.is_done(model_dir, train_steps):
         _check_checkpoint_steps(model_dir, checkpoint_steps, newest)
     return layout

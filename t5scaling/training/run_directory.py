@@ -30,7 +30,7 @@ from t5scaling.training import checkpoint
 VOCABULARY, MODEL = "vocabulary.model", "model.json"
 CONFIG, RECORD, DONE, FAILED, JOB = "config.gin", "run.json", "DONE", "FAILED", "JOB"
 MOST_FAILURES = 3  # then a study leaves the run alone
-# Where a run lives, how often it saves, and on what and in which parts it runs, not what it computes:
+# Where a run lives, how often it saves, on what and in which parts it runs, not what it computes:
 # these may change. (What the checkpoint of INITIAL_CHECKPOINT_PATH holds may not: see `origin`.)
 FREE_MACROS = (
     "MODEL_DIR",
