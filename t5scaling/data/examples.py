@@ -42,6 +42,7 @@ from t5scaling.errors import UserError
 
 FORMAT = 2  # of the directory; part of every hash, so that old directories are never misread
 FIELDS = ("text", "inputs", "targets", "segments")
+PARENT = "T5SCALING_PARENT"  # the process for which a child materialises, and with which it ends
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
 
@@ -348,7 +349,7 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
         stdout=subprocess.PIPE,
         text=True,
         # What the data are made of may be on gs:// too, and there TensorFlow may read it.
-        env=os.environ | {"PYTHONPATH": path, "EPATH_USE_TF": "true"},
+        env=os.environ | {"PYTHONPATH": path, "EPATH_USE_TF": "true", PARENT: str(os.getpid())},
     )
     if done.returncode == 2:
         raise UserError(done.stdout.strip())
