@@ -321,7 +321,7 @@ def _loss_and_gradients(config, packed):
     def loss(params):
         logits = model.apply(
             {"params": params}, jnp.asarray(inputs), jnp.asarray(targets), *segments,
-            deterministic=False, rngs={"dropout": jax.random.key(1)},
+            dropout_keys=jax.random.split(jax.random.key(1), 3),
         )  # fmt: skip
         return jnp.sum(jnp.where((targets > 0)[..., None], logits, 0.0) ** 2)
 

@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
     second.send_signal(signal.SIGKILL)
     said, _ = first.communicate(timeout=60)
     assert first.returncode not in (0, None), said[-2000:]
-    assert "another process of the job died" in said or "another task died" in said
+    assert "start the job again: it goes on from its last checkpoint" in said.splitlines()[-1]
     second.communicate()
 
     for process in _launch(arguments):
@@ -165,3 +165,20 @@ def test_nobody_to_talk_to(monkeypatch):
 def test_one_process_agrees_with_itself():
     assert distributed.largest(0, 15) == (0, 15)
     assert distributed.is_main() and jax.process_count() == 1
+
+
+def test_what_materialises_for_a_process_ends_with_it():
+    inner = (
+        "import os, time; from t5scaling.data import work; work.end_with(os.getppid()); "
+        "print(1, flush=True); time.sleep(60)"
+    )
+    outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", outer, inner], stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    assert process.stdout.readline() == b"1\n"
+    process.kill()
+    started = time.monotonic()
+    assert process.stdout.read() == b""  # when the inner one, which shares it, is gone too
+    assert time.monotonic() - started < 30
+    process.wait()

@@ -72,7 +72,7 @@ def _shift_right(targets):
     return np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="deterministic")
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(config, params, *inputs, **options):
     return Transformer(config).apply({"params": params}, *inputs, **options)
 
@@ -302,15 +302,16 @@ def test_dropout_depends_on_its_key_alone(both):
     inputs, shifted = _tokens(0, 2, 9), _shift_right(_tokens(1, 2, 7))
 
     def run(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return _logits(config, params, inputs, shifted, deterministic=False, rngs=rngs)
+        keys = jax.random.split(jax.random.key(seed), 2)
+        return _logits(config, params, inputs, shifted, dropout_keys=keys)
 
     np.testing.assert_array_equal(run(0), run(0))
     assert np.abs(run(0) - run(1)).max() > 1e-2
     clean = _logits(config, params, inputs, shifted)
     assert np.abs(run(0) - clean).max() > 1e-2
     off = dataclasses.replace(config, dropout_rate=0.0)
-    without = _logits(off, params, inputs, shifted, deterministic=False)
+    keys = jax.random.split(jax.random.key(0), 2)
+    without = _logits(off, params, inputs, shifted, dropout_keys=keys)
     np.testing.assert_allclose(without, clean, rtol=0, atol=1e-5)
 
 
@@ -331,8 +332,7 @@ def test_dropout_draws_one_mask_for_all_positions():
             encoded,
             tokens,
             tokens,
-            deterministic=False,
-            rngs={"dropout": jax.random.key(3)},
+            dropout_keys=jax.random.split(jax.random.key(3), 2),
             method="decode",
         )
 
@@ -340,6 +340,35 @@ def test_dropout_draws_one_mask_for_all_positions():
     dropped = np.asarray(hidden) == 0.0
     assert dropped.any() and (dropped == dropped[:, :1]).all()
     assert (dropped[0] != dropped[1]).any()
+
+
+def test_a_row_is_dropped_the_same_whatever_rows_stand_beside_it(both):
+    config, params = both
+    inputs, shifted = _tokens(0, 4, 9), _shift_right(_tokens(1, 4, 7))
+    keys = jax.random.split(jax.random.key(0), 4)
+    together = _logits(config, params, inputs, shifted, dropout_keys=keys)
+    odd = _logits(config, params, inputs[1::2], shifted[1::2], dropout_keys=keys[1::2])
+    np.testing.assert_allclose(odd, together[1::2], rtol=0, atol=1e-5)
+    assert np.abs(together[0] - _logits(config, params, inputs, shifted)[0]).max() > 1e-2
+
+
+def test_scanned_layers_start_and_drop_as_unrolled_ones_do():
+    config = dataclasses.replace(
+        T5_1_1, num_encoder_layers=3, num_decoder_layers=2, dropout_rate=0.3
+    )
+    params, stacked = (init_params(c, jax.random.key(5)) for c in (config, _scan(config)))
+    back, wanted = (flatten_dict(p, sep="/") for p in (unstack_layers(stacked), params))
+    assert back.keys() == wanted.keys()
+    assert all(np.array_equal(back[name], wanted[name]) for name in wanted)
+    kernels = [wanted[f"encoder/layers_{i}/mlp/wo/kernel"] for i in range(3)]
+    assert not np.array_equal(kernels[0], kernels[1]) and not np.array_equal(*kernels[1:])
+    inputs, shifted = _tokens(0, 2, 9), _shift_right(_tokens(1, 2, 7))
+    keys = jax.random.split(jax.random.key(0), 2)
+    unrolled = _logits(config, params, inputs, shifted, dropout_keys=keys)
+    for remat in ("none", "full"):
+        scan = dataclasses.replace(_scan(config), remat=remat)
+        scanned = _logits(scan, stacked, inputs, shifted, dropout_keys=keys)
+        np.testing.assert_allclose(scanned, unrolled, rtol=0, atol=2e-5)
 
 
 # --- scanned layers and rematerialisation ---------------------------------------------------------

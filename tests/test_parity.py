@@ -14,7 +14,6 @@ golden/*.npz hold T5X's arrays, in float32, the large ones reduced by `signed_su
 - Everything else is whole. `hparams` also has the shapes of T5X's parameters.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from t5scaling.model.network import (
     output_kernel,
     param_logical_axes,
 )
-from t5scaling.model.stacking import stack_layers, unstack_layers
+from t5scaling.model.stacking import unstack_layers
 from t5scaling.training.optimizer import adafactor
 from t5scaling.training.state import stacked_params
 
@@ -68,13 +67,9 @@ class Reference:
         del fields["float32_attention_logits"]
         self.config = T5Config(**fields, scan_layers=scan)
         self.model = Transformer(self.config)
-        # Of unrolled layers, as T5X's are: scanned ones are drawn from other keys.
-        unrolled = dataclasses.replace(self.config, scan_layers=False)
-        self.params = init_params(unrolled, jax.random.key(self.hparams["seed"]))
+        self.params = init_params(self.config, jax.random.key(self.hparams["seed"]))
         changed = "JAX, Flax or our initialisation no longer draws what T5X drew: "
         assert_trees_close(self.params, self.sums("param/"), PARAM_TERMS, changed)
-        if scan:
-            self.params = stack_layers(self.params)
         self.batch = {k[6:]: v for k, v in self.arrays.items() if k.startswith("batch/")}
 
     def sums(self, prefix):

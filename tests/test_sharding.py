@@ -134,8 +134,10 @@ def test_rows_of_this_process():
     assert {s.data.shape for s in put.addressable_shards} == {(3, 2)}
 
 
-def test_microbatches_equal_the_whole_batch():
-    """Rows with few and with many target tokens in different parts: tokens weigh, not rows."""
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
+def test_microbatches_equal_the_whole_batch(dropout_rate):
+    """Rows with few and with many target tokens in different parts: tokens weigh, not rows; and a
+    row is dropped the same in each."""
     layout = sharding.make_layout()
     batch = sharding.put_batch(_batch(8), layout)
     objective = step.Objective(loss_normalizing_factor="target_tokens", chunk_positions=16)
@@ -143,8 +145,11 @@ def test_microbatches_equal_the_whole_batch():
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradients(microbatches):
-        model = network.Transformer(_plain(CONFIG))
-        return step.gradients(params, batch, None, model, objective, layout, microbatches)
+        model = network.Transformer(
+            network.T5Config(**{**vars(CONFIG), "dropout_rate": dropout_rate})
+        )
+        key = jax.random.key(1) if dropout_rate else None
+        return step.gradients(params, batch, key, model, objective, layout, microbatches)
 
     whole = jax.device_get(gradients(1))
     for microbatches in (2, 4):

@@ -46,6 +46,7 @@ from t5scaling.errors import UserError
 FORMAT = 3  # of the directory; part of every hash, so that old directories are never misread
 LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
+PARENT = "T5SCALING_PARENT"  # the process for which a child materialises, and with which it ends
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
 
@@ -446,7 +447,11 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
         text=True,
         # What the data are made of may be on gs:// too, and there TensorFlow may read it.
         env=os.environ
-        | {"PYTHONPATH": os.pathsep.join(provenance.search_path()), "EPATH_USE_TF": "true"},
+        | {
+            "PYTHONPATH": os.pathsep.join(provenance.search_path()),
+            "EPATH_USE_TF": "true",
+            PARENT: str(os.getpid()),
+        },
     )
     lines = done.stdout.splitlines()
     if done.returncode == 0:

@@ -360,6 +360,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     # A polite kill unwinds, so that the lock and half-written files go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if examples_lib.PARENT in os.environ:
+        work.end_with(int(os.environ[examples_lib.PARENT]))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # which a task's module may print to
             text = sys.stdin.read() if arguments.spec == "-" else arguments.spec

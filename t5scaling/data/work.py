@@ -13,7 +13,10 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,18 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 class DiskError(UserError):
     """A file could not be written. What is finished is kept: the next launch goes on with it."""
+
+
+def end_with(parent: int) -> None:
+    """Sends this process SIGTERM when the process `parent`, which started it, is gone: what that
+    one was killed for must not go on here."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def path_for(final: Path) -> Path:

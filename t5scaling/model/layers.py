@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
 RELPOS_BUCKETS = 32
@@ -77,6 +78,72 @@ def compute_capability(device) -> float | None:
         return capability and float(capability)
     except ValueError:  # AMD's say gfx90a
         return 0.0
+
+
+_initializers: contextvars.ContextVar[dict | None] = contextvars.ContextVar("initializers")
+
+
+@contextlib.contextmanager
+def noting_initializers(noted: dict[tuple[str, ...], Callable]):
+    """Inside, each `Dense` that is traced leaves its kernel's initialiser under its path."""
+    token = _initializers.set(noted)
+    try:
+        yield
+    finally:
+        _initializers.reset(token)
+
+
+def draw_as_unrolled(params, initializers, rng):
+    """Draws the kernels of stacked layers from the keys that Flax gives to layers by themselves.
+
+    One draw for a kernel of all layers: to compile those of each layer would take minutes.
+    """
+    for (stack, *path), init in initializers.items():
+        if path[0] != "layers":
+            continue
+        module = params[stack]
+        for name in path:
+            module = module[name]
+        kernel = module["kernel"]
+        count, *shape = kernel.value.shape
+        keys = [
+            LazyRng.create(rng, stack, f"layers_{number}", *path[1:], 1).as_jax_rng()
+            for number in range(count)
+        ]
+        draw = functools.partial(init, shape=tuple(shape), dtype=jnp.float32)
+        module["kernel"] = kernel.replace_boxed(jax.vmap(draw)(jnp.stack(keys)))
+
+
+class Noise(NamedTuple):
+    """Where dropout's masks come from: a key for each row, and a place in the model.
+
+    A mask depends on its row's key, its layer and the site in it, and on nothing else: not on the
+    rows that are computed together, nor on how layers are compiled.
+    """
+
+    keys_B: jax.Array  # typed keys
+    layer: int | jax.Array = 0  # unique in the model
+
+    def mask(self, site: int, shape: tuple[int, ...], keep: float) -> jax.Array:
+        """(B, *shape) bool, true with the probability `keep`; `site` is below 16."""
+
+        def of_row(key):
+            key = jax.random.fold_in(key, self.layer * 16 + site)
+            return jax.random.bernoulli(key, keep, shape)
+
+        return jax.vmap(of_row)(self.keys_B)
+
+
+def dropout(x_BxTxE, rate: float, noise: Noise | None, site: int, per_position: bool = False):
+    """Dropout with one mask for all positions of a row, as T5 trains, or with one for each.
+
+    Nothing is dropped where `noise` is None.
+    """
+    if noise is None or rate == 0.0:
+        return x_BxTxE
+    length, features = x_BxTxE.shape[1:]
+    keep = noise.mask(site, (length if per_position else 1, features), 1.0 - rate)
+    return jnp.where(keep, x_BxTxE / (1.0 - rate), 0.0).astype(x_BxTxE.dtype)
 
 
 def constrain(x, *axes):
@@ -152,6 +219,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         init = nn.initializers.variance_scaling(self.scale, "fan_in", self.distribution)
+        noted = _initializers.get(None)
+        if noted is not None:
+            noted[self.path] = init
         init = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         return checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)

@@ -31,11 +31,15 @@ from t5scaling.model.layers import (
     PRODUCT,
     RELPOS_BUCKETS,
     Dense,
+    Noise,
     Norm,
     Placement,
     constrain,
+    draw_as_unrolled,
+    dropout,
     lookup,
     mask_bias,
+    noting_initializers,
     placed,
     placement,
     relative_position_bucket,
@@ -88,18 +92,16 @@ class Attention(nn.Module):
         """(B, S, H, D) each."""
         return self._split_heads(self.key(x_BxSxE)), self._split_heads(self.value(x_BxSxE))
 
-    def __call__(self, x_BxTxE, k_BxSxHxD, v_BxSxHxD, shared, *, deterministic):
+    def __call__(self, x_BxTxE, k_BxSxHxD, v_BxSxHxD, shared, noise, site):
         """Attends from x to (k, v), with the mask and bias of `shared`. -> (B, T, E)."""
         cfg = self.config
         q_BxTxHxD = self._split_heads(self.query(x_BxTxE))
         rate = cfg.dropout_rate
-        if not deterministic and rate > 0.0:
+        if noise is not None and rate > 0.0:
             # T5 drops a key for all queries of a head at once. Dropping the value instead of the
             # weight is the same product with T/D times fewer multiplications.
-            batch, keys, heads, _ = v_BxSxHxD.shape
-            keep = jax.random.bernoulli(
-                self.make_rng("dropout"), 1.0 - rate, (batch, heads, keys, 1)
-            ).swapaxes(1, 2)
+            _, keys, heads, _ = v_BxSxHxD.shape
+            keep = noise.mask(site, (heads, keys, 1), 1.0 - rate).swapaxes(1, 2)
             v_BxSxHxD = jnp.where(keep, v_BxSxHxD / (1.0 - rate), 0.0).astype(v_BxSxHxD.dtype)
         o_BxTxHxD = attention.attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, shared)
         return self.out(o_BxTxHxD.reshape(*o_BxTxHxD.shape[:-2], -1))
@@ -123,7 +125,7 @@ class Mlp(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x_BxTxE, *, deterministic):
+    def __call__(self, x_BxTxE, noise, site):
         cfg = self.config
 
         def dense(features, axes, name):
@@ -143,13 +145,8 @@ class Mlp(nn.Module):
             # Its intermediate values are bound by memory: cheaper to compute again than to keep.
             product = jax.checkpoint(product)
         h_BxTxM = product(*branches)
-        h_BxTxM = _dropout(cfg)(h_BxTxM, deterministic=deterministic)
+        h_BxTxM = dropout(h_BxTxM, cfg.dropout_rate, noise, site)
         return dense(cfg.emb_dim, ("mlp", "embed"), "wo")(h_BxTxM)
-
-
-def _dropout(config):
-    """Dropout with one mask for all positions of a row, as T5 trains."""
-    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
 def _constrain_residual(x_BxTxE):
@@ -164,10 +161,10 @@ def _make_layers(layer_class, config, count):
 
 
 def _through_layers(config, layers, count, call, x_BxTxE):
-    """x after all layers; `call(layer, x)` is one layer."""
+    """x after all layers; `call(layer, number, x)` is one layer, its number from 0 on."""
 
-    def one(layer, x_BxTxE, _):
-        return call(layer, _constrain_residual(x_BxTxE)), None
+    def one(layer, x_BxTxE, number):
+        return call(layer, number, _constrain_residual(x_BxTxE)), None
 
     # On a GPU the trips of a loop cost more than compiling them all: what the backward pass needs
     # would be copied into stacks, and no kernel would reach across two layers.
@@ -182,15 +179,19 @@ def _through_layers(config, layers, count, call, x_BxTxE):
         scan = nn.scan(
             one,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
+            split_rngs={"params": True},
             length=count,
             unroll=count if unrolled else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scan(layers, x_BxTxE, None)[0]
-    for layer in layers:
-        x_BxTxE, _ = one(layer, x_BxTxE, None)
+        return scan(layers, x_BxTxE, jnp.arange(count, dtype=jnp.uint32))[0]
+    for number, layer in enumerate(layers):
+        x_BxTxE, _ = one(layer, x_BxTxE, np.uint32(number))
     return x_BxTxE
+
+
+def _noise(keys_B, layer):
+    return None if keys_B is None else Noise(keys_B, layer)
 
 
 class EncoderLayer(nn.Module):
@@ -201,15 +202,15 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(self.config)
         self.pre_mlp_layer_norm = Norm(self.config.dtype)
         self.mlp = Mlp(self.config)
-        self.dropout = _dropout(self.config)
 
-    def __call__(self, x_BxTxE, shared, *, deterministic):
+    def __call__(self, x_BxTxE, shared, noise):
+        rate = self.config.dropout_rate
         h = self.pre_attention_layer_norm(x_BxTxE)
         k, v = self.attention.keys_values(h)
-        h = self.attention(h, k, v, shared, deterministic=deterministic)
-        x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
-        h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
-        return x_BxTxE + self.dropout(h, deterministic=deterministic)
+        h = self.attention(h, k, v, shared, noise, 0)
+        x_BxTxE = x_BxTxE + dropout(h, rate, noise, 1)
+        h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), noise, 2)
+        return x_BxTxE + dropout(h, rate, noise, 3)
 
 
 class DecoderLayer(nn.Module):
@@ -222,20 +223,20 @@ class DecoderLayer(nn.Module):
         self.encoder_decoder_attention = Attention(self.config)
         self.pre_mlp_layer_norm = Norm(self.config.dtype)
         self.mlp = Mlp(self.config)
-        self.dropout = _dropout(self.config)
 
-    def __call__(self, x_BxTxE, encoded_BxSxE, shared, cross_shared, *, deterministic):
+    def __call__(self, x_BxTxE, encoded_BxSxE, shared, cross_shared, noise):
+        rate = self.config.dropout_rate
         h = self.pre_self_attention_layer_norm(x_BxTxE)
         k, v = self.self_attention.keys_values(h)
-        h = self.self_attention(h, k, v, shared, deterministic=deterministic)
-        x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
+        h = self.self_attention(h, k, v, shared, noise, 0)
+        x_BxTxE = x_BxTxE + dropout(h, rate, noise, 1)
         h = self.pre_cross_attention_layer_norm(x_BxTxE)
         cross = self.encoder_decoder_attention
         k, v = cross.keys_values(encoded_BxSxE)
-        h = cross(h, k, v, cross_shared, deterministic=deterministic)
-        x_BxTxE = x_BxTxE + self.dropout(h, deterministic=deterministic)
-        h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), deterministic=deterministic)
-        return x_BxTxE + self.dropout(h, deterministic=deterministic)
+        h = cross(h, k, v, cross_shared, noise, 2)
+        x_BxTxE = x_BxTxE + dropout(h, rate, noise, 3)
+        h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), noise, 4)
+        return x_BxTxE + dropout(h, rate, noise, 5)
 
     def step(self, x_BxKxE, cache, index, self_bias, cross, cross_bias):
         """One position of K beams per example; returns (x, cache with position `index` written).
@@ -251,7 +252,7 @@ class DecoderLayer(nn.Module):
         x_BxKxE = x_BxKxE + self.self_attention.step(h_BxKxE, keys, values, self_bias)
         h_BxKxE = self.pre_cross_attention_layer_norm(x_BxKxE)
         x_BxKxE = x_BxKxE + self.encoder_decoder_attention.step(h_BxKxE, *cross, cross_bias)
-        h_BxKxE = self.mlp(self.pre_mlp_layer_norm(x_BxKxE), deterministic=True)
+        h_BxKxE = self.mlp(self.pre_mlp_layer_norm(x_BxKxE), None, 0)
         return x_BxKxE + h_BxKxE, (keys, values)
 
     def cross_keys_values(self, encoded_BxSxE):
@@ -268,21 +269,20 @@ class Encoder(nn.Module):
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
         self.layers = _make_layers(EncoderLayer, cfg, cfg.num_encoder_layers)
         self.encoder_norm = Norm(cfg.dtype)
-        self.dropout = _dropout(cfg)
-        # T5X draws this one mask per position, unlike all others.
-        self.final_dropout = nn.Dropout(cfg.dropout_rate)
 
-    def __call__(self, x_BxTxE, mask, *, deterministic):
+    def __call__(self, x_BxTxE, mask, keys_B):
         length = x_BxTxE.shape[1]
-        shared = attention.share(self.config, mask, self.relpos_bias(length, length))
-        x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
-
-        def call(layer, x_BxTxE):
-            return layer(x_BxTxE, shared, deterministic=deterministic)
-
         cfg = self.config
+        shared = attention.share(cfg, mask, self.relpos_bias(length, length))
+        noise = _noise(keys_B, 0)
+        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, noise, 0)
+
+        def call(layer, number, x_BxTxE):
+            return layer(x_BxTxE, shared, _noise(keys_B, 2 + number))
+
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_encoder_layers, call, x_BxTxE)
-        return self.final_dropout(self.encoder_norm(x_BxTxE), deterministic=deterministic)
+        # T5X draws this one mask per position, unlike all others.
+        return dropout(self.encoder_norm(x_BxTxE), cfg.dropout_rate, noise, 1, per_position=True)
 
 
 class Decoder(nn.Module):
@@ -293,22 +293,23 @@ class Decoder(nn.Module):
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
         self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers)
         self.decoder_norm = Norm(cfg.dtype)
-        self.dropout = _dropout(cfg)
         if not cfg.logits_via_embedding:
             self.logits_dense = OutputKernel(cfg)
 
-    def __call__(self, x_BxTxE, encoded_BxSxE, mask, cross_mask, *, deterministic):
-        length = x_BxTxE.shape[1]
-        shared = attention.share(self.config, mask, self.relpos_bias(length, length))
-        cross_shared = attention.share(self.config, cross_mask)
-        x_BxTxE = self.dropout(x_BxTxE, deterministic=deterministic)
-
-        def call(layer, x_BxTxE):
-            return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, deterministic=deterministic)
-
+    def __call__(self, x_BxTxE, encoded_BxSxE, mask, cross_mask, keys_B):
         cfg = self.config
+        length = x_BxTxE.shape[1]
+        shared = attention.share(cfg, mask, self.relpos_bias(length, length))
+        cross_shared = attention.share(cfg, cross_mask)
+        noise = _noise(keys_B, 1)
+        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, noise, 0)
+
+        def call(layer, number, x_BxTxE):
+            noise = _noise(keys_B, 2 + cfg.num_encoder_layers + number)
+            return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, noise)
+
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_decoder_layers, call, x_BxTxE)
-        return self.dropout(self.decoder_norm(x_BxTxE), deterministic=deterministic)
+        return dropout(self.decoder_norm(x_BxTxE), cfg.dropout_rate, noise, 1)
 
     def context(self, encoded_BxSxE, cross_bias, max_decode_len):
         keys, values = zip(*(a.cross_keys_values(encoded_BxSxE) for a in self.layers), strict=True)
@@ -387,15 +388,16 @@ class Transformer(nn.Module):
         encoder_segment_ids=None,
         decoder_segment_ids=None,
         *,
-        deterministic=True,
+        dropout_keys=None,
     ):
-        """(B, S), (B, T) -> logits (B, T, V) float32. Dropout needs an rng named "dropout"."""
+        """(B, S), (B, T) -> logits (B, T, V) float32. `dropout_keys` (B,): a typed key for
+        each row; without them nothing is dropped."""
         hidden_BxTxE = self.hidden(
             encoder_input_tokens,
             decoder_input_tokens,
             encoder_segment_ids,
             decoder_segment_ids,
-            deterministic=deterministic,
+            dropout_keys=dropout_keys,
         )
         return self.logits(hidden_BxTxE)
 
@@ -406,11 +408,11 @@ class Transformer(nn.Module):
         encoder_segment_ids=None,
         decoder_segment_ids=None,
         *,
-        deterministic=True,
+        dropout_keys=None,
     ):
         """(B, S), (B, T) -> what the output projection multiplies, (B, T, E) activation dtype."""
         encoded_BxSxE = self.encode(
-            encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+            encoder_input_tokens, encoder_segment_ids, dropout_keys=dropout_keys
         )
         return self.decode(
             encoded_BxSxE,
@@ -418,10 +420,10 @@ class Transformer(nn.Module):
             decoder_input_tokens,
             encoder_segment_ids,
             decoder_segment_ids,
-            deterministic=deterministic,
+            dropout_keys=dropout_keys,
         )
 
-    def encode(self, encoder_input_tokens, encoder_segment_ids=None, *, deterministic=True):
+    def encode(self, encoder_input_tokens, encoder_segment_ids=None, *, dropout_keys=None):
         """(B, S) -> (B, S, E) in the activation dtype."""
         if encoder_segment_ids is None:
             mask = attention.Mask.unpacked(encoder_input_tokens, encoder_input_tokens)
@@ -429,7 +431,7 @@ class Transformer(nn.Module):
             segments = encoder_segment_ids
             mask = attention.Mask(segments, segments, causal=False, packed=True)
         x_BxSxE = self.token_embedder(encoder_input_tokens)
-        return self.encoder(x_BxSxE, mask, deterministic=deterministic)
+        return self.encoder(x_BxSxE, mask, dropout_keys)
 
     def decode(
         self,
@@ -439,7 +441,7 @@ class Transformer(nn.Module):
         encoder_segment_ids=None,
         decoder_segment_ids=None,
         *,
-        deterministic=True,
+        dropout_keys=None,
     ):
         """Teacher-forced decoder: `hidden` from the encoder's output on."""
         if (encoder_segment_ids is None) != (decoder_segment_ids is None):
@@ -456,7 +458,7 @@ class Transformer(nn.Module):
             encoded_BxSxE,
             mask,
             cross_mask,
-            deterministic=deterministic,
+            dropout_keys,
         )
         return self._scaled(x_BxTxE)
 
@@ -515,17 +517,19 @@ def exact_products(config: T5Config) -> contextlib.AbstractContextManager[None]:
 
 def _init_boxed(config, rng):
     tokens = jnp.ones((1, 1), jnp.int32)
+    initializers = {}
     # What the layers compute is thrown away: traced for a CPU, it is the least to compile.
-    with placed(Placement("cpu")):
-        plain = dataclasses.replace(config, attention="plain")
-        return Transformer(plain).init(rng, tokens, tokens)["params"]
+    with placed(Placement("cpu")), noting_initializers(initializers):
+        plain = dataclasses.replace(config, attention="plain", remat="none")
+        params = Transformer(plain).init(rng, tokens, tokens)["params"]
+    if config.scan_layers:
+        draw_as_unrolled(params, initializers, rng)
+    return params
 
 
 @functools.cache
 def _boxed_shapes(config):
-    # Values do not matter: the parts that only recompute or constrain would slow the tracing.
-    plain = dataclasses.replace(config, remat="none")
-    return jax.eval_shape(functools.partial(_init_boxed, plain), jax.random.key(0))
+    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -167,6 +167,8 @@ class _Launch:
                 self._give_up(run, self._silent(run))
             elif any(needed in self.given_up for needed in lacking):
                 self._give_up(run, f"waits for {lacking[0]}")
+            elif not lacking and (gone := local.lost_checkpoint(run)):
+                self._give_up(run, gone)
             elif lacking and not (
                 self._executor.orders_jobs and all(n in ready or n in jobs for n in lacking)
             ):

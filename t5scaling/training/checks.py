@@ -74,14 +74,12 @@ def check_settings(
     done = run_directory.is_done(model_dir)
     if newest or done:
         origin.check(model_dir, initial_checkpoint_path, model, layout)
-    if done and not run_directory.is_done(model_dir, train_steps):  # to be made longer
-        if newest != run_directory.steps_done(model_dir):
-            raise UserError(
-                f"{model_dir} is done and did not keep its last checkpoint, so that it cannot go "
-                f"on to TRAIN_STEPS={train_steps}; choose another MODEL_DIR"
-            )
-    if newest and not run_directory.is_done(model_dir, train_steps):
-        _check_checkpoint_steps(model_dir, checkpoint_steps, newest)
+    longer = done and not run_directory.is_done(model_dir, train_steps)
+    if longer and newest != run_directory.steps_done(model_dir):
+        raise UserError(
+            f"{model_dir} is done and did not keep its last checkpoint, so that it cannot go on to "
+            f"TRAIN_STEPS={train_steps}; choose another MODEL_DIR"
+        )
     return layout
 
 
@@ -129,16 +127,6 @@ def _run_of(checkpoint_path: str) -> storage.AnyPath:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_checkpoint_steps(model_dir: str, wanted: Sequence[int], newest: int) -> None:
-    there = {at_step for at_step, _ in checkpoint.choose(model_dir, "all")}
-    for at_step in sorted(wanted):
-        if at_step < newest and at_step not in there:
-            raise UserError(
-                f"CHECKPOINT_STEPS has {at_step}, but {model_dir} is at step {newest} and kept no "
-                "checkpoint of that step; leave it out, or choose another MODEL_DIR"
-            )
 
 
 def _check_repetition(needed: int, there: int, max_epochs: int | None, task: str) -> None:

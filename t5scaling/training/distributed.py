@@ -8,10 +8,11 @@ import contextlib
 import glob
 import importlib.util
 import os
+import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,13 +62,57 @@ def job(
     if jax.process_count() == 1:
         yield
         return
+    with _if_killed() as lives:
+        try:
+            yield
+        except Stopped:  # at the same step in all: an orderly end
+            raise
+        except BaseException as error:
+            lives()
+            # At an orderly exit a process waits for the others, who may be waiting for it.
+            os._exit(_last_words(error))
+
+
+# What it is given to read is printed if the giver is gone without a last line "lives".
+_MOURNER = """
+import sys
+text = sys.stdin.read()
+if not text.endswith("lives\\n"):
+    print(text.strip(), file=sys.stderr, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def _if_killed() -> Iterator[Callable[[], None]]:
+    """Sees to it that a sentence stands last if this process dies inside the block without a word
+    of its own: JAX aborts it, under a stack of C++, when another process of the job is gone.
+
+    Gives a function to call when it will speak for itself.
+    """
+    mourner = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _MOURNER],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # signals that are meant for the job
+        text=True,
+    )
+
+    def lives() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            mourner.communicate("lives\n", timeout=5)
+
+    mourner.stdin.write(
+        f"process {jax.process_index()} of {jax.process_count()} was killed or ended by JAX, as "
+        "happens when another process of the job dies or cannot be reached; start the job again: "
+        "it goes on from its last checkpoint\n"
+    )
+    mourner.stdin.flush()
     try:
-        yield
-    except Stopped:  # at the same step in all: an orderly end
+        yield lives
+    except Stopped:
+        lives()
         raise
-    except BaseException as error:
-        # At an orderly exit a process waits for the others, who may be waiting for it.
-        os._exit(_last_words(error))
+    else:
+        lives()
 
 
 @contextlib.contextmanager

@@ -38,14 +38,13 @@ _EXAMPLES_FIELDS: records.Fields = {
     "path": records.TEXT, "extra_ids?": records.COUNT_OR_NULL,
 }  # fmt: skip
 MOST_FAILURES = 3  # then a study leaves the run alone
-# Where a run lives, how often it saves, and on what and in which parts it runs, not what it computes:
+# Where a run lives, how often it saves, on what and in which parts it runs, not what it computes:
 # these may change. (What the checkpoint of INITIAL_CHECKPOINT_PATH holds may not: see `origin`.)
 FREE_MACROS = (
     "MODEL_DIR",
     "INITIAL_CHECKPOINT_PATH",
     "EXAMPLES_ROOT",
     "CHECKPOINT_MINUTES",
-    "CHECKPOINT_STEPS",
     "KEEP_CHECKPOINT",
     "MIRRORS",
     "MESH_SHAPE",

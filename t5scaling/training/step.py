@@ -67,15 +67,21 @@ def loss_fn(
     objective: Objective,
     layout: sharding.Layout,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """-> (loss sum with z-loss, to differentiate; (its z-loss part, target tokens))."""
+    """-> (loss sum with z-loss, to differentiate; (its z-loss part, target tokens)).
+
+    With a `dropout_key`, `batch` holds the rows' numbers in the whole batch, `row_numbers` (B,).
+    """
+    dropout_keys = None
+    if dropout_key is not None:  # a key for each row: its masks do not depend on the others
+        of_row = functools.partial(jax.random.fold_in, dropout_key)
+        dropout_keys = jax.vmap(of_row)(batch["row_numbers"])
     hidden_BxTxE = model.apply(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
         encoder_segment_ids=batch.get("encoder_segment_ids"),
         decoder_segment_ids=batch.get("decoder_segment_ids"),
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        dropout_keys=dropout_keys,
         method="hidden",
     )
     total, z_loss, weight_sum = losses.cross_entropy(
@@ -104,8 +110,12 @@ def gradients(
     """-> (gradient, loss sum with z-loss, its z-loss part, target tokens) of the whole batch.
 
     The batch is done in `microbatches` parts, one after the other. Losses are sums over tokens, so
-    parts with more tokens weigh more and the sum is that of the batch done at once.
+    parts with more tokens weigh more and the sum is that of the batch done at once; and dropout
+    draws for each row what it draws at once.
     """
+    if dropout_key is not None:
+        rows = len(batch["encoder_input_tokens"])
+        batch = dict(batch) | {"row_numbers": jnp.arange(rows, dtype=jnp.uint32)}
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         (total, (z_loss, weight_sum)), grads = differentiate(
@@ -113,10 +123,8 @@ def gradients(
         )
     else:
 
-        def one(sums: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            number, rows = part
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-            more = differentiate(params, rows, key, model, objective, layout)
+        def one(sums: Any, part: Batch) -> tuple[Any, None]:
+            more = differentiate(params, part, dropout_key, model, objective, layout)
             return jax.tree.map(jnp.add, sums, more), None
 
         def split(rows: jax.Array) -> jax.Array:
@@ -127,7 +135,7 @@ def gradients(
 
         zero = jnp.zeros((), jnp.float32)
         start = ((zero, (zero, zero)), jax.tree.map(jnp.zeros_like, params))
-        parts = (jnp.arange(microbatches), jax.tree.map(split, dict(batch)))
+        parts = jax.tree.map(split, dict(batch))
         ((total, (z_loss, weight_sum)), grads), _ = jax.lax.scan(one, start, parts)
     factor = objective.loss_normalizing_factor
     if factor is not None:

@@ -146,6 +146,19 @@ def train(
             raise
 
 
+def lost_checkpoint(run: Run) -> str:
+    """What to do where a run's pretraining is done and the checkpoint to start from is gone; "" if
+    it is there, or if the run has its own to go on from."""
+    path = run.bindings.get("INITIAL_CHECKPOINT_PATH")
+    if not path or storage.path(path).exists() or checkpoint.newest_step(run.directory):
+        return ""
+    pretraining = storage.path(path).parent.parent
+    return (
+        f"{path} is gone, though its run is done: delete the folder {pretraining} and start the "
+        "study again, which then does that run again"
+    )
+
+
 def _is_ready(run: Run, study_dir: str) -> bool:
     """Whether there is something to do, it can be done, and nobody is at it."""
     needed = [run_directory_of(study_dir, needed) for needed in run.needs]
@@ -153,6 +166,8 @@ def _is_ready(run: Run, study_dir: str) -> bool:
         return False
     last = claim.latest(run.directory)
     if last and last.alive:
+        return False
+    if lost_checkpoint(run):  # no failure of this run's, which will go on by itself
         return False
     if last and last.beat and last.job and last.step == checkpoint.newest_step(run.directory):
         # Killed by hand a run may be any number of times; an engine's job that dies before it has
