@@ -228,7 +228,7 @@ def _check_vocabulary(weights: Weights, where: str) -> None:
         file.write(weights.vocabulary or b"")
         file.flush()
         try:
-            size = Vocabulary(file.name).size()
+            size = Vocabulary(file.name, 0).size()
         except UserError:
             raise UserError(f"the vocabulary of {where} is no SentencePiece model") from None
     if size > weights.config.vocab_size:

@@ -163,8 +163,9 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(reference, mini_root, tmp
         sentence_iterator=iter(["a few words of text"] * 9),
         vocab_size=14,
         model_writer=other,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
         minloglevel=2,
-    )
+    )  # fmt: skip
     (pretrained / "vocabulary.model").write_bytes(other.getvalue())
     checkpoint_12 = str(pretrained / "checkpoints/checkpoint_12")
     with pytest.raises(UserError, match=r"were made with another vocabulary .* than the model in"):

@@ -141,12 +141,12 @@ def start(model_dir: str, examples: Examples, model: T5Config) -> None:
     Raises UserError if it has trained on other examples, made of text that was changed since.
     """
     storage.make_folder(model_dir)
-    _keep_examples(model_dir, examples, has_trained=checkpoint.newest_step(model_dir) > 0)
+    keep_examples(model_dir, examples, has_trained=checkpoint.newest_step(model_dir) > 0)
     (storage.path(model_dir) / DONE).unlink(missing_ok=True)
     write_json(os.path.join(model_dir, MODEL), dataclasses.asdict(model))
 
 
-def _keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None:
+def keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None:
     """Leaves in the directory which examples it is trained on, and their vocabulary.
 
     Raises UserError if it `has_trained` on others, made of text that was changed since.
