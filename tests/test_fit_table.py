@@ -156,7 +156,7 @@ def test_missing_file_and_binary_file(tmp_path):
     with pytest.raises(UserError, match="neither a study"):
         fit_table(tmp_path)
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8 text; expected CSV"):
         fit_table(tmp_path / "x.csv")
 
 
