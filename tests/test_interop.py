@@ -141,7 +141,7 @@ def test_hugging_face_computes_the_same(kind):
     assert name == "huggingface"
     assert found.config.logits_via_embedding == (kind == "t5_1_0")
     assert_same_function(found, batch)
-    answers, _ = decoding.Greedy(eos_id=1)(
+    answers, _ = decoding.Greedy()(
         network.Transformer(found.config),
         found.params,
         batch["encoder_input_tokens"],
