@@ -334,10 +334,10 @@ def evaluate_checkpoints(
             )
         return
     wanted = checkpoint.choose(model_dir, steps)
-    model = run_directory.model_of(model_dir, model)
     if distributed.is_main():  # another user's run: better now than after all is measured
         storage.check_writable(model_dir)
         storage.check_writable(storage.path(model_dir) / "inference_eval")
+    model = run_directory.model_of(model_dir, model)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     abstract = step.abstract_params(model, layout)
