@@ -10,6 +10,8 @@ from t5scaling import config
 from t5scaling.errors import UserError
 from t5scaling.evaluation import evaluate
 from t5scaling.model import decoding
+from t5scaling.study import expand
+from t5scaling.study.executors import local
 from t5scaling.training import checks, run_directory
 from tasks import metrics
 from tests import mini
@@ -177,3 +179,21 @@ def test_a_model_of_another_vocabulary_size_than_the_test_set_is_refused(mini_ro
 
     with pytest.raises(UserError, match="more than the model's 8,000"):
         evaluation.check_data(find_examples(mini.SPAN, mini_root), small)
+
+
+def test_a_lost_checkpoint_of_a_finished_pretraining_is_said(tmp_path):
+    """And is no failure of the finetuning, which goes on when it is there again."""
+    path = tmp_path / "pretrain/en/checkpoints/checkpoint_7"
+    bindings = {"MODEL_DIR": str(tmp_path / "run"), "INITIAL_CHECKPOINT_PATH": str(path)}
+    run = expand.Run("finetune/x", (), bindings, ("pretrain/en",), {}, 0)
+    said = local.lost_checkpoint(run)
+    assert f"{path} is gone" in said and f"delete the folder {tmp_path / 'pretrain/en'}" in said
+    (tmp_path / "pretrain/en/DONE").parent.mkdir(parents=True)
+    (tmp_path / "pretrain/en/DONE").touch()
+    assert not local._is_ready(run, str(tmp_path))
+    assert not (tmp_path / "run").exists()
+    saved(tmp_path / "run")  # its own to go on from
+    assert not local.lost_checkpoint(run)
+    shutil.rmtree(tmp_path / "run")
+    path.mkdir(parents=True)
+    assert not local.lost_checkpoint(run)

@@ -66,8 +66,10 @@ def test_train_then_eval(mini_root, tmp_path, capsys):
         "MAX_DECODE_LENGTH": 8,
     }
     flags = [MODULES, *(f"--gin.{name}={value}" for name, value in settings.items())]
-    files = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/eval.gin"]
+    files = ["--gin_file=gin/runs/eval.gin"]  # the run says which model it is of
     assert run.main(["eval", *files, *flags]) == 0
+    other = ["--gin_file=gin/models/tiny.gin", *files]
+    assert "holds another model: its " in error_of(capsys, "eval", *other, *flags)
     assert '"cross_entropy"' in (folder / "eval.jsonl").read_text()
     assert (folder / "inference_eval/mini_translate_en_de-000004.jsonl").exists()
     line = error_of(capsys, "eval", *files, *flags, "--gin.STEPS=[7]")
