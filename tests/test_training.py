@@ -173,6 +173,10 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(reference, mini_root, tmp
         vocab_size=14,
         model_writer=other,
         minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
     )
     (pretrained / "vocabulary.model").write_bytes(other.getvalue())
     checkpoint_12 = str(pretrained / "checkpoints/checkpoint_12")
