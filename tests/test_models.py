@@ -17,6 +17,7 @@ FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROO
 # Vocabulary, activations, whether the output shares the embeddings.
 T5_1_0 = (32_128, ("relu",), True)
 T5_1_1 = (32_128, ("gelu", "linear"), False)
+BYT5 = (384, ("gelu", "linear"), False)
 MT5 = (250_112, ("gelu", "linear"), False)
 # The above, then width, heads, size of a head, MLP, layers of the encoder and of the decoder.
 ARCHITECTURES = {
@@ -35,6 +36,16 @@ ARCHITECTURES = {
     "mt5/large": (*MT5, 1_024, 16, 64, 2_816, 24, 24),
     "mt5/xl": (*MT5, 2_048, 32, 64, 5_120, 24, 24),
     "mt5/xxl": (*MT5, 4_096, 64, 64, 10_240, 24, 24),
+    "byt5/small": (*BYT5, 1_472, 6, 64, 3_584, 12, 4),
+    "byt5/base": (*BYT5, 1_536, 12, 64, 3_968, 18, 6),
+    "byt5/large": (*BYT5, 1_536, 16, 64, 3_840, 36, 12),
+    "byt5/xl": (*BYT5, 2_560, 32, 64, 6_720, 36, 12),
+    "byt5/xxl": (*BYT5, 4_672, 64, 64, 12_352, 36, 12),
+    "flan_t5/small": (*T5_1_1, 512, 6, 64, 1_024, 8, 8),
+    "flan_t5/base": (*T5_1_1, 768, 12, 64, 2_048, 12, 12),
+    "flan_t5/large": (*T5_1_1, 1_024, 16, 64, 2_816, 24, 24),
+    "flan_t5/xl": (*T5_1_1, 2_048, 32, 64, 5_120, 24, 24),
+    "flan_t5/xxl": (*T5_1_1, 4_096, 64, 64, 10_240, 24, 24),
     "isik2024/3b": (250_112, ("relu",), True, 1_024, 32, 128, 16_384, 24, 24),
     "isik2024/770m": (250_112, ("gelu", "linear"), False, 1_024, 16, 64, 2_816, 24, 24),
     "tiny": (8_192, ("gelu", "linear"), False, 128, 4, 32, 256, 2, 2),
