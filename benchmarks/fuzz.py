@@ -278,7 +278,9 @@ def examples() -> Door:
 
     def rows(found: Examples) -> list[Any]:
         indices = list(range(min(len(found), 64)))
-        return [{k: np.asarray(v).tolist() for k, v in row.items()} for row in found.read_many(indices)]
+        return [
+            {k: np.asarray(v).tolist() for k, v in row.items()} for row in found.read_many(indices)
+        ]
 
     expected = rows(good)
 
