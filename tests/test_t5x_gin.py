@@ -55,7 +55,7 @@ def test_every_name_is_imported_by_its_file():
     for name in FILES:
         text = re.sub(r"#.*|'[^']*'", "", (FOLDER / name).read_text())
         imported = set(re.findall(r"^(?:from \S+ )?import (?:\S+ as )?(\w+)", text, re.MULTILINE))
-        used = set(re.findall(r"[@/ ^](\w+)\.\w+", text)) | set(
+        used = set(re.findall(r"[@/ ^]([a-z_]\w*)\.\w+", text)) | set(
             re.findall(r"^(?:\w+/)?(\w+)\.", text, re.MULTILINE)
         )
         used -= {"t5x", "gin", "tasks"}
