@@ -39,6 +39,7 @@ setup(
         # 0.2.3 needs a newer protobuf than TensorFlow comes with, and `import seqio` fails.
         "sentencepiece>=0.2.0,<0.2.3",
         "tensorboardX>=2.6",
+        "tensorstore>=0.1.60",
         # What the data is: only materialisation imports these.
         "seqio>=0.0.20",
         "tensorflow>=2.18",

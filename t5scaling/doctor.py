@@ -23,7 +23,7 @@ INSTALL = "python -m pip install --constraint constraints.txt"
 TRAIN = (
     "array_record", "etils", "flax", "gin-config", "grain", "jax", "jaxlib", "msgpack", "numpy",
     "optax", "orbax-checkpoint", "rich", "rouge_score", "sacrebleu", "sentencepiece",
-    "tensorboardX",
+    "tensorboardX", "tensorstore",
 )  # fmt: skip
 ANALYSIS = ("etils", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
 MATERIALIZE = (
@@ -166,11 +166,12 @@ def purposes() -> tuple[Purpose, ...]:
         Purpose("train, eval, infer, plan", TRAIN),
         Purpose("fit, report", ANALYSIS),
         Purpose("materialize; train and study without examples", MATERIALIZE),
+        Purpose("convert from and to Hugging Face", ("safetensors",)),
         Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
         Purpose("directories in a bucket, gs://", BUCKETS, "gcs"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),
         Purpose("plan for GPUs that are not here", (plugin,), "plan-gpu"),
-        Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff"), "test"),
+        Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff", "tokenizers"), "test"),
         Purpose("benchmarks against Hugging Face", ("torch", "transformers"), "bench"),
     )
 

@@ -167,7 +167,7 @@ def test_a_run_made_longer_is_one_that_was_that_long(mini_root, tmp_path):
     mini.train(tmp_path / "short", mini_root, evaluators=(evaluation,))
     one, other = ((tmp_path / n / "metrics.jsonl").read_bytes() for n in ("long", "short"))
     assert one == other
-    assert json.loads((tmp_path / "short/DONE").read_text()) == {"step": 12}
+    assert json.loads((tmp_path / "short/DONE").read_text())["step"] == 12
     parameters = (mini.parameters(tmp_path / n, 12) for n in ("long", "short"))
     assert mini.same(*parameters)
 

@@ -1,5 +1,6 @@
 """Rules, errors, and the same training on every mesh."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -144,16 +145,14 @@ def test_microbatches_equal_the_whole_batch(dropout_rate):
     params = step.jit_init(CONFIG, layout)(np.uint32(0)).params
 
     @functools.partial(jax.jit, static_argnums=0)
-    def gradients(microbatches):
-        model = network.Transformer(
-            network.T5Config(**{**vars(CONFIG), "dropout_rate": dropout_rate})
-        )
+    def gradients(microbatches, params, batch):
+        model = network.Transformer(dataclasses.replace(CONFIG, dropout_rate=dropout_rate))
         key = jax.random.key(1) if dropout_rate else None
         return step.gradients(params, batch, key, model, objective, layout, microbatches)
 
-    whole = jax.device_get(gradients(1))
+    whole = jax.device_get(gradients(1, params, batch))
     for microbatches in (2, 4):
-        parts = jax.device_get(gradients(microbatches))
+        parts = jax.device_get(gradients(microbatches, params, batch))
         for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
             assert np.linalg.norm(got - wanted) <= 1e-6 * np.linalg.norm(wanted)
 
