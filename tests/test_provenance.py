@@ -126,11 +126,11 @@ def test_large_files_are_known_by_size_and_time(project, monkeypatch):
 
 def test_changed_text_makes_new_examples_and_says_so(project, tmp_path, capsys):
     before = make(tmp_path)
-    assert examples.finished(spec(), tmp_path, told=True) == before == make(tmp_path)
+    assert examples.finished(spec(), tmp_path, explain=True) == before == make(tmp_path)
     assert capsys.readouterr().err == ""
     first = Examples(before)
     replace_text(project)
-    assert examples.finished(spec(), tmp_path, told=True) is None
+    assert examples.finished(spec(), tmp_path, explain=True) is None
     said = capsys.readouterr().err
     assert f"{before} is not taken: " in said and "making own train anew" in said
     after = make(tmp_path)

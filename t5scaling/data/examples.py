@@ -384,7 +384,7 @@ def find_all_examples(
     for a wrong spec, for damaged data, and if more than one directory holds what was asked for.
     """
     there = storage.path(root)
-    found = [finished(spec, there, told=True) for spec in specs]
+    found = [finished(spec, there, explain=True) for spec in specs]
     missing = [spec for spec, path in zip(specs, found, strict=True) if path is None]
     if missing:
         here = storage.cached(root, "made")
@@ -403,10 +403,12 @@ def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> Non
         time.sleep(1.0)
 
 
-def finished(spec: DataSpec, root: storage.AnyPath, told: bool = False) -> storage.AnyPath | None:
+def finished(
+    spec: DataSpec, root: storage.AnyPath, explain: bool = False
+) -> storage.AnyPath | None:
     """The finished directory for `spec`, made of what is there now.
 
-    If `told`, says on stderr why others that were made for this spec are not taken.
+    If `explain`, says on stderr why others that were made for this spec are not taken.
     """
     wanted = spec.to_json()
     matches, stale = [], []
@@ -429,7 +431,7 @@ def finished(spec: DataSpec, root: storage.AnyPath, told: bool = False) -> stora
             f"different versions of the task: keep one, delete the others: "
             + ", ".join(str(path) for path in matches)
         )
-    if told and stale and not matches:
+    if explain and stale and not matches:
         for line in stale:
             print(f"{line}; making {spec.task} {spec.split} anew", file=sys.stderr, flush=True)
     return matches[0] if matches else None
