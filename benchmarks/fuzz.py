@@ -384,6 +384,8 @@ def runs() -> Door:
 
         def attempt() -> None:
             harvest.harvest(copy)
+            if path.name == "DONE" and not path.exists():
+                return  # a run that is not done, and is named so
             if (copy / "results.csv").read_bytes() != expected:
                 raise _Silent(f"another table after damage to {path.name}")
 
