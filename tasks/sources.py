@@ -224,7 +224,7 @@ def _paired(patterns: Sequence[str], columns: Sequence[list[str]]) -> list[Shard
 
 
 def _by_open_parts(pattern: str, names: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """What each wildcard of the pattern stands for in a name -> the name."""
+    """Maps the texts that the wildcards of `pattern` match in a name to that name."""
     expression = ""
     for part in re.findall(
         r"\*\*/?|\*|\?|\[!?\]?[^]]*\]|\\.|.", _in_its_folder(pattern, _escaped), re.DOTALL

@@ -5,7 +5,7 @@ fits.json, report.html and figures/, and of each run whose directory is there co
 metrics.jsonl, timing.jsonl, DONE or FAILED, and the tables of its evaluations; with `predictions`,
 also what its models answered. Last comes SHA256SUMS, the digests of all of these, as `sha256sum`
 writes them. The same files give the same archive, byte for byte. In gin texts and reasons of
-failures, places are told from the study's folder, and of places outside it only the last name:
+failures, paths are written relative to the study, and of paths outside it only the last name:
 the rest tells of the machine.
 
 An archive may come from anybody. It is read to its end, so that its checksum and digests are

@@ -280,7 +280,7 @@ def _read_directory(root: storage.AnyPath, run_id: str) -> tuple[storage.AnyPath
 def _lost(path: storage.AnyPath, run: RunRecord) -> str:
     """Which run it is and what of its measurements is gone; "" if nothing is.
 
-    The evaluation at the last step is what a run ends with; DONE has the digest of them all.
+    A finished run must have an evaluation at its last step. DONE holds a digest of its metrics.
     """
     text = storage.read_text(path / records.METRICS)
     if text is None:

@@ -90,7 +90,7 @@ def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Pat
     """Where a figure on these goes, without an ending: a name that every file system takes.
 
     taken: names that figures beside it have, and of what they are, to which this one's is added.
-    What differs only in what a name cannot hold, or beyond its length, is told apart by a digest.
+    A digest is added where a name had to be shortened or lost characters, so that names differ.
     """
     whole = "--".join(map(str, parts))
     name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", whole)

@@ -112,7 +112,7 @@ def _read_legacy(path: str) -> tuple[int, Tree, Tree]:
     state = tree.get("state") or {}
     target = _load_arrays(tree["target"], "target", path)
     states = _load_arrays(state.get("param_states") or {}, "state.param_states", path)
-    return int(np.asarray(state.get("step", 0))), target, states
+    return _step(state, path), target, states
 
 
 def _load_arrays(tree: Mapping[str, Any], name: str, path: str) -> Tree:
@@ -157,6 +157,14 @@ def _store(folder: str) -> dict[str, str]:
     return {"driver": "file", "path": folder + "/"}
 
 
+def _step(state: Mapping[str, Any], path: str) -> int:
+    """The steps done. Raises UserError if the checkpoint does not say how many."""
+    step = np.asarray(state.get("step", ""))
+    if step.dtype.kind not in "iu" or step.size != 1:
+        raise UserError(f"{path} is damaged: it does not say which step it is of")
+    return int(step.item())
+
+
 def _orbax_metadata(path: str) -> Tree:
     """The tree of an Orbax checkpoint, with what has a shape for leaves."""
     import orbax.checkpoint as ocp
@@ -192,7 +200,7 @@ def _read_orbax(path: str) -> tuple[int, Tree, Tree]:
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     state = tree.get("state") or {}
-    return int(np.asarray(state.get("step", 0))), tree["target"], state.get("param_states") or {}
+    return _step(state, path), tree["target"], state.get("param_states") or {}
 
 
 def write(path: str, weights: Weights) -> None:

@@ -36,10 +36,10 @@ def check(folder: storage.AnyPath) -> None:
     noted = _read(path)
     there = storage.sizes(folder)
     for name, entry in noted.items():  # damage that is cheap to find comes first
-        if there.get(name) != entry["bytes"]:
-            raise ValueError(
-                f"{name} has {there.get(name, 0):,} bytes instead of {entry['bytes']:,}"
-            )
+        if name not in there:
+            raise ValueError(f"{name} is missing")
+        if there[name] != entry["bytes"]:
+            raise ValueError(f"{name} has {there[name]:,} bytes instead of {entry['bytes']:,}")
     found = _digests(folder, list(noted), there)
     for name, entry in noted.items():
         if found[name] != entry:

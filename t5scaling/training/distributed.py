@@ -84,7 +84,7 @@ if not text.endswith("lives\\n"):
 
 @contextlib.contextmanager
 def _if_killed() -> Iterator[Callable[[], None]]:
-    """Sees to it that a sentence stands last if this process dies inside the block without a word
+    """Prints one last sentence if this process dies inside the block without a message
     of its own: JAX aborts it, under a stack of C++, when another process of the job is gone.
 
     Gives a function to call when it will speak for itself.

@@ -41,7 +41,7 @@ class Tracker:
         is_logged: Callable[[int], bool] = lambda step: True,
         log_every: int = 0,
     ):
-        """`mirrors`, packages of `open_mirror`, are told the same scalars, and `config` once.
+        """`mirrors`, packages of `open_mirror`, get the same scalars, and `config` once.
 
         `is_logged`: whether a step has a line of its training. `log_every`: steps between those
         lines. Raises UserError if lines before `step` are damaged or gone: a run that went on
