@@ -222,7 +222,7 @@ def decode(bench: Bench) -> None:
         try:
             on_device = sharding.put_batch({"tokens": tokens}, layout)["tokens"]
             model = network.Transformer(config)
-            params = network.init_params(config, jax.random.key(0))
+            params = tools.random_params(config)
             options = {"max_decode_len": length, "eos_id": -1}
             call = functools.partial(decoder, model, params, on_device, **options)
             start = time.perf_counter()

@@ -45,6 +45,7 @@ PROGRAMS = (
     Program("large", 64),
     Program("small", 128),
     Program("base", 64, {"dropout_rate": 0.1}),
+    Program("large", 128, {"remat": "minimal"}),
 )
 REHEARSAL = (
     Program("base", 4, {"dropout_rate": 0.1}),

@@ -116,6 +116,20 @@ class Bench:
         return (16, 8) if self.rehearse else (INPUTS, TARGETS)
 
 
+def random_params(config: Any) -> Any:
+    """Parameters of a model whose answers do not matter, on the device, and nothing to compile."""
+    import jax
+
+    from t5scaling.model import network
+
+    draw = np.random.default_rng(0)
+
+    def one(leaf: Any) -> jax.Array:
+        return jax.device_put(0.05 * draw.standard_normal(leaf.shape, np.float32))
+
+    return jax.tree.map(one, network.abstract_params(config))
+
+
 def _short(value: Value) -> Value:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The parts of accelerator.py in three stages of less than 5 minutes, for a GPU that is lent by the
-# minute: `bash benchmarks/on_device.sh one`, then `two`, then `three`.
+# The parts of accelerator.py in four stages of less than 5 minutes, for a GPU that is lent by the
+# minute: `bash benchmarks/on_device.sh one`, then `two`, `three` and `four`.
 #
 # Parts that compile long do so side by side (16 cores are not too many) and measure in turn. A part
 # that overruns its limit is ended; so is one that would overrun its stage. What was found until
@@ -59,17 +59,27 @@ case ${1:-} in
     part 200 attention &
     part 60 embed &
     wait
-    part 120 mfu --flags=tuned --only=0 &
-    part 120 mfu --only=6,7 &
-    wait
     ;;
   three) # one after another: what has the host's time in it
     part 90 doctor
     part 90 loop
     part 280 study
     ;;
+  four) # what compiles longest, large with base for comparison
+    part 230 mfu --flags=tuned --only=0 & # it times kernels as it compiles: alone, before the others
+    part 230 mfu --only=0 &
+    part 230 mfu --only=6 &
+    part 230 mfu --only=7 &
+    part 230 mfu --only=10 &
+    JAX_THREEFRY_GPU_KERNEL_LOWERING=1 part 230 mfu --only=9 &
+    part 200 decode --only=1 &
+    part 200 torch --only=4 &
+    wait
+    part 60 trace --only=6
+    part 60 loop
+    ;;
   *)
-    echo "usage: bash benchmarks/on_device.sh one|two|three" >&2
+    echo "usage: bash benchmarks/on_device.sh one|two|three|four" >&2
     exit 2
     ;;
 esac

@@ -278,7 +278,7 @@ def stage(tmp_path, name, **changes):
 
 def test_on_device_goes_through_all_parts(tmp_path):
     called = []
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "three", "four"):
         output = stage(tmp_path, name)
         for line in output.splitlines():
             if line.startswith("benchmarks/accelerator.py"):
