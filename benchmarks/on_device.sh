@@ -65,18 +65,17 @@ case ${1:-} in
     part 90 loop
     part 280 study
     ;;
-  four) # what compiles longest, large with base for comparison
-    part 230 mfu --flags=tuned --only=0 & # it times kernels as it compiles: alone, before the others
-    part 230 mfu --only=0 &
+  four) # what compiles longest, with base for comparison; last what has the host's time in it
     part 230 mfu --only=6 &
     part 230 mfu --only=7 &
     part 230 mfu --only=10 &
-    JAX_THREEFRY_GPU_KERNEL_LOWERING=1 part 230 mfu --only=9 &
+    part 120 mfu --only=0 &
+    JAX_THREEFRY_GPU_KERNEL_LOWERING=0 part 230 mfu --only=9 &
     part 200 decode --only=1 &
     part 200 torch --only=4 &
     wait
+    part 90 mfu --flags=tuned --only=0 # times kernels as it compiles: alone
     part 60 trace --only=6
-    part 60 loop
     ;;
   *)
     echo "usage: bash benchmarks/on_device.sh one|two|three|four" >&2

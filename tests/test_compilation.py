@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import pytest
 
+from t5scaling import compilation
 from t5scaling.evaluation import evaluate
 from t5scaling.model import decoding
 from t5scaling.training import optimizer, step
@@ -107,3 +108,14 @@ def test_another_shape_is_compiled(pretrained, arguments, mini_root, tmp_path):
     with compilations() as names:
         mini.train(tmp_path, mini_root, **{**arguments, "batch_size": 4})
     assert any("train_step" in name for name in names), names
+
+
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_one_kernel_draws_random_numbers_unless_the_user_says_otherwise(monkeypatch, asked):
+    changes = {}
+    monkeypatch.setattr(jax.config, "update", changes.__setitem__)
+    monkeypatch.delenv("JAX_THREEFRY_GPU_KERNEL_LOWERING", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("JAX_THREEFRY_GPU_KERNEL_LOWERING", asked)
+    compilation.prepare()
+    assert ("jax_threefry_gpu_kernel_lowering" in changes) == (asked is None)
