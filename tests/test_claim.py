@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
-from t5scaling import storage
+from t5scaling import config, storage
 from t5scaling.errors import UserError
+from t5scaling.study.executors import local
+from t5scaling.study.expand import Run
 from t5scaling.training import claim
 from tests.conftest import REPOSITORY
 
@@ -194,3 +197,15 @@ print("went on")
     )
     assert done.returncode == 1 and "went on" not in done.stdout
     assert "another process has taken over" in done.stderr
+
+
+def test_a_run_that_another_process_claims_a_moment_before_has_not_failed(tmp_path, monkeypatch):
+    def train(*_):
+        raise claim.Taken("the run: process 7 on elsewhere is at work on this run")
+
+    monkeypatch.setattr(local, "train", train)
+    monkeypatch.setattr(config, "load", lambda *_: "")
+    run = Run("a", (), {"MODEL_DIR": str(tmp_path / "a")}, (), {}, 1)
+    watcher = mock.Mock()
+    local.Local(watcher).submit(str(tmp_path), [run], ())
+    assert [name for name, *_ in watcher.mock_calls] == ["start", "leave"]

@@ -85,6 +85,10 @@ class Display:
         self.failures[run.id] = reason
         self._line(run, f"FAILED: {first_line(reason)}")
 
+    def leave(self, run: Run, reason: str) -> None:
+        """Another process was a moment faster: nothing has failed."""
+        self._line(run, f"left alone: {first_line(reason)}")
+
     def summary(self, failed: Mapping[str, str]) -> None:
         if not failed:
             self._console.print(f"all {len(self._runs)} runs are done")

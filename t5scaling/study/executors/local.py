@@ -35,6 +35,7 @@ class Watcher(Protocol):
     def progress(self, done: int, total: int, note: str) -> None: ...
     def finish(self, run: Run) -> None: ...
     def fail(self, run: Run, reason: str) -> None: ...
+    def leave(self, run: Run, reason: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Local:
             raise
         except claim.Taken as taken:
             if self.watch:
-                self.watch.fail(run, str(taken))
+                self.watch.leave(run, str(taken))
         except Exception as error:  # one run's failure must not stop the others
             if jax.process_count() > 1:
                 raise  # the processes of a job must stay together
