@@ -18,9 +18,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from rich.console import Console
 from rich.table import Table
 
-from t5scaling.analysis.advise import CurveAdvice, advise_curves
-from t5scaling.analysis.curves import Curve
-from t5scaling.analysis.load import load_curves
+from t5scaling.analysis.conclusions.advice import CurveAdvice, advise_curves
+from t5scaling.analysis.results.curves import Curve
+from t5scaling.analysis.results.load import load_curves
 
 METRICS = ("cross_entropy", "bleu")
 HALF = 0.5 * 1.05  # D_p are whole batches: half of 4,000,047 is 2,000,989

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5scaling.analysis import valuation
-from t5scaling.analysis.advise import advise, sentence_of_exchange, times
-from t5scaling.analysis.curve_fit import fit_one
-from t5scaling.analysis.curves import Curve, Point
-from t5scaling.analysis.diagnosis import relate
+from t5scaling.analysis.advise import advise
+from t5scaling.analysis.conclusions import valuation
+from t5scaling.analysis.conclusions.curve_fit import fit_one
+from t5scaling.analysis.conclusions.diagnosis import relate
+from t5scaling.analysis.conclusions.valuation import NO, OPEN, YES
 from t5scaling.analysis.draw import draw
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.load import Columns
-from t5scaling.analysis.valuation import NO, OPEN, YES
+from t5scaling.analysis.presentation.advice import sentence_of_exchange, times
+from t5scaling.analysis.results.curves import Curve, Point
+from t5scaling.analysis.results.load import Columns
 from t5scaling.errors import UserError
 
 X = 1e6 * 2.0 ** np.arange(8)
@@ -179,8 +180,9 @@ def test_the_exchange_rate_is_that_of_the_planted_joint_law():
 
 def test_figures_by_data_and_by_model_and_the_joint_plan(tmp_path):
     """A study of two models and two mixtures: the curves of a figure differ in one thing alone."""
-    from t5scaling.analysis.advise import advise_curves, record
-    from t5scaling.analysis.figures import draw_all
+    from t5scaling.analysis.conclusions.advice import advise_curves
+    from t5scaling.analysis.conclusions.findings import record
+    from t5scaling.analysis.presentation.figures import draw_all
 
     curves, law = [], LAWS["zhang"]
     for i, model in enumerate(("small", "large")):

@@ -5,14 +5,23 @@ import math
 
 import pytest
 
-from t5scaling.analysis.claims import OPEN, REFUTED, REPRODUCED, judge_claims
-from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.curves import curves_of, read_results
-from t5scaling.analysis.evidence import Evidence, Range, majority, mean_range
-from t5scaling.analysis.harvest import harvest, read_runs
-from t5scaling.analysis.laws import LOWER_IS_BETTER, law_of_metric
-from t5scaling.analysis.roles import BALANCED, MIXED, OTHER, SOURCE, TARGET, UNRELATED, role_of
-from t5scaling.analysis.verdict import judge, resolution_of
+from t5scaling.analysis.conclusions.choice_of_law import law_of_metric
+from t5scaling.analysis.conclusions.claims import OPEN, REFUTED, REPRODUCED, judge_claims
+from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.evidence import Evidence, Range, majority, mean_range
+from t5scaling.analysis.conclusions.verdict import judge
+from t5scaling.analysis.metrics import LOWER_IS_BETTER, resolution_of
+from t5scaling.analysis.results.curves import curves_of, read_results
+from t5scaling.analysis.results.harvest import harvest, read_runs
+from t5scaling.analysis.results.roles import (
+    BALANCED,
+    MIXED,
+    OTHER,
+    SOURCE,
+    TARGET,
+    UNRELATED,
+    role_of,
+)
 from tests.analysis_made_up_grid import cross_entropy, noise, ordinary, write_grid
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from t5scaling.analysis.fit_table import fit_table
-from t5scaling.analysis.harvest import harvest
-from t5scaling.analysis.load import Columns
+from t5scaling.analysis.results.harvest import harvest
+from t5scaling.analysis.results.load import Columns
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import write_study
 

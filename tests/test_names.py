@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from t5scaling.analysis import fit_table, report, style
-from t5scaling.analysis.load import Columns, load_curves
-from t5scaling.analysis.tables import console
+from t5scaling.analysis import fit_table, report
+from t5scaling.analysis.presentation import style
+from t5scaling.analysis.presentation.terminal import console
+from t5scaling.analysis.results.load import Columns, load_curves
 from tests.analysis_made_up_study import DATA, SIZES, TASK, write_study
 
 NASTY = "<script>&$x_{$[bold]:smile:[/][red]\"'"

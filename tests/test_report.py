@@ -12,11 +12,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
-from t5scaling.analysis.curves import curves_of, read_results
-from t5scaling.analysis.harvest import COLUMNS, harvest, read_runs
 from t5scaling.analysis.report import report
-from t5scaling.analysis.style import short_size
-from t5scaling.analysis.tables import size
+from t5scaling.analysis.results.curves import curves_of, read_results
+from t5scaling.analysis.results.harvest import COLUMNS, harvest, read_runs
+from t5scaling.analysis.wording import short_size, size
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis.alignment import alignment_score
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.conclusions.verdict import judge
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.verdict import judge, resolution_of
+from t5scaling.analysis.metrics import resolution_of
+from t5scaling.analysis.results.alignment import alignment_score
 
 X = np.array([78e3, 152e3, 303e3, 602e3, 1.2e6, 2.4e6])
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from t5scaling import storage
-from t5scaling.analysis.harvest import (
+from t5scaling.analysis.results.harvest import (
     LOG,
     REPORT,
     RESULTS,

@@ -4,13 +4,13 @@ import contextlib
 import os
 
 from t5scaling import storage
-from t5scaling.analysis.advice_figures import draw_advice
-from t5scaling.analysis.advise import advise_curves
-from t5scaling.analysis.curve_fit import fit_one
-from t5scaling.analysis.figures import StudyFigure, draw_all
-from t5scaling.analysis.fit_table import law_for
-from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
-from t5scaling.analysis.tables import console
+from t5scaling.analysis.conclusions.advice import advise_curves
+from t5scaling.analysis.conclusions.choice_of_law import law_for
+from t5scaling.analysis.conclusions.curve_fit import fit_one
+from t5scaling.analysis.presentation.advice_figures import draw_advice
+from t5scaling.analysis.presentation.figures import StudyFigure, draw_all
+from t5scaling.analysis.presentation.terminal import console
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
 from t5scaling.errors import UserError
 
 

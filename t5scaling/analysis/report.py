@@ -7,13 +7,17 @@ import os
 from rich.console import Console
 
 from t5scaling import storage
-from t5scaling.analysis import base_rates, page
-from t5scaling.analysis.advice_figures import draw_advice
-from t5scaling.analysis.advise import advise_curves
-from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
-from t5scaling.analysis.curves import Curve, curves_of, read_results
-from t5scaling.analysis.figures import draw_all
-from t5scaling.analysis.harvest import (
+from t5scaling.analysis import base_rates
+from t5scaling.analysis.conclusions.advice import advise_curves
+from t5scaling.analysis.conclusions.curve_fit import CurveFit, document, fit_one
+from t5scaling.analysis.conclusions.selection import Selection
+from t5scaling.analysis.presentation.advice_figures import draw_advice
+from t5scaling.analysis.presentation.figures import draw_all
+from t5scaling.analysis.presentation.html import page
+from t5scaling.analysis.presentation.style import role_colour
+from t5scaling.analysis.presentation.terminal import console, print_laws, print_results
+from t5scaling.analysis.results.curves import Curve, curves_of, read_results
+from t5scaling.analysis.results.harvest import (
     REPORT,
     check_agree,
     left_out,
@@ -22,10 +26,7 @@ from t5scaling.analysis.harvest import (
     results_of,
     state_of,
 )
-from t5scaling.analysis.roles import roles_of
-from t5scaling.analysis.selection import Selection
-from t5scaling.analysis.style import role_colour
-from t5scaling.analysis.tables import console, print_laws, print_results
+from t5scaling.analysis.results.roles import roles_of
 from t5scaling.errors import UserError
 
 
