@@ -228,7 +228,7 @@ def test_a_directory_of_t5x_runs(tmp_path):
     (result,) = fit_table(tmp_path / "runs_of_t5x", Columns(y="bleu"))
     assert result.curve.x_name == "pretrain_steps" and result.law.name == "log"
     assert [p.x for p in result.curve.points] == X.tolist()
-    assert result.curve.key["pretrain_run"] == "base"
+    assert result.curve.place.key["pretrain_run"] == "base"
     with pytest.raises(UserError, match="is a directory: --x"):
         fit_table(tmp_path / "runs_of_t5x", Columns(("step",), "bleu"))
     with pytest.raises(UserError, match="no metric 'blue'; did you mean 'bleu'"):

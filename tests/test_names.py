@@ -83,7 +83,9 @@ def test_in_a_users_own_table(tmp_path, name):
     """Headers and cells hold what csv lets them hold."""
     path = own_table(tmp_path, name)
     curves = load_curves(path, Columns(("x" + name,), "y" + name, ("g" + name,)))
-    assert [(c.metric, dict(c.key)) for c in curves] == [("y" + name, {"g" + name: "a" + name})]
+    assert [(c.metric, dict(c.place.key)) for c in curves] == [
+        ("y" + name, {"g" + name: "a" + name})
+    ]
     assert [p.x for p in curves[0].points] == [1, 10, 100, 1000]
 
 

@@ -1,9 +1,6 @@
 """`run.py advise`: what the measurements say about paying for pretraining data.
 
-For each curve: is pretraining worth it, do these data suffice for a law, what score at D_p = X; for
-each task and pool: which data set, and where one overtakes another; what pretraining is worth in
-finetuning data; whether scores and cross-entropy agree; and the next run to pay for.
-How each is decided: `valuation`, `diagnosis`, `next_experiment`.
+How each part of it is decided: `conclusions.advice` and what that builds on.
 """
 
 import json
@@ -13,9 +10,10 @@ import os
 from rich.console import Console
 
 from t5scaling.analysis.conclusions.advice import Advice, advise_curves
-from t5scaling.analysis.conclusions.findings import record
+from t5scaling.analysis.conclusions.findings import advice_record
 from t5scaling.analysis.presentation.advice import show
 from t5scaling.analysis.presentation.terminal import console
+from t5scaling.analysis.results.harvest import runs_of
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
 from t5scaling.errors import UserError
 
@@ -51,12 +49,13 @@ def advise(
     if any(curve.x2_name for curve in curves):
         raise UserError("advise takes one column of sizes; name the pool's in --group")
     advice = advise_curves(
-        path, curves, at=at, cost_per_unit=cost_per_unit, cost_per_run=cost_per_run, budget=budget
-    )
+        curves, runs=runs_of(path), at=at, cost_per_unit=cost_per_unit, cost_per_run=cost_per_run,
+        budget=budget,
+    )  # fmt: skip
     if advice is None:
         raise UserError(f"{path}: no curve can be fitted; `run.py fit` says why")
     if as_json:
-        print(json.dumps(record(advice), indent=1, ensure_ascii=False))
+        print(json.dumps(advice_record(advice), indent=1, ensure_ascii=False))
     else:
         show(advice, screen or console())
     return advice

@@ -92,7 +92,7 @@ def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
         return [(LAWS[name], "")]
     if curve.x2_name:
         return [(LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}")]
-    if "pretrain_data" in curve.key:
+    if curve.place.data:
         return [(law_of_metric(curve.metric), "")]
     if direction_of(curve) < 0:
         return [(LAWS["power"], f"chosen because {curve.metric} falls as {curve.x_name} grows")]

@@ -20,15 +20,18 @@ import numpy as np
 
 import t5scaling
 from t5scaling.analysis.conclusions.choice_of_law import law_of_metric
-from t5scaling.analysis.conclusions.verdict import Verdict, judge
+from t5scaling.analysis.conclusions.shapes import Verdict, judge
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.compare import Comparison
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
-from t5scaling.analysis.fitting.intervals import LEVEL
+from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.metrics import LOSS, LOWER_IS_BETTER, resolution_of
 from t5scaling.analysis.results.curves import Curve
+from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
+
+FILE = "fits.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def _record(this: CurveFit) -> dict[str, Any]:
     curve = this.curve
     fitted = this.fitted_sizes
     return {
-        **curve.key,
+        **curve.place.key,
         "metric": curve.metric,
         "x": curve.x_name,
         **({"x2": curve.x2_name} if curve.x2_name else {}),
@@ -115,7 +118,13 @@ def _record(this: CurveFit) -> dict[str, Any]:
         "formula": this.law.formula,
         "fit": _fit_record(this.fit) if this.fit else None,
         "note": this.note,
-        "verdict": {k: _number(v) for k, v in asdict(this.verdict).items()},
+        "verdict": {
+            "word": this.verdict.shape,
+            "reason": this.verdict.reason,
+            "change": _number(this.verdict.change),
+            "noise": _number(this.verdict.noise),
+            "noise_df": this.verdict.noise_df,
+        },
     }
 
 
@@ -195,10 +204,10 @@ def _number(value: Any) -> Any:
 
 def by_place(curve_fits: Sequence[CurveFit]) -> list[list[CurveFit]]:
     """Curves of a study grouped by everything but the metric; cross-entropy first."""
-    groups: dict[tuple, list[CurveFit]] = {}
+    groups: dict[Place, list[CurveFit]] = {}
     for this in curve_fits:
-        groups.setdefault(tuple(this.curve.key.values()), []).append(this)
+        groups.setdefault(this.curve.place, []).append(this)
     return [
         sorted(members, key=lambda t: (t.curve.metric != LOSS, t.curve.metric))
-        for _, members in sorted(groups.items())
+        for _, members in sorted(groups.items(), key=lambda group: tuple(group[0].key.values()))
     ]

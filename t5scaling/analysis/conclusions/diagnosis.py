@@ -4,9 +4,9 @@ The central warning of Isik et al. (arXiv 2402.04177): where pretraining data do
 the downstream score may fluctuate or fall while the cross-entropy keeps falling as if all were
 well. The paper judges that by eye. The rules here are OURS:
 
-- They disagree if the cross-entropy improves (verdict predictable, unpredicted or breakthrough)
-  and the score gets worse, improves and worsens again, or does not change (inverse, nonmonotonic,
-  trendless). They agree if both improve. Else nothing can be said.
+- They disagree if the cross-entropy improves (`Shape.improves`) and the score gets worse, improves
+  and worsens again, or does not change (`Shape.has_no_law`). They agree if both improve. Else
+  nothing can be said.
 - The score is an exponential of the cross-entropy (Gordon et al., EMNLP 2021) if it improves with
   pretraining, falls with the cross-entropy, and the law's residuals are no larger than twice the
   noise of the score's points, or EXPONENTIAL of the score, whichever is more.
@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.metrics import LOWER_IS_BETTER, metric_name
+from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import number
 from t5scaling.errors import UserError
 
-IMPROVES = frozenset({"predictable", "unpredicted", "breakthrough"})
-DOES_NOT = frozenset({"inverse", "nonmonotonic", "trendless"})
 EXPONENTIAL = 0.05
 
 
@@ -59,7 +59,7 @@ class Relation:
             return f"Whether {name} and {loss} agree cannot be told: {words}{rank}."
         return f"{name} and {loss} DISAGREE: {words}{rank}. {loss} is no guide to {name} here: " + (
             "the score is too coarse at these sizes, or the pretraining data do not help it."
-            if self.score.verdict.word == "trendless"
+            if self.score.verdict.shape is Shape.TRENDLESS
             else "the pretraining data may not match the task."
         )
 
@@ -76,9 +76,9 @@ class Relation:
 
 def relations(curve_fits: Sequence[CurveFit]) -> list[Relation]:
     """Every score of a place beside its loss; curves of one place differ in the metric alone."""
-    by_place: dict[tuple, list[CurveFit]] = {}
+    by_place: dict[Place, list[CurveFit]] = {}
     for this in curve_fits:
-        by_place.setdefault(tuple(this.curve.key.values()), []).append(this)
+        by_place.setdefault(this.curve.place, []).append(this)
     found = []
     for members in by_place.values():
         losses = [t for t in members if t.curve.metric in LOWER_IS_BETTER]
@@ -90,10 +90,9 @@ def relations(curve_fits: Sequence[CurveFit]) -> list[Relation]:
 
 def relate(score: CurveFit, loss: CurveFit) -> Relation:
     """Both over the same runs."""
-    one, other = score.verdict.word, loss.verdict.word
     agree = None
-    if other in IMPROVES and (one in DOES_NOT or one in IMPROVES):
-        agree = one in IMPROVES
+    if loss.verdict.improves and score.verdict.is_clear:
+        agree = score.verdict.improves
     fit, exponential = None, None
     x, y = paired(score, loss)
     if len(x):
@@ -102,8 +101,8 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
     if fit:
         noise = score.verdict.noise / float(np.mean(y))
         falls = fit.coefficients["k"][2] < 0 and not fit.at_bound
-        clear = falls and one not in DOES_NOT
-        exponential = bool(clear and fit.sigma <= max(2 * noise, EXPONENTIAL))
+        falls = falls and not score.verdict.has_no_law
+        exponential = bool(falls and fit.sigma <= max(2 * noise, EXPONENTIAL))
     return Relation(score, loss, agree, _tau(score, loss), fit, exponential)
 
 

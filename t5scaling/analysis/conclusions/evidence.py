@@ -5,8 +5,7 @@ A claim is weighed by curves, each of one (task, pretraining data, finetuning po
 - Each curve votes for the claim, against it, or not at all. A curve that is trendless or noisy, or
   has too few sizes for a verdict, does not vote; the rules are in `claims`.
 - BLEU near 0 is noise: a BLEU curve votes only if its mean at some size, or without pretraining,
-  reaches TRANSLATES. Where a study has no BLEU, chrF is the score; where it has, chrF does not
-  stand in for a BLEU that says nothing.
+  is that of a translation. Which score speaks for a pair: `representatives`.
 - Intervals hold 90 %. Of a gain: Student's t with the noise of a point that the curve's verdict
   found (among seeds, or between neighbouring sizes). Of paired differences: Student's t over the
   pairs.
@@ -20,14 +19,15 @@ from typing import Any
 import numpy as np
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.fitting.intervals import LEVEL
-from t5scaling.analysis.metrics import BLEU, CHRF, better, is_bleu
+from t5scaling.analysis.conclusions.representatives import means, models_by_curves, speaking_score
+from t5scaling.analysis.fitting.significance import student_half_width
+from t5scaling.analysis.metrics import BLEU, CHRF, better
 from t5scaling.analysis.results.curves import Curve, curves_of
 from t5scaling.analysis.results.harvest import RunRecord
+from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.results.pools import pools
 from t5scaling.analysis.results.roles import OTHER, roles_of
 
-TRANSLATES = 1.0  # BLEU below this everywhere is no translation
 SAME_SIZE = 0.1  # of the logs: D_p of two data sets that count as equal
 
 
@@ -57,19 +57,18 @@ class Evidence:
         model: str | None = None,
     ):
         self.roles = roles_of(runs)
-        names = [this.curve.key["model"] for this in curve_fits]
-        self.models = sorted(set(names), key=lambda name: (-names.count(name), name))
+        self.models = models_by_curves(curve_fits)
         self.model = model or self.models[0]
-        own = [this for this in curve_fits if this.curve.key["model"] == self.model]
+        own = [this for this in curve_fits if this.curve.place.model == self.model]
         pairs = {task for task, _ in self.roles.of if self._translates(task)}
-        self.fits = [this for this in own if this.curve.key["task"] in pairs]
-        self.other_fits = [this for this in own if this.curve.key["task"] not in pairs]
-        self.pairs = sorted({self.roles.pair(this.curve) for this in self.fits})
+        self.fits = [this for this in own if this.curve.place.task in pairs]
+        self.other_fits = [this for this in own if this.curve.place.task not in pairs]
+        self.pairs = sorted({self.roles.pair(this.curve.place) for this in self.fits})
         self.others: dict[str, Evidence] = {}
         if model is None:
             self.others = {name: Evidence(curve_fits, runs, rows, name) for name in self.models[1:]}
-        self.parts: dict[tuple, Curve] = {
-            (*curve.key.values(), curve.metric): curve for curve in curves_of(rows, parts=True)
+        self.parts: dict[tuple[Place, str], Curve] = {
+            (curve.place, curve.metric): curve for curve in curves_of(rows, parts=True)
         }
         # Of a pool, what a run draws from it: pools that no run sees whole do not differ.
         self.seen = {
@@ -85,47 +84,33 @@ class Evidence:
         return [
             this
             for this in self.fits
-            if self.roles.pair(this.curve) == pair
+            if self.roles.pair(this.curve.place) == pair
             and this.curve.metric == metric
-            and (wanted is None or self.roles.kind(this.curve) in wanted)
+            and (wanted is None or self.roles.kind(this.curve.place) in wanted)
         ]
 
     def score(self, pair: str) -> str | None:
-        """The score that speaks for the pair: BLEU where the models translate, chrF where BLEU was
-        not measured; None if there is none."""
-        if self.of(pair, BLEU):
-            return BLEU if any(translates(this) for this in self.of(pair, BLEU)) else None
-        return CHRF if self.of(pair, CHRF) else None
+        """The score that speaks for the pair (`representatives`); None if none decides."""
+        found = speaking_score([*self.of(pair, BLEU), *self.of(pair, CHRF)])
+        return found.name if found.decides else None
 
     def why_no_score(self, pair: str) -> str:
         if not self.of(pair, BLEU):
             return "no translation score was measured"
-        highest = max(max(means(this).values()) for this in self.of(pair, BLEU))
+        highest = max(max(means(this.curve).values()) for this in self.of(pair, BLEU))
         return f"BLEU stays at {highest:.2g} or below, which is no translation"
 
     def words(self, this: CurveFit) -> str:
-        return self.roles.words(this.curve)
+        return self.roles.words(this.curve.place)
+
+    def place_words(self, this: CurveFit) -> str:
+        """The data and the pool of a curve."""
+        return f"{self.words(this)}, pool of {this.curve.place.pool:,}"
 
     def beside(self, this: CurveFit, metric: str) -> CurveFit | None:
         """The curve of another metric over the same runs."""
-        return next(
-            (o for o in self.fits if o.curve.metric == metric and o.curve.key == this.curve.key),
-            None,
-        )
-
-
-def means(this: CurveFit | Curve) -> dict[float, float]:
-    """Size -> mean over seeds; 0: without pretraining, if that was measured."""
-    curve = this.curve if isinstance(this, CurveFit) else this
-    values: dict[float, list[float]] = {}
-    for p in (*curve.baseline, *curve.points):
-        values.setdefault(p.x, []).append(p.value)
-    return {x: math.fsum(v) / len(v) for x, v in sorted(values.items())}
-
-
-def translates(this: CurveFit) -> bool:
-    """Whether a curve's score is one of translations; True of metrics other than BLEU."""
-    return not is_bleu(this.curve.metric) or max(means(this).values()) >= TRANSLATES
+        wanted = metric, this.curve.place
+        return next((o for o in self.fits if (o.curve.metric, o.curve.place) == wanted), None)
 
 
 def majority(votes: Iterable[bool | None]) -> bool | None:
@@ -144,11 +129,11 @@ def paired(
     """
     found = []
     for a in one:
-        pool = a.curve.key["finetune_examples"]
+        pool = a.curve.place.pool
         for b in other:
-            if b.curve.key["finetune_examples"] != pool:
+            if b.curve.place.pool != pool:
                 continue
-            mine, others = ({x: v for x, v in means(c).items() if x} for c in (a, b))
+            mine, others = ({x: v for x, v in means(c.curve).items() if x} for c in (a, b))
             for x, value in mine.items():
                 near = min(others, key=lambda size, x=x: abs(math.log(size / x)))
                 if abs(math.log(near / x)) < SAME_SIZE:
@@ -160,12 +145,10 @@ def mean_range(differences: Sequence[float]) -> Range | None:
     """Their mean with Student's interval; None for fewer than 3."""
     if len(differences) < 3:
         return None
-    from scipy.stats import t
-
     values = np.asarray(differences, float)
-    half = t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    mean = float(values.mean())
-    return Range(mean, mean - float(half), mean + float(half), len(values))
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half, mean = student_half_width(error, len(values) - 1), float(values.mean())
+    return Range(mean, mean - half, mean + half, len(values))
 
 
 def at_largest(one: CurveFit, other: CurveFit) -> Range | None:
@@ -175,14 +158,12 @@ def at_largest(one: CurveFit, other: CurveFit) -> Range | None:
     noises = [c.verdict.noise for c in (one, other)]
     if not common or not all(noises):
         return None
-    from scipy.stats import t
-
     x, _, mine, others = max(common)
     variance = 0.0
     for this, noise in zip((one, other), noises, strict=True):
         here = sum(abs(math.log(p.x / x)) < SAME_SIZE for p in this.curve.points)
         variance += noise**2 / max(here, 1)
-    df = max(min(c.verdict.noise_df for c in (one, other)), 1)
-    half = t.ppf(0.5 + LEVEL / 2, df) * math.sqrt(variance)
+    df = min(c.verdict.noise_df for c in (one, other))
+    half = student_half_width(math.sqrt(variance), df)
     gain = better(one.curve.metric) * (mine - others)
     return Range(gain, float(gain - half), float(gain + half))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from t5scaling.analysis.fitting.fit import Fit
+from t5scaling.analysis.fitting.significance import NORMAL_QUANTILE
 
 SAMPLES = 150  # bootstrap replicates that the design is averaged over
 
@@ -104,8 +105,8 @@ class Design:
         self._covariance = self._covariance - gain / scale[:, None, None]
 
 
-def half_width(variance: np.ndarray, level_quantile: float = 1.645) -> np.ndarray:
-    """Of a 90 % interval, averaged over the replicates (axis 0)."""
+def half_width(variance: np.ndarray, level_quantile: float = NORMAL_QUANTILE) -> np.ndarray:
+    """Of an interval of LEVEL, averaged over the replicates (axis 0)."""
     return level_quantile * np.sqrt(np.maximum(variance, 0.0)).mean(0)
 
 

@@ -3,8 +3,7 @@
 Everything measured is in results.csv and fits.json; `run.py figures` and `run.py advise` take all
 curves. The report draws and advises on
 
-- cross-entropy and one score of each task and pool: BLEU where its models translate, else chrF,
-  else BLEU, else the task's first score;
+- cross-entropy and one score of each task and pool (`representatives`);
 - one finetuning pool of each task, the fullest: that with the most measurements, of equals the
   largest, which is what somebody with the data would use; and all pools of the data that match the
   task best, to tell what a pool is worth.
@@ -14,8 +13,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.conclusions.evidence import translates
-from t5scaling.analysis.metrics import BLEU, CHRF, LOSS, LOWER_IS_BETTER
+from t5scaling.analysis.conclusions.representatives import Score, models_by_curves, speaking_score
+from t5scaling.analysis.metrics import LOSS
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.roles import BALANCED, MIXED, Roles
 from t5scaling.analysis.wording import listed
@@ -29,16 +28,15 @@ class Selection:
     def __init__(self, curve_fits: Sequence[CurveFit], roles: Roles):
         self.roles = roles
         self.curve_fits = curve_fits
-        names = Counter(this.curve.key["model"] for this in curve_fits)
-        self.model = min(names, key=lambda name: (-names[name], name))
+        self.model = models_by_curves(curve_fits)[0]
         self.tasks = sorted(
-            {this.curve.key["task"] for this in curve_fits if self._own(this)},
+            {this.curve.place.task for this in curve_fits if self._own(this)},
             key=lambda task: (roles.pairs.get(task, task), task),
         )
         self.pools = {task: self._pool(task) for task in self.tasks}
 
     def _own(self, this: CurveFit) -> bool:
-        return this.curve.key["model"] == self.model
+        return this.curve.place.model == self.model
 
     def of(self, task: str, metric: str | None, pool: int | None = None) -> list[CurveFit]:
         """The main model's curves of a task and metric, in one pool or all."""
@@ -46,44 +44,44 @@ class Selection:
             this
             for this in self.curve_fits
             if self._own(this)
-            and this.curve.key["task"] == task
+            and this.curve.place.task == task
             and this.curve.metric == metric
-            and pool in (None, this.curve.key["finetune_examples"])
+            and pool in (None, this.curve.place.pool)
         ]
 
     def score(self, task: str, pool: int | None = None) -> str | None:
-        """The score that speaks for a task in a pool, the fullest by default."""
-        pool = pool or self.pools[task]
-        scores = sorted(
-            {this.curve.metric for this in self.curve_fits
-             if self._own(this) and this.curve.key["task"] == task
-             and this.curve.key["finetune_examples"] == pool} - LOWER_IS_BETTER
-        )  # fmt: skip
-        if any(translates(this) for this in self.of(task, BLEU, pool)):
-            return BLEU
-        return next((name for name in (CHRF, BLEU, *scores) if name in scores), None)
+        """The score to show for a task in a pool, the fullest by default."""
+        return self._score(task, pool or self.pools[task]).name
 
     def metric(self, task: str) -> str:
-        """The one metric that answers for a task: its score if that says something in its pool."""
-        score = self.score(task)
-        silent = score == CHRF and self.of(task, BLEU)  # beside a BLEU that is no translation
-        shown = self.of(task, score, self.pools[task])
-        if score and not silent and any(translates(this) for this in shown):
-            return score
-        return LOSS
+        """The one metric that answers for a task: its score if that decides something in its
+        pool, else cross-entropy."""
+        score = self._score(task, self.pools[task])
+        return score.name if score.decides else LOSS
+
+    def _score(self, task: str, pool: int) -> Score:
+        return speaking_score(
+            [
+                this
+                for this in self.curve_fits
+                if self._own(this)
+                and this.curve.place.task == task
+                and this.curve.place.pool == pool
+            ]
+        )
 
     def headline(self, task: str) -> list[CurveFit]:
         """The curves of that metric in the fullest pool, of data that match the task first."""
         kinds = {kind: rank for rank, kind in enumerate(PREFERRED)}
         return sorted(
             self.of(task, self.metric(task), self.pools[task]),
-            key=lambda this: (kinds.get(self.roles.kind(this.curve), 9), this.curve.label),
+            key=lambda this: (kinds.get(self.roles.kind(this.curve.place), 9), this.curve.label),
         )
 
     def other_pools(self) -> list[dict[str, int]]:
         """The pools beside the fullest ones, by task: the smallest of each, then the next."""
         sizes = {
-            task: sorted({c.curve.key["finetune_examples"] for c in self.of(task, LOSS)} - {pool})
+            task: sorted({c.curve.place.pool for c in self.of(task, LOSS)} - {pool})
             for task, pool in self.pools.items()
         }
         return [
@@ -100,22 +98,20 @@ class Selection:
 
     def shows(self, curve: Curve) -> bool:
         """Whether a figure of the report shows it."""
-        key = curve.key
-        if key["task"] not in self.pools:
+        place = curve.place
+        if place.task not in self.pools:
             return curve.metric == LOSS
-        if curve.metric not in (LOSS, self.score(key["task"], key["finetune_examples"])):
+        if curve.metric not in (LOSS, self.score(place.task, place.pool)):
             return False
-        best = self.headline(key["task"])[:1]
-        return self.in_main_pool(curve) or any(
-            this.curve.key["pretrain_data"] == key["pretrain_data"] for this in best
-        )
+        best = self.headline(place.task)[:1]
+        return self.in_main_pool(curve) or any(this.curve.place.data == place.data for this in best)
 
     def in_main_pool(self, curve: Curve) -> bool:
-        return curve.key["finetune_examples"] == self.pools.get(curve.key["task"])
+        return curve.place.pool == self.pools.get(curve.place.task)
 
     def _pool(self, task: str) -> int:
         counts: Counter[int] = Counter()
         for this in self.curve_fits:
-            if self._own(this) and this.curve.key["task"] == task:
-                counts[this.curve.key["finetune_examples"]] += len(this.curve.points)
+            if self._own(this) and this.curve.place.task == task:
+                counts[this.curve.place.pool] += len(this.curve.points)
         return max(counts, key=lambda pool: (counts[pool], pool))

@@ -21,10 +21,10 @@ import numpy as np
 
 from t5scaling.analysis.fitting.fit import FITTED_SIZES, check_positive, fit_curve
 from t5scaling.analysis.fitting.problem import Problem, best_theta
+from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 from t5scaling.analysis.laws.base import Law
 from t5scaling.errors import UserError, nearest
 
-SIGNIFICANCE = 0.05
 PROTOCOLS = ("rollout", "smallest", "last")
 ONE_SIDED = 0.8  # a law overshoots if this share of its predictions are too high
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from t5scaling.analysis.fitting import intervals
-from t5scaling.analysis.fitting.intervals import LEVEL
 from t5scaling.analysis.fitting.problem import RESIDUALS, Problem, best_theta
+from t5scaling.analysis.fitting.significance import student_half_width
 from t5scaling.analysis.laws.base import Frame, Law
 from t5scaling.errors import UserError, nearest
 
@@ -126,9 +126,7 @@ class Fit:
         return intervals.percentiles(self.log_values(x, self.replicates), np.exp)
 
     def _profile_band(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from scipy.stats import t
-
-        noise = t.ppf(0.5 + LEVEL / 2, self.noise_df) * self.sigma if self.noise_df else 0.0
+        noise = student_half_width(self.sigma, self.noise_df) if self.noise_df else 0.0
         at = self.log_values(x)
         ends = []
         for i in range(x.shape[-1]):

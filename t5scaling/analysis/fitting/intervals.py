@@ -24,10 +24,10 @@ import numpy as np
 
 from t5scaling.analysis.fitting.least_squares import huber, minimise
 from t5scaling.analysis.fitting.problem import Problem, refit, residual_functions
+from t5scaling.analysis.fitting.significance import TAILS, student_quantile
 from t5scaling.errors import UserError, nearest
 
 INTERVALS = ("noise", "points", "seeds", "profile")
-LEVEL = 0.90
 REPLICATES = 500
 PROFILE_VALUES = 48  # per profile; its ends are interpolated between them
 
@@ -110,8 +110,7 @@ def _expectile(worse_counts: float) -> float:
 
 def percentiles(draws: np.ndarray, transform=lambda v: v) -> tuple[np.ndarray, np.ndarray]:
     """Interval over axis 0; takes order statistics, so that infinities stay harmless."""
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0, method="inverted_cdf")
+    low, high = np.quantile(draws, TAILS, axis=0, method="inverted_cdf")
     with np.errstate(over="ignore"):
         return transform(low), transform(high)
 
@@ -213,9 +212,9 @@ def _limit(problem: Problem, sigma: float, df: int) -> float:
     """How much the objective may rise: half of t^2 sigma^2 for squares. Huber's loss is no log
     likelihood of normal noise; its likelihood ratio is scaled by E[psi^2] / E[psi'] (Huber 1981,
     section 7.10)."""
-    from scipy.stats import norm, t
+    from scipy.stats import norm
 
-    quantile = t.ppf(0.5 + LEVEL / 2, df) ** 2 / 2
+    quantile = student_quantile(df) ** 2 / 2
     ratio = problem.delta / sigma if sigma else math.inf
     if math.isinf(ratio):
         return quantile * sigma**2

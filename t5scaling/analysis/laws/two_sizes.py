@@ -316,7 +316,7 @@ class Transferred(Law):
     """D_T = k * D_F^a * N^b: data that pretraining is worth (Hernandez et al., arXiv 2102.01293).
 
     D_T is how much more finetuning data a model without pretraining needs for the same loss
-    (`valuation.transfers` reads it off measured pools). No limits: a plane in logs.
+    (`conclusions.exchange.transfers` reads it off measured pools). No limits: a plane in logs.
 
         theta = (log D_T at the centre, a, b)
     """

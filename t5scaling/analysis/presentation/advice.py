@@ -8,23 +8,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from t5scaling.analysis.conclusions.advice import Advice, CurveAdvice
+from t5scaling.analysis.conclusions.advice import Advice, Choice, CurveAdvice
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.exchange import Exchange, Transfer
+from t5scaling.analysis.conclusions.forecast import REACH, Crossing
 from t5scaling.analysis.conclusions.next_experiment import Run
-from t5scaling.analysis.conclusions.valuation import Crossing, Exchange, Transfer
 from t5scaling.analysis.fitting.fit import Fit
-from t5scaling.analysis.metrics import metric_name
+from t5scaling.analysis.metrics import LOSS, metric_name
 from t5scaling.analysis.presentation.sentences import INTERVAL
 from t5scaling.analysis.presentation.terminal import print_note
 from t5scaling.analysis.results.curves import size_name
+from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import interval, number, size
 
 
 def show(advice: Advice, screen: Console) -> None:
     """The advice on the terminal."""
-    for _, comparison in advice.comparisons:
-        screen.print(f"Laws, by what they had not seen: {comparison.sentence}.")
-        for warning in comparison.warnings:
+    for contest in advice.contests:
+        screen.print(f"Laws, by sizes that they were not fitted to: {contest.comparison.sentence}.")
+        for warning in contest.comparison.warnings:
             print_note(warning, screen)
     screen.print()
     for one in advice.curves:
@@ -33,7 +35,7 @@ def show(advice: Advice, screen: Console) -> None:
             screen.print(f"  {line}", soft_wrap=True)
         screen.print()
     for choice in advice.choices:
-        title = f"Which data at {size(advice.target)}: {choice.place}"
+        title = f"Which data at {size(advice.target)}: {_place_of_choice(choice)}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False,
                       padding=(0, 2, 0, 0))  # fmt: skip
         for name in ("data", "expected", INTERVAL, "chance to be best"):
@@ -44,25 +46,37 @@ def show(advice: Advice, screen: Console) -> None:
                 f"{choice.chances[name]:.0%}",
             )  # fmt: skip
         screen.print(table)
-        for one, two, crossing in choice.crossings:
-            screen.print(f"{two} overtakes {one} at {_where(crossing)}.", soft_wrap=True)
+        for one in choice.crossings:
+            screen.print(
+                f"{one.overtaking} overtakes {one.overtaken} at {_where(one.at)}.", soft_wrap=True
+            )
         screen.print()
-    for place, transfer in advice.transfers:
-        screen.print(sentence_of_transfer(place, transfer), soft_wrap=True)
-    for place, exchange, runs in advice.exchanges:
-        said = sentence_of_exchange(place, exchange)
-        if runs:
-            said += f" {sentence_of_next(runs, exchange.fit, advice)}"
-        screen.print(said, soft_wrap=True)
+    for transfer in advice.transfers:
+        screen.print(sentence_of_transfer(_named(LOSS, transfer.place), transfer), soft_wrap=True)
+    for exchange in advice.exchanges:
+        sentence = sentence_of_exchange(_named(exchange.metric, exchange.place), exchange)
+        if exchange.next_runs:
+            sentence += f" {sentence_of_next(exchange.next_runs, exchange.fit, advice)}"
+        screen.print(sentence, soft_wrap=True)
     screen.print(f"Costs: {advice.cost_source}.", soft_wrap=True)
     for relation in advice.relations:
-        head = " · ".join(str(v) for v in relation.score.curve.key.values())
-        said = f"{relation.sentence} {relation.relation_sentence}"
-        screen.print(f"{head}: {said}" if head else said, soft_wrap=True)
+        head = relation.score.curve.place.label
+        sentence = f"{relation.sentence} {relation.relation_sentence}"
+        screen.print(f"{head}: {sentence}" if head else sentence, soft_wrap=True)
 
 
 def label_of(this: CurveFit) -> str:
-    return " · ".join([metric_name(this.curve.metric), *map(str, this.curve.key.values())])
+    """The metric and the place of a curve in one line."""
+    return _named(this.curve.metric, this.curve.place)
+
+
+def _named(metric: str, place: Place) -> str:
+    return " · ".join(filter(None, [metric_name(metric), place.label]))
+
+
+def _place_of_choice(choice: Choice) -> str:
+    columns = (f"{name} {value}" for name, value in choice.place.key.items())
+    return ", ".join([metric_name(choice.metric), *columns])
 
 
 def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
@@ -87,7 +101,8 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
         b = one.break_even
         said.append(
             f"Pretraining breaks even with none at {x} = {_where(b)}." if b.x
-            else "Where pretraining breaks even with none cannot be told: no crossing in reach."
+            else "Where pretraining breaks even with none is not known: the law does not cross the "
+            f"value without pretraining within {REACH:g} times the largest size."
         )  # fmt: skip
     if one.next_runs and one.forecast:
         said.append(sentence_of_next(one.next_runs, one.outlook.best, advice))
@@ -131,11 +146,11 @@ def times(transfer: Transfer) -> str:
 
 
 def sentence_of_exchange(place: str, exchange: Exchange) -> str:
-    """Or why none is told."""
-    if not exchange.told:
+    """The rate of exchange, or why none is reported."""
+    if not exchange.fits_points:
         return (
-            f"{place}: no rate of exchange is told, as the {exchange.fit.law.title} misses "
-            f"the measurements by {number(exchange.miss)} (RMS), where the noise of a point "
+            f"{place}: no exchange rate is reported, because the {exchange.fit.law.title} misses "
+            f"the measurements by {number(exchange.miss)} (RMS), while the noise of a point "
             + (f"is {number(exchange.noise)}." if exchange.noise else "is not known.")
         )
     doubling = (

@@ -12,12 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from t5scaling.analysis.conclusions.advice import Advice, CurveAdvice
-from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.advice import Advice, Contest, CurveAdvice
 from t5scaling.analysis.conclusions.diagnosis import Relation, paired
+from t5scaling.analysis.conclusions.exchange import Exchange
 from t5scaling.analysis.conclusions.next_experiment import Design, candidates, half_width
-from t5scaling.analysis.conclusions.valuation import Exchange
-from t5scaling.analysis.fitting.compare import Comparison
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.advice import label_of
 from t5scaling.analysis.presentation.figures import StudyFigure
@@ -30,7 +28,7 @@ from t5scaling.analysis.presentation.style import (
     size_axis,
     stem_of,
 )
-from t5scaling.analysis.results.curves import Curve
+from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import number, short_size
 
 Drawn = tuple[str, str, str, Figure, list[list]]  # name, title, caption, page, rows
@@ -39,7 +37,7 @@ Drawn = tuple[str, str, str, Figure, list[list]]  # name, title, caption, page, 
 def draw_advice(
     advice: Advice,
     folder: Path,
-    colour_of: Callable[[Curve], str] | None = None,
+    colour_of: Callable[[Place], str] | None = None,
     *,
     next_runs: bool = True,
 ) -> list[StudyFigure]:
@@ -61,17 +59,17 @@ def _all(advice: Advice, colour_of, next_runs: bool) -> Iterator[Drawn]:
     groups: dict[tuple, list[Relation]] = {}
     for relation in advice.relations:
         if len(paired(relation.score, relation.loss)[0]) >= 3:
-            key = relation.score.curve.key
-            place = tuple(v for n, v in key.items() if n not in ("pretrain_data",))
+            key = relation.score.curve.place.key
+            place = tuple(v for n, v in key.items() if n != "pretrain_data")
             metrics = relation.score.curve.metric, relation.loss.curve.metric
             groups.setdefault((*metrics, *place), []).append(relation)
     for place, relations in groups.items():
         yield score_against_loss(place, relations, colour_of)
-    for members, comparison in advice.comparisons:
-        yield families(members, comparison)
-        yield rollout(members, comparison)
-    for place, exchange, _ in advice.exchanges:
-        yield joint(place, exchange)
+    for contest in advice.contests:
+        yield families(contest)
+        yield rollout(contest)
+    for exchange in advice.exchanges:
+        yield joint(exchange)
     for one in advice.curves:
         if next_runs and one.next_runs and one.forecast:
             yield next_run(one, advice)
@@ -85,8 +83,8 @@ def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=No
         page, axes = _page()
         for i, relation in enumerate(relations):
             curve = relation.score.curve
-            colour = colour_of(curve) if colour_of else COLOURS[i % len(COLOURS)]
-            key = relation.score.curve.key
+            colour = colour_of(curve.place) if colour_of else COLOURS[i % len(COLOURS)]
+            key = curve.place.key
             name = str(key.get("pretrain_data") or " · ".join(map(str, key.values())) or score)
             x, y = paired(relation.score, relation.loss)
             axes.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, markersize=7, label=name)
@@ -112,9 +110,9 @@ def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=No
     return "--".join((score, "against", loss, *map(str, rest))), title, caption, page, rows
 
 
-def rollout(members: Sequence[CurveFit], comparison: Comparison) -> Drawn:
+def rollout(contest: Contest) -> Drawn:
     """Predictions of each size from those below it, over what was measured."""
-    metric = members[0].curve.metric
+    members, comparison, metric = contest.curve_fits, contest.comparison, contest.metric
     rows: list[list] = [["law", "curve", "fitted sizes", "x", "measured", "predicted"]]
     with matplotlib.rc_context(STYLE):
         page, axes = _page()
@@ -139,9 +137,9 @@ def rollout(members: Sequence[CurveFit], comparison: Comparison) -> Drawn:
     return f"rollout--{metric}", title, comparison.sentence + ".", page, rows
 
 
-def families(members: Sequence[CurveFit], comparison: Comparison) -> Drawn:
+def families(contest: Contest) -> Drawn:
     """Held-out error of each family, with its predictions one by one."""
-    metric = members[0].curve.metric
+    comparison, metric = contest.comparison, contest.metric
     rows: list[list] = [["law", "rms log error", "mean relative error", "bias", "aicc"]]
     with matplotlib.rc_context(STYLE):
         page, axes = _page(height=1.9 + 0.55 * len(comparison.families))
@@ -168,9 +166,10 @@ def families(members: Sequence[CurveFit], comparison: Comparison) -> Drawn:
     return f"families--{metric}", title, comparison.sentence + ".", page, rows
 
 
-def joint(place: str, exchange: Exchange) -> Drawn:
+def joint(exchange: Exchange) -> Drawn:
     """The joint law as lines of equal value over both sizes, with the measured points."""
-    fit = exchange.fit
+    fit, where = exchange.fit, exchange.place.key.values()
+    place = " · ".join([metric_name(exchange.metric), *map(str, where)])
     low, high = fit.x.min(axis=1) / 1.5, fit.x.max(axis=1) * 3
     first, second = (np.geomspace(a, b, 80) for a, b in zip(low, high, strict=True))
     mesh = np.array(np.meshgrid(first, second))
@@ -195,10 +194,10 @@ def joint(place: str, exchange: Exchange) -> Drawn:
             axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("pretraining size D_p (text tokens)")
         axes.set_ylabel("finetuning pool D_f (text tokens)")
-        page.colorbar(shades, ax=axes, label=place.split(" · ")[0])
-        axes.set_title("\n".join(place.split(" · ")[1:]), fontsize=10, loc="left")
+        page.colorbar(shades, ax=axes, label=metric_name(exchange.metric))
+        axes.set_title("\n".join(map(str, where)), fontsize=10, loc="left")
     missed = f" It misses the measurements by {number(exchange.miss)} (RMS)."
-    caption = f"{fit.law.formula}.{'' if exchange.told else missed}"
+    caption = f"{fit.law.formula}.{'' if exchange.fits_points else missed}"
     return f"joint--{place}", f"Joint law of {place}", caption, page, rows
 
 
@@ -241,7 +240,7 @@ def next_run(one: CurveAdvice, advice: Advice) -> Drawn:
         ]
         page.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=10)
     name = "--".join(["next-run", one.curve_fit.curve.metric,
-                      *map(str, one.curve_fit.curve.key.values())])  # fmt: skip
+                      *map(str, one.place.key.values())])  # fmt: skip
     return name, f"The next run of {label_of(one.curve_fit)}", "", page, rows
 
 

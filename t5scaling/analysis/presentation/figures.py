@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.fitting.intervals import LEVEL
-from t5scaling.analysis.metrics import resolution_of
+from t5scaling.analysis.fitting.significance import LEVEL
+from t5scaling.analysis.metrics import metric_of, resolution_of
 from t5scaling.analysis.presentation.style import (
     COLOURS,
     MARKERS,
@@ -27,15 +27,7 @@ from t5scaling.analysis.presentation.style import (
     size_axis,
     stem_of,
 )
-from t5scaling.analysis.results.curves import Curve
-
-UNITS = {
-    "cross_entropy": "test cross-entropy (nats per target token)",
-    "bleu": "test BLEU",
-    "chrf": "test chrF",
-    "comet": "test COMET",
-}
-
+from t5scaling.analysis.results.places import Place
 
 WORDS = {
     "finetune_examples": "finetuning pool",
@@ -61,11 +53,11 @@ class StudyFigure:
 
 
 def draw_all(
-    curve_fits: Iterable[CurveFit], folder: Path, colour_of: Callable[[Curve], str] | None = None
+    curve_fits: Iterable[CurveFit], folder: Path, colour_of: Callable[[Place], str] | None = None
 ) -> list[StudyFigure]:
     """Draws every figure of metrics against D_p into `folder` as .png, .svg and .csv.
 
-    colour_of: of a curve by its pretraining data; None: colours in the order of the curves.
+    colour_of: of a place by its pretraining data; None: colours in the order of the curves.
     """
     figures = list(_figures(list(curve_fits), folder))
     for figure in figures:
@@ -77,12 +69,12 @@ def draw_all(
 def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigure]:
     """Those that compare something; and of a curve that none of them shows, one of its own."""
     taken: dict[str, str] = {}
-    in_study = [c for c in curve_fits if "finetune_examples" in c.curve.key]
-    by = list(WORDS) if in_study else [next(iter(curve_fits[0].curve.key), "")]
+    in_study = [c for c in curve_fits if "finetune_examples" in c.curve.place.key]
+    by = list(WORDS) if in_study else [next(iter(curve_fits[0].curve.place.key), "")]
     for column in by:
         groups: dict[tuple, list[CurveFit]] = {}
         for this in in_study or curve_fits:
-            key = this.curve.key
+            key = this.curve.place.key
             names = ("model", "task", "pretrain_data", "finetune_examples") if in_study else key
             place = tuple(key[name] for name in names if name != column)
             groups.setdefault((*place, this.curve.metric), []).append(this)
@@ -103,11 +95,11 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
 
 def _compared(this: CurveFit, others: Sequence[CurveFit]) -> bool:
     """Whether a figure by pretraining data or by model shows a study's curve."""
-    key = {**this.curve.key, "metric": this.curve.metric}
+    key = {**this.curve.place.key, "metric": this.curve.metric}
     if "finetune_examples" not in key:
         return False
     for other in others:
-        theirs = {**other.curve.key, "metric": other.curve.metric}
+        theirs = {**other.curve.place.key, "metric": other.curve.metric}
         apart = {name for name in key if key[name] != theirs.get(name)}
         if apart in ({"pretrain_data"}, {"model"}):
             return True
@@ -120,13 +112,13 @@ def _rank(place: tuple) -> tuple:
     return *map(str, rest), metric != "cross_entropy", metric
 
 
-def _colours(figure: StudyFigure, colour_of: Callable[[Curve], str] | None) -> list[str]:
+def _colours(figure: StudyFigure, colour_of: Callable[[Place], str] | None) -> list[str]:
     if colour_of and figure.by == "pretrain_data":
-        return [colour_of(this.curve) for this in figure.curve_fits]
+        return [colour_of(this.curve.place) for this in figure.curve_fits]
     return [COLOURS[i % len(COLOURS)] for i in range(len(figure.curve_fits))]
 
 
-def _draw(figure: StudyFigure, colour_of: Callable[[Curve], str] | None = None) -> Figure:
+def _draw(figure: StudyFigure, colour_of: Callable[[Place], str] | None = None) -> Figure:
     members, colours = figure.curve_fits, _colours(figure, colour_of)
     with matplotlib.rc_context(STYLE):
         page = Figure(figsize=(6.4, 5.0), layout="constrained")
@@ -139,7 +131,7 @@ def _draw(figure: StudyFigure, colour_of: Callable[[Curve], str] | None = None) 
         metric = members[0].curve.metric
         axes.set_ylim(*_value_range(min(limits), max(limits), resolution_of(metric)))
         axes.set_xlabel(_x_label(members[0]))
-        axes.set_ylabel(UNITS.get(metric, f"test {metric}"), fontsize=10)
+        axes.set_ylabel(metric_of(metric).axis, fontsize=10)
         axes.set_title(_title(figure), fontsize=11, loc="left")
         _legend(page, figure, colours)
     return page
@@ -168,7 +160,7 @@ def _x_label(this: CurveFit) -> str:
 
 
 def _title(figure: StudyFigure) -> str:
-    key = figure.curve_fits[0].curve.key
+    key = figure.curve_fits[0].curve.place.key
     if "task" not in key or "finetune_examples" not in key:
         return (
             ""
@@ -186,7 +178,7 @@ def _title(figure: StudyFigure) -> str:
 
 
 def _label(this: CurveFit, by: str) -> str:
-    value = this.curve.key[by]
+    value = this.curve.place.key[by]
     return f"pool of {value:,}" if by == "finetune_examples" else str(value)
 
 
@@ -268,7 +260,7 @@ def _numbers(figure: StudyFigure) -> Iterator[Sequence]:
     members = figure.curve_fits
     yield [figure.by or "curve", "kind", members[0].curve.x_name, "value", "low", "high"]
     for this in members:
-        name = this.curve.key[figure.by] if figure.by else this.curve.metric
+        name = this.curve.place.key[figure.by] if figure.by else this.curve.metric
         fitted = this.fitted_sizes
         for p in this.curve.points:
             kind = (

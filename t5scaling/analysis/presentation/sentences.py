@@ -1,51 +1,37 @@
-"""What the fits say and do not say, in plain words."""
+"""What a curve and its law say, and do not say, in sentences."""
 
 import math
-from collections.abc import Sequence
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.fit import Fit
-from t5scaling.analysis.fitting.intervals import LEVEL
-from t5scaling.analysis.metrics import metric_name
+from t5scaling.analysis.fitting.significance import LEVEL
+from t5scaling.analysis.metrics import metric_name, metric_of
 from t5scaling.analysis.results.curves import size_name
-from t5scaling.analysis.results.harvest import RunRecord
-from t5scaling.analysis.results.pools import pools
 from t5scaling.analysis.wording import interval, listed, number, size
 
 UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coefficient open
 INTERVAL = f"{LEVEL:.0%} interval"
-SMOKE_TOKENS = 100_000_000
-SMOKE_PARAMETERS = 50_000_000
-
-VERDICTS = {
-    "predictable": "improves with pretraining, and the law comes close to what it was not shown",
-    "inverse": "gets worse with more pretraining",
-    "nonmonotonic": "improves and worsens again, beyond noise",
-    "noisy": "improves, but the points scatter too much to trust a law",
-    "trendless": "does not change beyond noise; no law should be read into it",
-    "breakthrough": "improves almost all at once at one size",
-    "unpredicted": "improves clearly, but not as the law says",
-}
 
 
 def about_curve(this: CurveFit) -> list[str]:
     """The sentences on one curve, most important first."""
-    curve, fit, word = this.curve, this.fit, this.verdict.word
+    curve, fit, verdict = this.curve, this.fit, this.verdict
     name = metric_name(curve.metric)
     said = [_course(this)]
-    if word:
-        said.append(f"Verdict: {word}. It {VERDICTS[word]} ({this.verdict.reason}).")
+    if verdict.shape:
+        said.append(f"Verdict: {verdict.word}. It {verdict.shape.meaning} ({verdict.reason}).")
     else:
-        said.append(f"No verdict: {this.verdict.reason}.")
+        said.append(f"No verdict: {verdict.reason}.")
     if fit is None:
         said.append(f"No law was fitted: {this.note}.")
         return said
-    if word == "trendless":
+    if verdict.shape is Shape.TRENDLESS:
         said.append("A law was fitted all the same (see Laws); its coefficients describe noise.")
         return said
     if fit.held_out:
         last = fit.held_out_sizes[-1]
-        change = abs(this.verdict.change)
+        change = abs(verdict.change)
         part = f", {abs(last.error) / change:.0%} of the whole change" if change else ""
         said.append(
             f"The {this.law.title}, fitted to the {len(this.fitted_sizes)} smallest sizes, "
@@ -65,49 +51,12 @@ def about_curve(this: CurveFit) -> list[str]:
                 "interval: the curve bends in a way that the law does not follow."
             )
     if not fit.converged:
-        said.append("The fit did not converge: take its coefficients for nothing.")
+        said.append("The fit did not converge, so its coefficients mean nothing.")
     said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
     said += sentences_of_coefficients(this)
     if "D0" in fit.coefficients:
         d0 = fit.coefficients["D0"][0]
         said.append(f"The law predicts a {name} of 0 below D0 = {_size_or_zero(d0)}.")
-    return said
-
-
-def about_study(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list[str]:
-    """Why these numbers should not be trusted further than they reach."""
-    said = []
-    points = [point for this in curve_fits for point in this.curve.points]
-    parameters = max(int(this.curve.facts["parameters"]) for this in curve_fits)
-    tokens = max(point.x for point in points)
-    if tokens < SMOKE_TOKENS or parameters < SMOKE_PARAMETERS:
-        said.append(
-            f"This is a smoke-sized study: {parameters:,} parameters and at most {size(tokens)} "
-            "text tokens of pretraining, where the paper has 770 million and 3 billion parameters "
-            "and up to a million steps of 131,072 token positions. It shows that the whole path "
-            "works and what its curves look like at this size. It says nothing about full size."
-        )
-    if len({point.seed for point in points}) < 2:
-        said.append(
-            "One seed: how much the results vary from run to run was not measured. The noise in "
-            "this report is estimated from how far points stray from their neighbours."
-        )
-    sizes = min(len({point.x for point in this.curve.points}) for this in curve_fits)
-    if sizes <= 5:
-        said.append(
-            f"{sizes} pretraining sizes are few for laws with three coefficients: single "
-            "coefficients have very wide intervals."
-        )
-    runs_used = {point.run: point.at_edge for point in points}
-    if any(runs_used.values()):
-        said.append(
-            f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is "
-            "the smallest or largest tried there: they may be under-tuned, which bends laws."
-        )
-    said += [pool.sentence for pool in pools(runs) if pool.sentence]
-    scores = [this for this in curve_fits if this.curve.metric.startswith("bleu")]
-    if scores and max(p.value for this in scores for p in this.curve.points) < 1:
-        said.append("BLEU stays below 1: at this size the model does not translate.")
     return said
 
 
@@ -119,7 +68,8 @@ def _course(this: CurveFit) -> str:
         values = [p.value for p in curve.points if p.x == x]
         ends.append((size(x), number(sum(values) / len(values))))
     (low_x, first), (high_x, last) = ends
-    unit = " nats per target token" if curve.metric == "cross_entropy" else ""
+    unit = metric_of(curve.metric).unit
+    unit = f" {unit}" if unit else ""
     sentence = (
         f"{metric_name(curve.metric)} goes from {first} at D_p = {low_x} to {last}{unit} at "
         f"{high_x}"
@@ -163,22 +113,19 @@ def sentences_of_coefficients(this: CurveFit) -> list[str]:
     at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)
     rest = [name for name in fit.law.identified if name not in open_ones]
     known = f"{', '.join(rest)}, and " if rest else ""
-    told = f"the value at {size_name(this.curve)} = {at}, {number(value[1][0])} "
-    told += f"({interval(*value[1][1:])}), and "
-    told += ", ".join(
+    sure = f"the value at {size_name(this.curve)} = {at}, {number(value[1][0])} "
+    sure += f"({interval(*value[1][1:])}), and "
+    sure += ", ".join(
         f"the {name} of its log there, {number(v)} ({interval(low, high)})"
         for name, (v, low, high) in slopes
     )
     return [
-        f"These points do not pin down {listed(open_ones)} one by one. What they do tell: {known}"
-        f"{told}. Use the curve where it was measured, not those numbers."
+        f"These points do not determine {listed(open_ones)} one by one. They do determine {known}"
+        f"{sure}. Use the curve where it was measured, not those numbers."
     ]
 
 
 def place_of(this: CurveFit) -> str:
     """Where a study's curve was measured, in words."""
-    key = this.curve.key
-    return (
-        f"{key['task']}, pool of {key['finetune_examples']:,} examples, pretrained on "
-        f"{key['pretrain_data']}"
-    )
+    place = this.curve.place
+    return f"{place.task}, pool of {place.pool:,} examples, pretrained on {place.data}"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from t5scaling import storage
-from t5scaling.analysis.results.curves import Curve
+from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.results.roles import (
     BALANCED,
     MIXED,
@@ -64,10 +64,10 @@ STYLE = {
 LONGEST_STEM = 150  # characters; file systems take names of 255 bytes
 
 
-def role_colour(roles: Roles, curve: Curve) -> str:
-    """The colour of a curve's pretraining data."""
-    family = ROLE_COLOURS[roles.kind(curve)]
-    return family[roles.rank(curve) % len(family)]
+def role_colour(roles: Roles, place: Place) -> str:
+    """The colour of a place's pretraining data."""
+    family = ROLE_COLOURS[roles.kind(place)]
+    return family[roles.rank(place) % len(family)]
 
 
 def size_axis(axes, sizes: Sequence[float]) -> None:

@@ -35,7 +35,7 @@ def console(file: IO[str] | None = None, width: int | None = None) -> Console:
 def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
     """One curve: law, coefficients with intervals, held-out points, verdict."""
     name = metric_name(this.curve.metric)
-    label = " · ".join([name, *map(str, this.curve.key.values())])
+    label = " · ".join(filter(None, [name, this.curve.place.label]))
     screen.print(Text(label, style="bold"))
     xs = (this.curve.x_name, *([this.curve.x2_name] if this.curve.x2_name else []))
     means = ", ".join(f"{size} = {x}" for size, x in zip(this.law.sizes, xs, strict=False))
@@ -75,7 +75,7 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
             )
         else:
             screen.print("nothing held out: the law is not checked")
-    word = this.verdict.word or "no verdict"
+    word = this.verdict.word
     screen.print(Text.assemble("verdict: ", (word, "bold"), f": {this.verdict.reason}\n"))
 
 
@@ -140,7 +140,7 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
                 this.curve.metric,
                 this.law.title,
                 coefficients(this) if this.fit else "not fitted",
-                this.verdict.word or "–",
+                this.verdict.shape or "–",
                 error,
             )
         screen.print(table)

@@ -29,6 +29,7 @@ import numpy as np
 from t5scaling import storage
 from t5scaling.analysis.metrics import PARTS
 from t5scaling.analysis.results.harvest import COLUMNS
+from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
 
 _INTEGERS = frozenset(
@@ -62,9 +63,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """key: what sets the curve apart from others. facts: what else is known of it."""
+    """place: what sets the curve apart from others of its metric. facts: what else is known."""
 
-    key: Mapping[str, Any]
+    place: Place
     metric: str
     x_name: str
     points: tuple[Point, ...]
@@ -82,7 +83,7 @@ class Curve:
 
     @property
     def label(self) -> str:
-        return " · ".join(str(value) for value in self.key.values()) or self.metric
+        return self.place.label or self.metric
 
     @property
     def baseline_value(self) -> float | None:
@@ -101,6 +102,11 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     text = storage.read_text(path)
     if text is None:
         raise UserError(f"{path}: no such file")
+    return parse_results(text, path)
+
+
+def parse_results(text: str, path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The same of a text; `path`: the file that errors name."""
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows: list[dict[str, Any]] = []
     seen: dict[tuple, tuple[int, dict]] = {}
@@ -173,12 +179,7 @@ def curves_of(
                 first = on_curve[0]
                 curves.append(
                     Curve(
-                        key={
-                            "model": model,
-                            "pretrain_data": data,
-                            "task": task,
-                            "finetune_examples": examples,
-                        },
+                        place=Place(model, data, task, examples),
                         metric=metric,
                         x_name="pretrain_tokens",
                         points=tuple(_point(row, tried) for row in on_curve),
@@ -206,13 +207,12 @@ def _with_seed_noise(curves: Sequence[Curve]) -> list[Curve]:
     places: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def group(curve: Curve) -> tuple:
-        key = curve.key
-        return key["model"], key["task"], key["finetune_examples"], curve.metric
+        return curve.place.beside_data, curve.metric
 
     for curve in curves:
         here = places[group(curve)]
         for p in curve.points:
-            here[curve.key["pretrain_data"], p.x].append(p.value)
+            here[curve.place.data, p.x].append(p.value)
         here["", 0] = [p.value for p in curve.baseline]  # the same for all data
     found = []
     for curve in curves:

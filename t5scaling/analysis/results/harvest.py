@@ -178,6 +178,18 @@ def state_of(study_dir: str | os.PathLike) -> str:
 def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     """Writes `<study_dir>/results.csv`, whose path it returns, and runs.jsonl.
 
+    Raises UserError as `tabulate`.
+    """
+    folder = storage.path(study_dir)
+    table, log = tabulate(folder)
+    storage.write(folder / LOG, log)
+    storage.write(folder / RESULTS, table)
+    return folder / RESULTS
+
+
+def tabulate(study_dir: str | os.PathLike) -> tuple[str, str]:
+    """(text of results.csv, text of runs.jsonl) from the run directories; writes nothing.
+
     Raises UserError if no finetuning run has finished, or what a finished run left is damaged or
     gone: a table of the others would look whole.
     """
@@ -201,9 +213,16 @@ def harvest(study_dir: str | os.PathLike) -> storage.AnyPath:
     table.writerow(COLUMNS)
     table.writerows([_cell(row[column]) for column in COLUMNS] for row in rows)
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in log)
-    storage.write(folder / LOG, lines)
-    storage.write(folder / RESULTS, text.getvalue())
-    return folder / RESULTS
+    return text.getvalue(), lines
+
+
+def runs_of(address: str | os.PathLike) -> list[RunRecord]:
+    """The runs of a study: of their directories, where those are there, else of its runs.jsonl;
+    [] for what is no study's directory. Writes nothing."""
+    folder = storage.path(address)
+    if storage.exists(folder / "runs"):
+        return [run for _, run in read_directories(folder)]
+    return read_runs(folder) if storage.exists(folder / LOG) else []
 
 
 def finished_finetunings(

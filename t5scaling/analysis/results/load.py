@@ -1,4 +1,4 @@
-"""From what a user has to curves.
+"""From what a user has to curves. Nothing is written: a study's directory stays as it is.
 
 - A table: CSV, TSV or parquet, one row per measurement, with columns for x and y.
 - A study of ours: its directory, or its results.csv; the curves are those of its report.
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from t5scaling import storage
-from t5scaling.analysis.results.curves import Curve, Point, curves_of, read_results
-from t5scaling.analysis.results.harvest import COLUMNS, RESULTS, results_of
+from t5scaling.analysis.results.curves import Curve, Point, curves_of, parse_results, read_results
+from t5scaling.analysis.results.harvest import COLUMNS, RESULTS, tabulate
+from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError, first_line, nearest
 
 UNIT_GAP = 1e4  # between neighbouring sizes; more looks like two units
@@ -60,7 +61,7 @@ def load_curves(path: str | os.PathLike, columns: Columns = EVERYTHING) -> list[
         return _of_directory(path, columns)
     header, rows = _read(path)
     if tuple(header) == COLUMNS and not columns.x and columns.y in (None, "value"):
-        return _of_study(path)
+        return _of_study(path, read_results(path))
     return _of_table(path, header, rows, columns)
 
 
@@ -73,9 +74,10 @@ def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
             "runs only --y is chosen, a metric"
         )
     if (path / "runs").is_dir():
-        curves = _of_study(results_of(path))
+        table, _ = tabulate(path)  # what is on disk may be older than the runs
+        curves = _of_study(path / RESULTS, parse_results(table, path / RESULTS))
     elif (path / RESULTS).exists():
-        curves = _of_study(path / RESULTS)
+        curves = _of_study(path / RESULTS, read_results(path / RESULTS))
     elif t5x_runs.is_t5x_directory(path):
         curves = _of_t5x(path, t5x_runs.read_t5x_runs(path))
     else:
@@ -92,8 +94,8 @@ def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
     return wanted
 
 
-def _of_study(results: storage.AnyPath) -> list[Curve]:
-    curves = curves_of(read_results(results))
+def _of_study(results: storage.AnyPath, rows: Sequence[dict[str, Any]]) -> list[Curve]:
+    curves = curves_of(rows)
     if not curves:
         raise UserError(f"{results}: no result on the test split with pretrain_tokens > 0")
     return curves
@@ -123,7 +125,8 @@ def _of_t5x(path: storage.AnyPath, rows: Sequence[dict[str, Any]]) -> list[Curve
     names = ("pretrain_run" if pretrained else "run", "task", "source")
     curves = [
         Curve(
-            key={n: v for n, v in zip(names, key[:3], strict=True) if v}, metric=key[3],
+            place=Place(columns=tuple((n, v) for n, v in zip(names, key, strict=False) if v)),
+            metric=key[3],
             x_name=x_name, points=tuple(points), baseline=tuple(baselines.get(key[1:], ())),
         )
         for key, points in groups.items()
@@ -236,8 +239,8 @@ def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Cur
         raise UserError(f"{path}: no rows with {xs[0]} > 0 under the header")
     curves = [
         Curve(
-            key=dict(zip(columns.group, key, strict=True)), metric=y, x_name=xs[0],
-            x2_name=xs[1] if len(xs) == 2 else None, points=tuple(members),
+            place=Place(columns=tuple(zip(columns.group, key, strict=True))), metric=y,
+            x_name=xs[0], x2_name=xs[1] if len(xs) == 2 else None, points=tuple(members),
             baseline=tuple(baselines.get(key, ())),
         )
         for key, members in points.items()

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.harvest import RunRecord
+from t5scaling.analysis.results.places import Place
 
 BALANCED, MIXED, TARGET, SOURCE, UNRELATED, OTHER = (
     "balanced", "mixed", "target only", "source only", "unrelated", "other",
@@ -40,27 +40,28 @@ class Roles:
     pairs: Mapping[str, str]
     of: Mapping[tuple[str, str], Role]
 
-    def pair(self, curve: Curve) -> str:
-        task = curve.key["task"]
-        return self.pairs.get(task, task)
+    def pair(self, place: Place) -> str:
+        """The language pair of a place's task, or the task's own name."""
+        return self.pairs.get(place.task, place.task)
 
-    def role(self, curve: Curve) -> Role:
-        data = curve.key["pretrain_data"]
-        return self.of.get((curve.key["task"], data), Role(OTHER, data))
+    def role(self, place: Place) -> Role:
+        """What the data of a place are to its task."""
+        return self.of.get((place.task, place.data), Role(OTHER, place.data))
 
-    def kind(self, curve: Curve) -> str:
-        return self.role(curve).kind
+    def kind(self, place: Place) -> str:
+        return self.role(place).kind
 
-    def rank(self, curve: Curve) -> int:
+    def rank(self, place: Place) -> int:
         """Its place among the task's data of the same role: they share a family of colours."""
-        task, own = curve.key["task"], self.role(curve)
-        same = {(r.label, d) for (t, d), r in self.of.items() if t == task and r.kind == own.kind}
-        place = (own.label, curve.key["pretrain_data"])
-        return sorted(same).index(place) if place in same else 0
+        own = self.role(place)
+        here = {data: role for (task, data), role in self.of.items() if task == place.task}
+        same = {(role.label, data) for data, role in here.items() if role.kind == own.kind}
+        label = (own.label, place.data)
+        return sorted(same).index(label) if label in same else 0
 
-    def words(self, curve: Curve) -> str:
+    def words(self, place: Place) -> str:
         """ "balanced (en+de)"; the name of the data where their role is not known."""
-        role = self.role(curve)
+        role = self.role(place)
         if role.kind == OTHER:
             return role.label
         return f"{role.kind} ({role.label})"

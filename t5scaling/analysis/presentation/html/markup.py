@@ -49,5 +49,5 @@ def folded(summary: str, html: str) -> str:
 
 def word(this: CurveFit) -> str:
     """A curve's verdict as a badge."""
-    said = this.verdict.word or "no verdict"
+    said = this.verdict.word
     return f'<span class="word {escape(said.replace(" ", "-"))}">{escape(said)}</span>'

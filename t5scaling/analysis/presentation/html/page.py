@@ -2,7 +2,7 @@
 
 The first screen asks the question, shows the main figure and answers in three sentences; then come
 the paper's claims, what to pay for, figures, results, laws, and what was run and how to read it.
-Its rooms: `panels`, `answers`, `page_claims`, `page_advice`, `page_results`, `page_study`.
+The other files here make its parts.
 """
 
 import base64
@@ -11,13 +11,9 @@ from html import escape
 from typing import Any
 
 import t5scaling
-from t5scaling.analysis.conclusions.advice import Advice
-from t5scaling.analysis.conclusions.claims import judge_claims
-from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.conclusions.evidence import Evidence
-from t5scaling.analysis.conclusions.selection import Selection
+from t5scaling.analysis.conclusions.findings import Findings
 from t5scaling.analysis.metrics import metric_name
-from t5scaling.analysis.presentation import answers, sentences
+from t5scaling.analysis.presentation import answers
 from t5scaling.analysis.presentation.figures import StudyFigure
 from t5scaling.analysis.presentation.html import advice as page_advice
 from t5scaling.analysis.presentation.html import claims as page_claims
@@ -31,21 +27,19 @@ from t5scaling.analysis.wording import hours, listed, short_size
 
 
 def build(
+    findings: Findings,
     runs: Sequence[RunRecord],
     rows: Sequence[Mapping[str, Any]],
-    curve_fits: Sequence[CurveFit],
-    selection: Selection,
     figures: Sequence[StudyFigure],
-    advice: Advice | None,
     absent: str = "",
 ) -> str:
     """The page as text. absent: a sentence on runs of the study that are not in the results."""
-    study = str(curve_fits[0].curve.facts["study"])
-    said = [*([absent] if absent else []), *sentences.about_study(runs, curve_fits)]
+    curve_fits = findings.curve_fits
+    said = [*([absent] if absent else []), *findings.limits]
     limits = "".join(f"<p>{escape(s)}</p>" for s in said)
     sections = [
-        ("claims", "The paper's claims", _claims(runs, rows, curve_fits)),
-        ("pay", "What to pay for", page_advice.section(selection, advice)),
+        ("claims", "The paper's claims", page_claims.section(findings.claims, findings.absent)),
+        ("pay", "What to pay for", page_advice.section(findings.selection, findings.advice)),
         ("figures", "Figures", _figures(figures)),
         (
             "results",
@@ -72,24 +66,20 @@ def build(
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study)}: what pretraining buys</title>\n<style>{CSS}</style>\n</head>\n"
-        f"<body>\n<header>{_first_screen(study, runs, curve_fits, selection, advice)}\n"
+        f"<title>{escape(findings.study)}: what pretraining buys</title>\n"
+        f"<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<header>{_first_screen(findings, runs)}\n"
         f'<nav aria-label="contents">{nav}</nav></header>\n<main>\n{body}\n</main>\n'
         f'<footer class="quiet">Made by t5scaling {version} from results.csv and runs.jsonl.'
         "</footer>\n</body>\n</html>\n"
     )
 
 
-def _first_screen(
-    study: str,
-    runs: Sequence[RunRecord],
-    curve_fits: Sequence[CurveFit],
-    selection: Selection,
-    advice: Advice | None,
-) -> str:
+def _first_screen(findings: Findings, runs: Sequence[RunRecord]) -> str:
+    selection = findings.selection
     answered = "".join(
         f"<div><h2>{escape(asked)}</h2><p>{escape(answer)}</p></div>"
-        for asked, answer in answers.answers(selection, advice)
+        for asked, answer in answers.answers(findings.headline, selection.roles)
     )
     others = "".join(
         folded(f"The same in the {pools}", html) for pools, html in panels.other_pools(selection)
@@ -99,7 +89,7 @@ def _first_screen(
     what = "in translation" if translates else "downstream"
     return (
         f"<h1>How much does more pretraining data buy {what}, and which data?</h1>\n"
-        f'<p class="lead">{_one_line(study, runs, curve_fits, selection)}</p>\n'
+        f'<p class="lead">{_one_line(findings, runs)}</p>\n'
         f"{panels.main_figure(selection)}"
         f'<p class="quiet fine">Test set, finetuning {pools}; nats per target token; across: D_p, '
         "text tokens of pretraining.</p>"
@@ -107,24 +97,20 @@ def _first_screen(
     )
 
 
-def _one_line(study, runs, curve_fits, selection: Selection) -> str:
+def _one_line(findings: Findings, runs: Sequence[RunRecord]) -> str:
     """The study and its size, as HTML; a phone shows the first half."""
+    curve_fits, selection = findings.curve_fits, findings.selection
     parameters = sorted({int(this.curve.facts["parameters"]) for this in curve_fits})
-    data = {this.curve.key["pretrain_data"] for this in curve_fits}
+    data = {this.curve.place.data for this in curve_fits}
     largest = max(p.x for this in curve_fits for p in this.curve.points)
     pairs = listed([selection.roles.pairs.get(task, task) for task in selection.tasks])
     done = sum(run.done for run in runs)
     spent = sum(run.device_seconds for run in runs)
     sets = f"{len(data)} pretraining data sets" if len(data) > 1 else "one pretraining data set"
     model = listed([short_size(n) for n in parameters])
-    first = f"Study “{study}”: T5 of {model} parameters, {pairs}, {sets} of up to "
+    first = f"Study “{findings.study}”: T5 of {model} parameters, {pairs}, {sets} of up to "
     more = f", {done} runs" + (f", {hours(spent)} of device time" if spent else "")
     return f'{escape(first)}{short_size(largest)} tokens<span class="more">{escape(more)}</span>.'
-
-
-def _claims(runs, rows, curve_fits: Sequence[CurveFit]) -> str:
-    found, absent = judge_claims(Evidence(curve_fits, runs, rows))
-    return page_claims.section(found, absent)
 
 
 def _figures(figures: Sequence[StudyFigure]) -> str:

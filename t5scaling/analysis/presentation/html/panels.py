@@ -12,9 +12,8 @@ from html import escape
 import numpy as np
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.conclusions.evidence import means
+from t5scaling.analysis.conclusions.representatives import means
 from t5scaling.analysis.conclusions.selection import Selection
-from t5scaling.analysis.conclusions.valuation import SHAPELESS
 from t5scaling.analysis.metrics import BLEU, CHRF, LOSS, metric_name, resolution_of
 from t5scaling.analysis.presentation.style import TEXT_COLOURS, role_colour
 from t5scaling.analysis.results.roles import OTHER, ROLES
@@ -59,9 +58,9 @@ def _key(selection: Selection) -> str:
     shown: dict[str, str] = {}
     for task in selection.tasks:
         for this in selection.of(task, LOSS) + selection.of(task, selection.score(task)):
-            kind = selection.roles.kind(this.curve)
+            kind = selection.roles.kind(this.curve.place)
             if kind != OTHER:
-                shown.setdefault(kind, role_colour(selection.roles, this.curve))
+                shown.setdefault(kind, role_colour(selection.roles, this.curve.place))
     items = [
         f'<span style="color:{TEXT_COLOURS.get(shown[kind], shown[kind])}"><i style="background:'
         f'{shown[kind]}"></i>{escape(kind)}</span>'
@@ -80,7 +79,7 @@ def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> str:
     if not curves:
         return ""
     metric = curves[0].curve.metric
-    courses = {i: means(this) for i, this in enumerate(curves)}
+    courses = {i: means(this.curve) for i, this in enumerate(curves)}
     base = next((this.curve.baseline_value for this in curves if this.curve.baseline), None)
     sizes = [x for course in courses.values() for x in course if x]
     shown = [v for course in courses.values() for x, v in course.items() if x]
@@ -97,17 +96,18 @@ def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> str:
         labels.append((y, "none", BASELINE))
     lines, points = [], []
     for i, this in enumerate(curves):
-        colour, course = role_colour(selection.roles, this.curve), courses[i]
+        colour, course = role_colour(selection.roles, this.curve.place), courses[i]
         course = {x: v for x, v in course.items() if x}
         lines.append(_polyline([(axis.x(x), axis.y(v)) for x, v in course.items()], colour))
         lines.append(_law(this, axis, colour))
         points += [_point(selection, this, x, v, axis, colour) for x, v in course.items()]
         last = list(course.values())[-1]
-        name = selection.roles.role(this.curve).label
+        name = selection.roles.role(this.curve.place).label
         labels.append((axis.y(last), name, TEXT_COLOURS.get(colour, colour)))
         courses_said.append(
-            f"{selection.roles.words(this.curve)} from {number(next(iter(course.values())))} at "
-            f"{size(min(course))} to {number(last)} at {size(max(course))}"
+            f"{selection.roles.words(this.curve.place)} from "
+            f"{number(next(iter(course.values())))} at {size(min(course))} to {number(last)} at "
+            f"{size(max(course))}"
         )
     title, metric_words = selection.roles.pairs.get(task, task), WORDS.get(metric)
     metric_words = metric_words or metric_name(metric)
@@ -187,7 +187,7 @@ def _polyline(places: Sequence[tuple[float, float]], colour: str, dash: str = ""
 
 def _law(this: CurveFit, axis: _Axis, colour: str) -> str:
     """What the law said of the sizes that it was not shown; no line where none should be read."""
-    if not this.fit or not this.fit.held_out or this.verdict.word in SHAPELESS:
+    if not this.fit or not this.fit.held_out or this.verdict.has_no_law:
         return ""
     x = np.geomspace(this.fit.x.max(), max(p.x for p in this.fit.held_out), 9)
     values = this.fit.predict(x)
@@ -202,7 +202,7 @@ def _law(this: CurveFit, axis: _Axis, colour: str) -> str:
 def _point(selection: Selection, this: CurveFit, x, value, axis: _Axis, colour: str) -> str:
     held_out = bool(this.fitted_sizes) and x not in this.fitted_sizes
     seeds = [p.value for p in this.curve.points if p.x == x]
-    said = f"{selection.roles.words(this.curve)}, D_p = {size(x)}: {number(value)}"
+    said = f"{selection.roles.words(this.curve.place)}, D_p = {size(x)}: {number(value)}"
     if len(seeds) > 1:
         said += f" ({len(seeds)} seeds: {', '.join(number(v) for v in seeds)})"
     said += ", held out from the law" if held_out else ""

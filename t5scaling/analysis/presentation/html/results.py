@@ -51,7 +51,7 @@ def results(curve_fits: Sequence[CurveFit]) -> str:
         alignment = curves[0].facts.get("alignment")
         score = f", alignment score {alignment:g}" if alignment is not None else ""
         shown = table(head, rows, numbers=range(1, len(curves) + 1), marks=marks)
-        by_task.setdefault(curves[0].key["task"], []).append(
+        by_task.setdefault(curves[0].place.task, []).append(
             f"<h3>{escape(place)}{score}</h3>{shown}"
         )
     note = "Shaded: held out from the fits. Means over seeds."
@@ -88,7 +88,7 @@ def laws(curve_fits: Sequence[CurveFit]) -> str:
     by_task: dict[str, list[str]] = {}
     for this in curve_fits:
         head = f"{escape(metric_name(this.curve.metric))}: {escape(place_of(this))} {word(this)}"
-        by_task.setdefault(this.curve.key["task"], []).append(
+        by_task.setdefault(this.curve.place.task, []).append(
             f"<details><summary>{head}</summary>{_law(this)}</details>"
         )
     return "".join(

@@ -5,9 +5,9 @@ from html import escape
 from typing import Any
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.conclusions.verdict import BREAKTHROUGH_SHARE, LAW_TOLERANCE, NOISY_SHARE
+from t5scaling.analysis.conclusions.shapes import BREAKTHROUGH_SHARE, LAW_TOLERANCE, NOISY_SHARE
 from t5scaling.analysis.fitting.fit import FITTED_SIZES
-from t5scaling.analysis.fitting.intervals import LEVEL
+from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.html.markup import bullets, table
 from t5scaling.analysis.results.harvest import RunRecord

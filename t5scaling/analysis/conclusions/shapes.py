@@ -1,4 +1,4 @@
-"""One word for the shape of a curve, decided against the noise of its points.
+"""The shape of a curve in one word, decided against the noise of its points.
 
 The words are those of Lourie et al. (2025): predictable, inverse, nonmonotonic, noisy, trendless,
 breakthrough; and one of ours, unpredicted, for a clear trend that the law gets wrong. The paper
@@ -28,32 +28,96 @@ noisy; breakthrough; unpredicted; predictable.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
 from t5scaling.analysis.fitting.fit import Fit, noise_between_neighbours
+from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 
 NOISY_SHARE = 0.25
 BREAKTHROUGH_SHARE = 0.75
 LAW_TOLERANCE = 0.25
-SIGNIFICANCE = 0.05
 REPLICATES = 4000
+
+
+class Shape(StrEnum):
+    """What a curve does as the size grows."""
+
+    PREDICTABLE = "predictable"
+    UNPREDICTED = "unpredicted"
+    BREAKTHROUGH = "breakthrough"
+    NOISY = "noisy"
+    TRENDLESS = "trendless"
+    NONMONOTONIC = "nonmonotonic"
+    INVERSE = "inverse"
+
+    @property
+    def improves(self) -> bool:
+        """It gets better, beyond noise."""
+        return self in (Shape.PREDICTABLE, Shape.UNPREDICTED, Shape.BREAKTHROUGH)
+
+    @property
+    def breaks(self) -> bool:
+        """It gets worse, at some sizes or at all."""
+        return self in (Shape.NONMONOTONIC, Shape.INVERSE)
+
+    @property
+    def has_no_law(self) -> bool:
+        """It does not improve: no law is for such a curve."""
+        return self.breaks or self is Shape.TRENDLESS
+
+    @property
+    def meaning(self) -> str:
+        """What the curve does, as the rest of a sentence that begins with it."""
+        return {
+            Shape.PREDICTABLE: "improves with pretraining, and the law comes close to what it was "
+            "not shown",
+            Shape.INVERSE: "gets worse with more pretraining",
+            Shape.NONMONOTONIC: "improves and worsens again, beyond noise",
+            Shape.NOISY: "improves, but the points scatter too much to trust a law",
+            Shape.TRENDLESS: "does not change beyond noise; no law should be read into it",
+            Shape.BREAKTHROUGH: "improves almost all at once at one size",
+            Shape.UNPREDICTED: "improves clearly, but not as the law says",
+        }[self]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """word: None if the curve has too few sizes for any. reason: a sentence with the numbers.
+    """shape: None if the curve has too few sizes for any. reason: a sentence with the numbers.
 
     change: from the smallest to the largest size, in the metric's unit (mean over seeds).
     noise: standard deviation of one point, in the metric's unit, 0 if nothing tells it; known with
     noise_df degrees of freedom, 0 if those were not counted.
     """
 
-    word: str | None
+    shape: Shape | None
     reason: str
     change: float
     noise: float
     noise_df: int = 0
+
+    @property
+    def improves(self) -> bool:
+        return self.shape is not None and self.shape.improves
+
+    @property
+    def breaks(self) -> bool:
+        return self.shape is not None and self.shape.breaks
+
+    @property
+    def has_no_law(self) -> bool:
+        """False also where the sizes are too few for a shape."""
+        return self.shape is not None and self.shape.has_no_law
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it says that the curve gets better, or that it does not."""
+        return self.improves or self.has_no_law
+
+    @property
+    def word(self) -> str:
+        return self.shape or "no verdict"
 
 
 def judge(
@@ -75,8 +139,8 @@ def judge(
     change = float(means[-1] - means[0])
     sigma, df = _noise(sizes, means, y - means[where], counts, seed_noise)
 
-    def verdict(word: str | None, reason: str) -> Verdict:
-        return Verdict(word, reason, change, sigma, df)
+    def verdict(shape: Shape | None, reason: str) -> Verdict:
+        return Verdict(shape, reason, change, sigma, df)
 
     if len(sizes) < 3:
         return verdict(None, f"{len(sizes)} sizes are too few to tell a shape")
@@ -84,7 +148,7 @@ def judge(
     spread = float(np.ptp(means))
     if spread < resolution:
         return verdict(
-            "trendless",
+            Shape.TRENDLESS,
             f"all values lie within {spread:.3g}, below the {resolution:g} that we take as the "
             "smallest difference with a meaning",
         )
@@ -95,7 +159,7 @@ def judge(
     noise_words = f"noise of a point is about {sigma:.2g}"
     if better > threshold and worse > threshold:
         return verdict(
-            "nonmonotonic",
+            Shape.NONMONOTONIC,
             f"it improves by {better:.3g} and worsens by {worse:.3g}, both more than noise makes "
             f"({threshold:.3g}); {noise_words}",
         )
@@ -103,23 +167,23 @@ def judge(
     worsens = worse > threshold or trend < -trend_threshold
     if not improves and not worsens:
         return verdict(
-            "trendless",
+            Shape.TRENDLESS,
             f"no change exceeds what noise alone makes between its points ({threshold:.3g}); "
             f"{noise_words}",
         )
     if worsens and not improves:
         return verdict(
-            "inverse",
+            Shape.INVERSE,
             f"it worsens by {worse:.3g} from best to worst with more pretraining; {noise_words}",
         )
     total = sign * change
     if total <= 0 or sigma > NOISY_SHARE * total:
-        return verdict("noisy", f"it changes by {change:+.3g} in all, but {noise_words}")
+        return verdict(Shape.NOISY, f"it changes by {change:+.3g} in all, but {noise_words}")
     steps = sign * np.diff(means)
     if len(sizes) >= 5 and steps.max() > BREAKTHROUGH_SHARE * total:
         at = np.exp(sizes[int(np.argmax(steps)) + 1])
         return verdict(
-            "breakthrough",
+            Shape.BREAKTHROUGH,
             f"{steps.max() / total:.0%} of the improvement comes in the one step to {at:,.0f}",
         )
     tolerance = max(LAW_TOLERANCE * total, 2 * sigma)
@@ -128,7 +192,7 @@ def judge(
         worst = max(missed, key=lambda p: abs(p.error))
         optimistic = (worst.error < 0) == lower_is_better
         return verdict(
-            "unpredicted",
+            Shape.UNPREDICTED,
             f"it improves by {total:.3g} over its noise, but the law misses the held-out point at "
             f"{worst.x:,.0f} by {worst.error:+.3g}, {abs(worst.error) / total:.0%} of that (too "
             f"{'optimistic' if optimistic else 'pessimistic'}); {noise_words}",
@@ -137,7 +201,7 @@ def judge(
     if fit and fit.held_out:
         largest = max(abs(p.relative_error) for p in fit.held_out_sizes)
         met = f"; the law meets the held-out values within {largest:.1%}"
-    return verdict("predictable", f"it improves by {total:.3g}; {noise_words}{met}")
+    return verdict(Shape.PREDICTABLE, f"it improves by {total:.3g}; {noise_words}{met}")
 
 
 def _noise(sizes, means, residuals, counts, seed_noise) -> tuple[float, int]:
