@@ -20,18 +20,21 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
         refuse_overrides(arguments.verb, overrides)
     match arguments.verb:
         case "fit":
-            from t5scaling.analysis import fit_table, load
+            from t5scaling.analysis import fit_table
+            from t5scaling.analysis.results import load
 
             names = "law protocol hold_out delta residual worse_counts interval as_json"
             table = load.named(arguments)
             fit_table.fit_table(arguments.file, table, **chosen(arguments, names))
         case "advise":
-            from t5scaling.analysis import advise, load
+            from t5scaling.analysis import advise
+            from t5scaling.analysis.results import load
 
             names = "at cost_per_unit cost_per_run budget as_json"
             advise.advise(arguments.file, load.named(arguments), **chosen(arguments, names))
         case "figures":
-            from t5scaling.analysis import draw, load
+            from t5scaling.analysis import draw
+            from t5scaling.analysis.results import load
 
             draw.draw(arguments.file, load.named(arguments), **chosen(arguments, "output at"))
         case "report":
@@ -117,7 +120,7 @@ def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> i
 def study(arguments: argparse.Namespace) -> int:
     """The runs and then the report on them; or what they would cost; or an end to their jobs."""
     from t5scaling import config
-    from t5scaling.analysis import harvest
+    from t5scaling.analysis.results import harvest
     from t5scaling.study import dry_run, runner
 
     if arguments.dry_run:

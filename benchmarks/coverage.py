@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
 
 SIZES, SEEDS = 1e8 * 2.0 ** np.arange(6), 3

@@ -18,9 +18,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from rich.console import Console
 from rich.table import Table
 
-from t5scaling.analysis.advise import CurveAdvice, advise_curves
-from t5scaling.analysis.curves import Curve
-from t5scaling.analysis.load import load_curves
+from t5scaling.analysis.conclusions.advice import CurveAdvice, advise_curves
+from t5scaling.analysis.conclusions.shapes import Shape
+from t5scaling.analysis.results.curves import Curve
+from t5scaling.analysis.results.harvest import runs_of
+from t5scaling.analysis.results.load import load_curves
 
 METRICS = ("cross_entropy", "bleu")
 HALF = 0.5 * 1.05  # D_p are whole batches: half of 4,000,047 is 2,000,989
@@ -38,7 +40,8 @@ class Foreseen:
 
     @property
     def predictable(self) -> bool:
-        return self.advice.curve_fit.verdict.word == "predictable" and bool(self.advice.forecast)
+        shape = self.advice.curve_fit.verdict.shape
+        return shape is Shape.PREDICTABLE and bool(self.advice.forecast)
 
     @property
     def inside(self) -> bool:
@@ -56,7 +59,7 @@ def foresee(path: str) -> list[Foreseen]:
         if curve.metric in METRICS and len({point.x for point in kept}) >= FEWEST:
             by_end.setdefault(end, []).append((curve, dataclasses.replace(curve, points=kept)))
     for end, pairs in by_end.items():
-        advice = advise_curves(path, [kept for _, kept in pairs], at=end)
+        advice = advise_curves([kept for _, kept in pairs], runs=runs_of(path), at=end)
         for (curve, _), one in zip(pairs, advice.curves if advice else (), strict=bool(advice)):
             values = [point.value for point in curve.points if point.x == end]
             found.append(Foreseen(curve, one, statistics.fmean(values)))
@@ -74,7 +77,7 @@ def main() -> None:
         if forecast:
             told = (f"{forecast.value:.4g}", f"{forecast.low:.4g} to {forecast.high:.4g}")
         table.add_row(
-            one.curve.metric, one.curve.label, one.advice.curve_fit.verdict.word or "none",
+            one.curve.metric, one.curve.label, one.advice.curve_fit.verdict.word,
             *told, f"{one.measured:.4g}",
             ("inside" if one.inside else "outside") if forecast else "",
         )  # fmt: skip

@@ -370,7 +370,7 @@ def _study(folder: Path) -> Path:
 
 def runs() -> Door:
     """Damaged files of a study's runs, read for its tables."""
-    from t5scaling.analysis import harvest
+    from t5scaling.analysis.results import harvest
 
     good = _study(Path(tempfile.mkdtemp(prefix="fuzz_study_")) / "study")
     harvest.harvest(good)
@@ -396,7 +396,8 @@ def runs() -> Door:
 
 def archives() -> Door:
     """Damaged archives of a study: unpacked as they were packed, or not at all."""
-    from t5scaling.analysis import archive, harvest
+    from t5scaling.analysis import archive
+    from t5scaling.analysis.results import harvest
 
     base = Path(tempfile.mkdtemp(prefix="fuzz_archive_"))
     study = _study(base / "study")

@@ -41,9 +41,9 @@ from importlib.metadata import version
 import numpy as np
 from train_step import note, spread, verdict
 
+from t5scaling.analysis.fitting.least_squares import huber
+from t5scaling.analysis.fitting.problem import Problem, best_theta
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.least_squares import huber
-from t5scaling.analysis.solve import Problem, best_theta
 
 SIZES, SEEDS, NOISE, DELTA = 6, 3, 0.01, 1e-3
 RATIO_TARGET, WORSE_TARGET = 20.0, 1e-9

@@ -18,10 +18,10 @@ import numpy as np
 from scipy.optimize import curve_fit
 from train_step import note, spread, verdict
 
-from t5scaling.analysis.law import Frame
+from t5scaling.analysis.fitting.least_squares import huber
+from t5scaling.analysis.fitting.problem import Problem, refit
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.least_squares import huber
-from t5scaling.analysis.solve import Problem, refit
+from t5scaling.analysis.laws.base import Frame
 
 SIZES, SEEDS, NOISE, STARTS, DELTA = 6, 3, 0.03, 30, 0.1
 SECONDS_TARGET, RATIO_TARGET = 30.0, 20.0

@@ -23,7 +23,9 @@ VERBS = {
     ),
     "eval": (
         "Measure one or all checkpoints of a run on one or more tasks: cross-entropy, the tasks' "
-        "metrics with intervals, predictions.",
+        "metrics with intervals, predictions. The results go to eval.jsonl and inference_eval/ in "
+        "the run's directory; the tables of a study do not take them in, because the points of a "
+        "curve must be measured alike, by what each run evaluates during its training.",
         "run.py eval --gin_file=gin/models/tiny.gin --gin_file=gin/runs/eval.gin "
         "--gin.MIXTURE_OR_TASK_NAME=techdoc_translate_en_de --gin.MODEL_DIR=runs/finetune",
     ),
@@ -162,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
             )
         elif verb == "figures":
             _add_table(sub)
-            sub.add_argument("--output", metavar="DIR", help="(default: figures beside the table)")
+            sub.add_argument("--output", metavar="DIR", help="(default: figures, here)")
             sub.add_argument("--at", type=float, help="size of the forecasts, as for advise")
         elif verb == "advise":
             _add_table(sub)

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5scaling.analysis import valuation
-from t5scaling.analysis.advise import advise, sentence_of_exchange, times
-from t5scaling.analysis.curve_fit import fit_one
-from t5scaling.analysis.curves import Curve, Point
-from t5scaling.analysis.diagnosis import relate
+from t5scaling.analysis.advise import advise
+from t5scaling.analysis.conclusions import exchange as exchanges
+from t5scaling.analysis.conclusions.curve_fit import fit_one
+from t5scaling.analysis.conclusions.decisions import Answer, worth_it
+from t5scaling.analysis.conclusions.diagnosis import relate
+from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.draw import draw
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.load import Columns
-from t5scaling.analysis.valuation import NO, OPEN, YES
+from t5scaling.analysis.presentation.advice import sentence_of_exchange, times
+from t5scaling.analysis.results.curves import Curve, Point
+from t5scaling.analysis.results.load import Columns
+from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
 
 X = 1e6 * 2.0 ** np.arange(8)
@@ -48,7 +51,8 @@ def table(tmp_path):
 def curve(metric, values, key=None, baseline=()):
     points = tuple(Point(x, float(v), seed=0) for x, v in zip(X, values, strict=True))
     base = tuple(Point(0.0, float(v)) for v in baseline)
-    return Curve(key=key or {}, metric=metric, x_name="D_p", points=points, baseline=base)
+    place = Place(columns=tuple((key or {}).items()))
+    return Curve(place, metric, x_name="D_p", points=points, baseline=base)
 
 
 def noisy(values, noise=0.003, seed=0):
@@ -57,10 +61,10 @@ def noisy(values, noise=0.003, seed=0):
 
 def test_each_data_set_gets_its_decisions(table):
     advice = advise(table, BY_DATA, at=5.12e8, screen=Console(file=io.StringIO()))
-    by_name = {one.curve_fit.curve.key["data"]: one for one in advice.curves}
+    by_name = {one.place.key["data"]: one for one in advice.curves}
     for name in ("both", "target", "source"):
         one = by_name[name]
-        assert (one.worth_it.answer, one.suffices.answer) == (YES, YES)
+        assert (one.worth_it.answer, one.suffices.answer) == (Answer.YES, Answer.YES)
         assert one.forecast.low < TRUTH[name](5.12e8) < one.forecast.high
         assert one.forecast.decades == pytest.approx(math.log10(4))
         # Where the planted law crosses 8, the score without pretraining.
@@ -69,8 +73,8 @@ def test_each_data_set_gets_its_decisions(table):
         assert one.break_even.low * 0.9 < crossing < one.break_even.high * 1.1
         assert one.next_runs and one.next_runs[-1].after < one.next_runs[0].before
     lost = by_name["unrelated"]
-    assert (lost.worth_it.answer, lost.suffices.answer) == (NO, NO)
-    assert lost.forecast is None and lost.curve_fit.verdict.word == "nonmonotonic"
+    assert (lost.worth_it.answer, lost.suffices.answer) == (Answer.NO, Answer.NO)
+    assert lost.forecast is None and lost.curve_fit.verdict.shape is Shape.NONMONOTONIC
 
 
 def test_data_sets_are_ranked_and_cross_where_they_were_planted_to(table):
@@ -78,8 +82,9 @@ def test_data_sets_are_ranked_and_cross_where_they_were_planted_to(table):
     (choice,) = advice.choices
     assert choice.names == ("both", "target", "source")
     assert choice.chances["both"] > 0.95
-    ((one, two, crossing),) = choice.crossings
-    assert (one, two) == ("target", "both")
+    (found,) = choice.crossings
+    assert (found.overtaken, found.overtaking) == ("target", "both")
+    crossing = found.at
     grid = np.geomspace(1e6, 1e8, 100_000)
     planted = grid[np.argmax(TRUTH["both"](grid) > TRUTH["target"](grid))]
     assert crossing.low * 0.8 < planted < crossing.high * 1.25
@@ -99,7 +104,8 @@ def test_saturating_scores_choose_a_ceiling_and_say_that_the_log_law_overshoots(
 def test_json_holds_the_same(table, capsys):
     advice = advise(table, BY_DATA, as_json=True)
     record = json.loads(capsys.readouterr().out)
-    assert [c["data"] for c in record["curves"]] == list(TRUTH)
+    assert [c["place"]["data"] for c in record["curves"]] == list(TRUTH)
+    assert (record["schema"], record["level"]) == (1, 0.9)
     assert record["target"] == advice.target == 4 * X[-1]
     assert record["curves"][3]["forecast"] is None
     assert record["comparisons"][0]["families"][0]["law"] == "ceiling"
@@ -131,18 +137,18 @@ def test_mistakes(table, options, message):
 
 def test_no_gain_and_no_baseline_are_told_apart():
     flat = fit_one(curve("bleu", noisy(np.full(8, 20.0)), baseline=[20.0, 20.1]))
-    assert valuation.worth_it(flat).answer == NO
+    assert worth_it(flat).answer is Answer.NO
     alone = fit_one(curve("bleu", noisy(10 + np.log(X / 1e6))))
-    assert valuation.worth_it(alone).answer == OPEN
+    assert worth_it(alone).answer is Answer.OPEN
     falling = fit_one(curve("cross_entropy", noisy(2 + (X / 1e6) ** -0.3), baseline=[4.0]))
-    assert valuation.worth_it(falling).answer == YES  # less is better
+    assert worth_it(falling).answer is Answer.YES  # less is better
 
 
 def test_a_gain_is_as_sure_as_the_seeds_of_its_task_let_it_be():
     """Student's interval with the spread of all its seeds, and as many degrees of freedom."""
     line = curve("cross_entropy", 3 - 0.1 * np.log(X / 1e6), baseline=[4.0, 4.2])
     one = fit_one(dataclasses.replace(line, facts={"seed_noise": (0.05, 9)}))
-    gain = valuation.worth_it(one)
+    gain = worth_it(one)
     half = 1.833 * 0.05 * math.sqrt(1 + 1 / 2)  # t of 9 degrees of freedom at 95 %
     assert gain.high - gain.value == pytest.approx(half, rel=1e-3)
     assert gain.value - gain.low == pytest.approx(half, rel=1e-3)
@@ -166,21 +172,22 @@ def test_the_exchange_rate_is_that_of_the_planted_joint_law():
     for i, pool in enumerate(pools):
         values = law.published(np.array([X, np.full(8, pool)]), planted)
         fits.append(fit_one(curve("cross_entropy", noisy(values, 0.001, i), {"pool": pool})))
-    found = valuation.exchange(fits, pools)
+    found = exchanges.exchange(fits, pools)
     assert found.fit.law is law
-    assert found.told and found.miss < 2 * found.noise
+    assert found.fits_points and found.miss < 2 * found.noise
     rate = (0.15 / X[-1]) / (0.1 / 1e6)
     assert found.rate == pytest.approx(rate, rel=0.05) and found.low < rate < found.high
     assert found.doubling == pytest.approx(2 ** (0.15 / 0.1), rel=0.06)
     scores = [fit_one(curve("bleu", noisy(X**0.1, seed=i), {"pool": i})) for i in range(2)]
     with pytest.raises(UserError, match="joint laws are of losses"):
-        valuation.exchange(scores, pools[:2])
+        exchanges.exchange(scores, pools[:2])
 
 
 def test_figures_by_data_and_by_model_and_the_joint_plan(tmp_path):
     """A study of two models and two mixtures: the curves of a figure differ in one thing alone."""
-    from t5scaling.analysis.advise import advise_curves, record
-    from t5scaling.analysis.figures import draw_all
+    from t5scaling.analysis.conclusions.advice import advise_curves
+    from t5scaling.analysis.conclusions.findings import advice_record
+    from t5scaling.analysis.presentation.figures import draw_all
 
     curves, law = [], LAWS["zhang"]
     for i, model in enumerate(("small", "large")):
@@ -188,26 +195,26 @@ def test_figures_by_data_and_by_model_and_the_joint_plan(tmp_path):
             for pool in (1_000, 100_000):
                 planted = {"E": 1.6 - 0.3 * i, "A": 40.0 + 5 * j, "a": 0.15, "b": 0.1}
                 values = law.published(np.array([X, np.full(8, 50.0 * pool)]), planted)
-                key = {"model": model, "pretrain_data": data, "task": "wmt",
-                       "finetune_examples": pool}  # fmt: skip
-                made = curve("cross_entropy", noisy(values, seed=len(curves)), key)
+                made = curve("cross_entropy", noisy(values, seed=len(curves)))
+                place = Place(model, data, "wmt", pool)
                 facts = {"finetune_tokens": 50 * pool}
-                curves.append(Curve(key, made.metric, "pretrain_tokens", made.points, (), facts))
+                curves.append(Curve(place, made.metric, "pretrain_tokens", made.points, (), facts))
     figures = draw_all([fit_one(c) for c in curves], tmp_path)
     shown = {figure.stem.name: figure for figure in figures}
     by = {column: [f for f in figures if f.by == column] for column in ("pretrain_data", "model")}
     assert len(figures) == 4 + 4 + 4 and all(len(found) == 4 for found in by.values())
     figure = shown["cross_entropy--by--pretrain_data--small--wmt--1000"]
-    assert {c.curve.key["pretrain_data"] for c in figure.curve_fits} == {"en50_de50", "en"}
-    assert {c.curve.key["model"] for c in figure.curve_fits} == {"small"}
+    assert {c.curve.place.data for c in figure.curve_fits} == {"en50_de50", "en"}
+    assert {c.curve.place.model for c in figure.curve_fits} == {"small"}
 
-    advice = advise_curves(tmp_path, curves)
+    advice = advise_curves(curves)
     assert len(advice.exchanges) == 4
-    _, exchange, runs = advice.exchanges[0]
+    exchange = advice.exchanges[0]
+    runs = exchange.next_runs
     assert exchange.rate == pytest.approx((0.15 / X[-1]) / (0.1 / 5e6), rel=0.3)
     assert runs and all(run.x2 in (5e4, 5e6) for run in runs)
     assert runs[-1].after < runs[0].before
-    assert json.dumps(record(advice))
+    assert json.dumps(advice_record(advice))
 
 
 def test_no_rate_of_exchange_by_a_law_that_misses_its_points():
@@ -217,10 +224,10 @@ def test_no_rate_of_exchange_by_a_law_that_misses_its_points():
     for i, (pool, gain) in enumerate(gains.items()):
         values = 1 + 5 * (pool / 1e4) ** -0.2 - gain * np.log2(X / 5e5) / 2
         fits.append(fit_one(curve("cross_entropy", noisy(values, 0.004, i), {"pool": pool})))
-    found = valuation.exchange(fits, list(gains))
-    assert not found.told and found.miss > 3 * found.noise
+    found = exchanges.exchange(fits, list(gains))
+    assert not found.fits_points and found.miss > 3 * found.noise
     said = sentence_of_exchange("here", found)
-    assert "no rate of exchange is told" in said and "replaces" not in said
+    assert "no exchange rate is reported" in said and "replaces" not in said
 
 
 def test_effective_data_are_read_off_the_runs_without_pretraining():
@@ -233,12 +240,12 @@ def test_effective_data_are_read_off_the_runs_without_pretraining():
         values = best + 0.2 * (7 - np.arange(8)) * (1 if best < none else -1)
         made = curve("cross_entropy", noisy(values, 1e-4, i), {"pool": i}, (none, none))
         fits.append(fit_one(made))
-    small, middle = valuation.transfers(fits[::-1], pools[::-1])  # in any order
+    small, middle = exchanges.transfers(fits[::-1], pools[::-1])  # in any order
     assert (small.pool, small.pretrain, small.reach) == (1e4, X[-1], 100)
     assert small.factor == pytest.approx(6, rel=0.01) and small.low < small.factor < small.high
     assert times(small).startswith(f"{small.factor:.3g} (")
     assert math.isinf(middle.factor) and times(middle) == "more than 10 times"
     assert times(dataclasses.replace(small, high=math.inf)).endswith("to more than 100) times")
-    assert valuation.transfers(fits[:1], pools[:1]) == []
+    assert exchanges.transfers(fits[:1], pools[:1]) == []
     # Where more data without pretraining do not help, nothing can be read off.
-    assert valuation.transfers(fits, pools[::-1]) == []
+    assert exchanges.transfers(fits, pools[::-1]) == []

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from t5scaling.analysis import archive, harvest, report
+from t5scaling.analysis import archive, report
+from t5scaling.analysis.results import harvest
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import SIZES, write_study
 from tests.conftest import REPOSITORY

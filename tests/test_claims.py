@@ -5,15 +5,27 @@ import math
 
 import pytest
 
-from t5scaling.analysis.claims import OPEN, REFUTED, REPRODUCED, judge_claims
-from t5scaling.analysis.curve_fit import CurveFit
-from t5scaling.analysis.curves import curves_of, read_results
-from t5scaling.analysis.evidence import Evidence, Range, majority, mean_range
-from t5scaling.analysis.harvest import harvest, read_runs
-from t5scaling.analysis.laws import LOWER_IS_BETTER, law_of_metric
-from t5scaling.analysis.roles import BALANCED, MIXED, OTHER, SOURCE, TARGET, UNRELATED, role_of
-from t5scaling.analysis.verdict import judge, resolution_of
+from t5scaling.analysis.conclusions.choice_of_law import law_of_metric
+from t5scaling.analysis.conclusions.claims import judge_claims
+from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.decisions import Answer
+from t5scaling.analysis.conclusions.evidence import Evidence, Range, majority, mean_range
+from t5scaling.analysis.conclusions.shapes import Shape, judge
+from t5scaling.analysis.metrics import LOWER_IS_BETTER, resolution_of
+from t5scaling.analysis.results.curves import curves_of, read_results
+from t5scaling.analysis.results.harvest import harvest, read_runs
+from t5scaling.analysis.results.roles import (
+    BALANCED,
+    MIXED,
+    OTHER,
+    SOURCE,
+    TARGET,
+    UNRELATED,
+    role_of,
+)
 from tests.analysis_made_up_grid import cross_entropy, noise, ordinary, write_grid
+
+REPRODUCED, REFUTED, OPEN = Answer.YES, Answer.NO, Answer.OPEN
 
 
 def judged(folder, value, **grid):
@@ -32,16 +44,16 @@ def judged(folder, value, **grid):
         fits.append(CurveFit(curve, law_of_metric(curve.metric), None, "", verdict))
     evidence = Evidence(fits, runs, rows)
     for i, this in enumerate(fits):
-        word = words(this.curve, evidence.roles.kind(this.curve))
+        word = words(this.curve, evidence.roles.kind(this.curve.place))
         if word:
-            verdict = dataclasses.replace(this.verdict, word=word, reason="made up")
+            verdict = dataclasses.replace(this.verdict, shape=Shape(word), reason="made up")
             fits[i] = CurveFit(this.curve, this.law, None, "", verdict)
     claims, absent = judge_claims(Evidence(fits, runs, rows))
     return {claim.letter: claim for claim in claims}, absent
 
 
 def verdicts(claims):
-    return {letter: claim.verdict for letter, claim in claims.items()}
+    return {letter: claim.answer for letter, claim in claims.items()}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +70,11 @@ def test_a_study_like_the_paper(usual):
     for claim in claims.values():
         assert len(claim.findings) == 3  # en-de, en-fr, en-ro
         assert all(finding.measured for finding in claim.findings)
-        assert bool(claim.needed) == (claim.verdict == OPEN)
+        assert bool(claim.needed) == (claim.answer == OPEN)
     french = next(f for f in claims["c"].findings if f.pair == "en-fr")
     assert "breaks while cross-entropy improves in 6 of 6 curves" in french.measured
     # Beside it: unmatched data do not break the other pairs, which is not what the claim is about.
-    assert {f.verdict for f in claims["c"].findings if f.pair != "en-fr"} == {REFUTED}
+    assert {f.answer for f in claims["c"].findings if f.pair != "en-fr"} == {REFUTED}
     assert claims["c"].differ
     assert "target-only 0." in claims["e"].findings[0].measured
 
@@ -103,10 +115,10 @@ def test_aligned_data_that_do_not_follow(tmp_path):
     grid = {"roles": ("balanced",), "extra": (), "pools": (1_000,)}
     claims, _ = judged(
         tmp_path / "1", value, pairs=("en-de", "en-ro"), **grid,
-        words=lambda curve, role: "unpredicted" if "en_ro" in curve.key["task"]
+        words=lambda curve, role: "unpredicted" if "en_ro" in curve.place.task
         and curve.metric == "bleu" else None,
     )  # fmt: skip
-    by_pair = {f.pair: f.verdict for f in claims["a"].findings}
+    by_pair = {f.pair: f.answer for f in claims["a"].findings}
     # One vote of the loss for, one of BLEU against: neither pair is decided by one curve each.
     assert by_pair == {"en-de": OPEN, "en-ro": OPEN}
     grid["pools"] = (1_000, 8_000)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis.compare import compare, predictions
+from t5scaling.analysis.fitting.compare import compare, predictions
 from t5scaling.analysis.laws import LAWS
 from t5scaling.errors import UserError
 

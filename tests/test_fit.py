@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares, minimize
 
-from t5scaling.analysis import intervals
-from t5scaling.analysis.fit import fit_curve, noise_between_neighbours
-from t5scaling.analysis.law import Frame
+from t5scaling.analysis.fitting import intervals
+from t5scaling.analysis.fitting.fit import fit_curve, noise_between_neighbours
+from t5scaling.analysis.fitting.least_squares import huber
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.least_squares import huber
+from t5scaling.analysis.laws.base import Frame
 from t5scaling.errors import UserError
 
 LOG, POWER = LAWS["log"], LAWS["power"]

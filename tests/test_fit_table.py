@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from t5scaling.analysis.fit_table import fit_table
-from t5scaling.analysis.harvest import harvest
-from t5scaling.analysis.load import Columns
+from t5scaling.analysis.results.harvest import harvest
+from t5scaling.analysis.results.load import Columns
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import write_study
 
@@ -228,7 +228,7 @@ def test_a_directory_of_t5x_runs(tmp_path):
     (result,) = fit_table(tmp_path / "runs_of_t5x", Columns(y="bleu"))
     assert result.curve.x_name == "pretrain_steps" and result.law.name == "log"
     assert [p.x for p in result.curve.points] == X.tolist()
-    assert result.curve.key["pretrain_run"] == "base"
+    assert result.curve.place.key["pretrain_run"] == "base"
     with pytest.raises(UserError, match="is a directory: --x"):
         fit_table(tmp_path / "runs_of_t5x", Columns(("step",), "bleu"))
     with pytest.raises(UserError, match="no metric 'blue'; did you mean 'bleu'"):

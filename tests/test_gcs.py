@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from t5scaling import storage
-from t5scaling.analysis import archive, harvest, report, t5x_runs
+from t5scaling.analysis import archive, report
+from t5scaling.analysis.results import harvest, t5x_runs
 from t5scaling.data.examples import Examples, find_all_examples
 from t5scaling.errors import UserError
 from t5scaling.study import status

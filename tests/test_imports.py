@@ -31,6 +31,18 @@ ALLOWED = {
 }
 
 
+# The rooms of the analysis; what lies beside them in its folder are the verbs, which may use all.
+ANALYSIS = {
+    "metrics": set(),
+    "wording": set(),
+    "laws": set(),
+    "fitting": {"laws"},
+    "results": {"metrics", "wording"},
+    "conclusions": {"metrics", "wording", "laws", "fitting", "results"},
+    "presentation": {"metrics", "wording", "laws", "fitting", "results", "conclusions"},
+}
+
+
 def imports(path):
     """Every module that a file imports, at any depth of its code."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -65,6 +77,22 @@ def test_arrows_between_rooms():
                     wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert not wrong
     assert ("study", "training") in seen and ("training", "model") in seen  # the test sees arrows
+
+
+def test_arrows_between_the_rooms_of_the_analysis():
+    """Laws and fitting import no other room: they can be lifted out as a library of numerics."""
+    wrong, seen = [], set()
+    for path in sources("t5scaling/analysis"):
+        room = path.relative_to(ROOT / "t5scaling/analysis").parts[0].removesuffix(".py")
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[:2] != ["t5scaling", "analysis"] or len(parts) < 3 or room not in ANALYSIS:
+                continue
+            seen.add((room, parts[2]))
+            if parts[2] not in ANALYSIS[room] | {room}:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not wrong
+    assert {("fitting", "laws"), ("presentation", "conclusions")} <= seen  # the test sees arrows
 
 
 def test_only_reading_imports_seqio_and_tensorflow():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from t5scaling.analysis import intervals
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.fitting import intervals
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
 from t5scaling.errors import UserError
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis import intervals
-from t5scaling.analysis.compare import compare
-from t5scaling.analysis.fit import fit_curve
-from t5scaling.analysis.law import Frame
+from t5scaling.analysis.fitting import intervals
+from t5scaling.analysis.fitting.compare import compare
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws.base import Frame
 from t5scaling.errors import UserError
 
 FIRST, SECOND = 1e8 * 2.0 ** np.arange(6), 1e5 * 10.0 ** np.arange(3)

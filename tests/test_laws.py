@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis.law import Frame
-from t5scaling.analysis.laws import LAWS, law_of_metric
+from t5scaling.analysis.conclusions.choice_of_law import law_of_metric
+from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws.base import Frame
 
 X = 1e5 * 2.0 ** np.arange(8)
 ONE_SIZE = {name: law for name, law in LAWS.items() if len(law.sizes) == 1}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from t5scaling.analysis import fit_table, report, style
-from t5scaling.analysis.load import Columns, load_curves
-from t5scaling.analysis.tables import console
+from t5scaling.analysis import fit_table, report
+from t5scaling.analysis.presentation import style
+from t5scaling.analysis.presentation.terminal import console
+from t5scaling.analysis.results.load import Columns, load_curves
 from tests.analysis_made_up_study import DATA, SIZES, TASK, write_study
 
 NASTY = "<script>&$x_{$[bold]:smile:[/][red]\"'"
@@ -82,7 +83,9 @@ def test_in_a_users_own_table(tmp_path, name):
     """Headers and cells hold what csv lets them hold."""
     path = own_table(tmp_path, name)
     curves = load_curves(path, Columns(("x" + name,), "y" + name, ("g" + name,)))
-    assert [(c.metric, dict(c.key)) for c in curves] == [("y" + name, {"g" + name: "a" + name})]
+    assert [(c.metric, dict(c.place.key)) for c in curves] == [
+        ("y" + name, {"g" + name: "a" + name})
+    ]
     assert [p.x for p in curves[0].points] == [1, 10, 100, 1000]
 
 

@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis import intervals
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.conclusions.next_experiment import (
+    Cost,
+    Design,
+    candidates,
+    half_width,
+    plan,
+    rank,
+)
+from t5scaling.analysis.fitting import intervals
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.next_experiment import Cost, Design, candidates, half_width, plan, rank
 
 SIZES = np.repeat(1e8 * 2.0 ** np.arange(4), 2)
 TARGET = np.array([1.28e10])

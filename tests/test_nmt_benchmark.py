@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5scaling.analysis.compare import compare
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.fitting.compare import compare
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
 
 # Table 2. The row of the decoder-only model is wrong in print from its second number on.

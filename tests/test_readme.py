@@ -18,7 +18,7 @@ import pytest
 
 import run
 from t5scaling import command_line, config
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.fitting.fit import fit_curve
 from tests.conftest import REPOSITORY
 
 ROOT = Path(REPOSITORY)

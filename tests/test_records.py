@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from t5scaling import errors, records, storage
-from t5scaling.analysis import archive, harvest, report
-from t5scaling.analysis.curves import read_results
+from t5scaling.analysis import archive, report
+from t5scaling.analysis.results import harvest
+from t5scaling.analysis.results.curves import read_results
 from t5scaling.errors import UserError
 from t5scaling.study import status
 from t5scaling.training import run_directory, tracker

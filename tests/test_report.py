@@ -12,15 +12,15 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
-from t5scaling.analysis.curves import curves_of, read_results
-from t5scaling.analysis.harvest import COLUMNS, harvest, read_runs
 from t5scaling.analysis.report import report
-from t5scaling.analysis.style import short_size
-from t5scaling.analysis.tables import size
+from t5scaling.analysis.results.curves import curves_of, read_results
+from t5scaling.analysis.results.harvest import COLUMNS, harvest, read_runs, runs_of
+from t5scaling.analysis.results.load import load_curves
+from t5scaling.analysis.wording import short_size, size
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
 
-PRODUCTS = ("results.csv", "runs.jsonl", "fits.json", "report.html")
+PRODUCTS = ("results.csv", "runs.jsonl", "fits.json", "findings.json", "report.html")
 
 
 def quiet():
@@ -76,7 +76,7 @@ def test_results_table(study):
 def test_same_runs_same_bytes(study, tmp_path):
     folder, _, _ = study
     before = digests(folder)
-    assert len(before) == 4 + 3 * len(list((folder / "figures").glob("*.svg")))
+    assert len(before) == 5 + 3 * len(list((folder / "figures").glob("*.svg")))
     report(folder, screen=quiet())
     assert digests(folder) == before
     again = write_study(tmp_path)
@@ -122,6 +122,31 @@ def test_fits_file(study):
     assert "D0" in noise["fit"]["coefficients"]
 
 
+def test_findings_file(study):
+    """What the page shows as data: conclusions with place, numbers, answer and reason."""
+    folder, html, _ = study
+    found = json.loads((folder / "findings.json").read_text())
+    assert (found["schema"], found["level"], found["model"]) == (1, 0.9, "tiny")
+    place = {"model": "tiny", "pretrain_data": "techdoc_span_en50_de50", "task": TASK}
+    here = place | {"finetune_examples": 10_000}
+    falling = next(
+        c for c in found["curves"] if (c["metric"], c["place"]) == ("cross_entropy", here)
+    )
+    gain = falling["worth_it"]
+    assert falling["shape"] in ("predictable", "unpredicted") and gain["answer"] == "yes"
+    assert gain["low"] < gain["value"] < gain["high"] and "whole interval" in gain["reason"]
+    assert found["transfers"][0]["place"] == found["exchanges"][0]["place"] == place
+    assert found["exchanges"][0]["fits_points"] is False
+    assert [claim["letter"] for claim in found["claims"]] == list("abcdefg")
+    for claim in found["claims"]:
+        assert {claim["answer"]} | {f["answer"] for f in claim["findings"]} <= {
+            "yes", "no", "cannot tell",
+        }  # fmt: skip
+        assert claim["title"] in html
+    assert found["headline"]["gains"][0]["place"]["task"] == TASK
+    assert all(sentence in html for sentence in found["limits"])
+
+
 def test_page_is_self_contained_and_says_what_is_so(study):
     folder, html, _ = study
     assert "<script" not in html
@@ -142,7 +167,7 @@ def test_page_is_self_contained_and_says_what_is_so(study):
         "1 not finished", "NaN &lt;in&gt; the loss", "smallest or largest", "decades further",
         "470,000", "1,280,000", "tok:13a", "without pretraining it is 6.55",
         "What to pay for", "Is pretraining worth it? yes", "is worth more than 10 times the",
-        "no rate of exchange is told, as the multiplicative joint law misses",
+        "no exchange rate is reported, because the multiplicative joint law misses",
         "No forecast: no law should be read into this curve", "chrF and Cross-entropy DISAGREE",
         "assumed (a finetuning costs 1 unit",
     ):  # fmt: skip
@@ -216,7 +241,7 @@ def test_an_edge_is_of_the_rates_tried_at_that_place(tmp_path):
         for rate in rates:
             write_run(tmp_path, tokens, pool, rate, 0, cross_entropy=5.0 + abs(rate - 0.01))
     curves = curves_of(read_results(harvest(tmp_path)))
-    edges = {(c.key["finetune_examples"], p.x): p.at_edge for c in curves for p in c.points}
+    edges = {(c.place.pool, p.x): p.at_edge for c in curves for p in c.points}
     assert edges == {place: len(rates) == 2 for place, rates in tried.items()}
     html = report(tmp_path, screen=quiet()).read_text()
     assert "At 3 of 4 points the best learning rate is the smallest or largest" in html
@@ -345,6 +370,19 @@ def test_a_report_needs_no_run_directories(study, tmp_path):
         report(published, screen=quiet())
 
 
+def test_who_reads_a_study_leaves_it_as_it_is(tmp_path):
+    """What `fit`, `advise` and `figures` know of a study is from its runs as they are now."""
+    write_study(tmp_path, sizes=SIZES[:3], pools=(1_000,), rates=(0.005,))
+    before = sorted(tmp_path.rglob("*"))
+    curves, runs = load_curves(tmp_path), runs_of(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert curves == load_curves(harvest(tmp_path)) and runs
+    assert [run["id"] for run in runs] == [run["id"] for run in read_runs(tmp_path)]
+    shutil.rmtree(tmp_path / "runs")
+    assert curves == load_curves(tmp_path) and len(runs_of(tmp_path)) == len(runs)
+    assert runs_of(tmp_path / "results.csv") == []
+
+
 def test_log_of_runs(tmp_path):
     write_study(tmp_path, sizes=SIZES[:2], pools=(1_000,), rates=(0.005,))
     reason = f"{tmp_path}/runs/a holds a run (gs://mine/b/c.gin there, runs/here/d.gin now)"
@@ -389,7 +427,7 @@ def test_first_screen_asks_shows_and_answers(study):
     answers = header[places[2] :]
     assert "Pretraining on balanced data (2.4M tokens) changes cross-entropy (nats) by -" in answers
     assert "data: more than 10 times as much in en-de (a pool of 47k tokens)." in answers
-    assert "which data are best cannot be told" in answers
+    assert "Only one pretraining data set was tried" in answers
     assert "Beyond 2.4M tokens nothing was checked" in answers
     assert header.count('<figure class="panel"') == 4  # two metrics, and again in the other pool
     assert header.count('fill="#fff"') == 8  # held out: two sizes of each

@@ -15,7 +15,7 @@ from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.types_pb2 import DT_DOUBLE, DT_FLOAT, DT_INT64, DT_STRING
 from tensorboardX.record_writer import RecordWriter
 
-from t5scaling.analysis.t5x_runs import COLUMNS, is_t5x_directory, read_t5x_runs
+from t5scaling.analysis.results.t5x_runs import COLUMNS, is_t5x_directory, read_t5x_runs
 from t5scaling.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis.alignment import alignment_score
-from t5scaling.analysis.fit import fit_curve
+from t5scaling.analysis.conclusions.shapes import judge
+from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
-from t5scaling.analysis.verdict import judge, resolution_of
+from t5scaling.analysis.metrics import resolution_of
+from t5scaling.analysis.results.alignment import alignment_score
 
 X = np.array([78e3, 152e3, 303e3, 602e3, 1.2e6, 2.4e6])
 
@@ -37,14 +38,14 @@ def verdict(y, metric, x=X):
     ],
 )
 def test_words(word, metric, y):
-    assert verdict(y, metric).word == word
+    assert verdict(y, metric).shape == word
 
 
 def test_breakthrough():
     x = 1e5 * 2.0 ** np.arange(6)
     y = np.repeat([1.0, 1.1, 1.0, 1.2, 14.0, 15.0], 3) + np.tile([-0.1, 0, 0.1], 6)
     result = judge(np.repeat(x, 3), y, lower_is_better=False)
-    assert result.word == "breakthrough"
+    assert result.shape == "breakthrough"
     assert "1,600,000" in result.reason
 
 
@@ -52,7 +53,7 @@ def test_seeds_measure_the_noise():
     y = np.repeat([5.0, 4.8, 4.6, 4.4, 4.2, 4.0], 3) + np.tile([-0.03, 0, 0.03], 6)
     result = judge(np.repeat(X, 3), y, lower_is_better=True)
     assert result.noise == pytest.approx(0.03)
-    assert result.word == "predictable"
+    assert result.shape == "predictable"
 
 
 def test_a_few_seeds_that_lie_close_do_not_outweigh_all_of_the_task():
@@ -64,7 +65,7 @@ def test_a_few_seeds_that_lie_close_do_not_outweigh_all_of_the_task():
     of_fewer = judge(x, y, lower_is_better=True, seed_noise=(0.05, 2))
     assert of_fewer.noise == alone.noise
     two_sizes = judge(x[:4], y[:4], lower_is_better=True, seed_noise=(0.05, 9))
-    assert (two_sizes.word, two_sizes.noise) == (None, 0.05)
+    assert (two_sizes.shape, two_sizes.noise) == (None, 0.05)
 
 
 def test_one_stray_seed_is_not_held_against_a_law():
@@ -74,7 +75,7 @@ def test_one_stray_seed_is_not_held_against_a_law():
     fit = fit_curve(LAWS["log"], x, y)
     assert abs(fit.held_out[-1].relative_error) > 0.1
     assert abs(fit.held_out_sizes[-1].relative_error) < 0.01
-    assert judge(x, y, lower_is_better=False, fit=fit).word == "predictable"
+    assert judge(x, y, lower_is_better=False, fit=fit).shape == "predictable"
 
 
 def test_an_interval_that_holds_everything_does_not_make_a_law_right():
@@ -82,7 +83,7 @@ def test_an_interval_that_holds_everything_does_not_make_a_law_right():
     fit = fit_curve(LAWS["log"], X, np.array(y))
     assert fit.held_out[-1].inside
     assert abs(fit.held_out[-1].relative_error) > 0.1
-    assert verdict(y, "bleu").word in {"unpredicted", "noisy"}
+    assert verdict(y, "bleu").shape in {"unpredicted", "noisy"}
 
 
 @pytest.mark.parametrize("level", [5.0, 30.0])
@@ -90,13 +91,13 @@ def test_flat_noise_is_rarely_anything_but_trendless(level):
     words = []
     for seed in range(200):
         y = level * (1 + 0.05 * np.random.default_rng(seed).standard_normal(6))
-        words.append(judge(X, y, lower_is_better=False).word)
+        words.append(judge(X, y, lower_is_better=False).shape)
     assert words.count("trendless") >= 0.88 * len(words)
 
 
 def test_two_sizes_have_no_shape():
     result = judge(X[:2], [1.0, 2.0], lower_is_better=False)
-    assert result.word is None
+    assert result.shape is None
     assert "too few" in result.reason
 
 

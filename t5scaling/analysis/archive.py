@@ -1,12 +1,12 @@
 """A study as one file: what `report` needs, and no checkpoints.
 
 `NAME.tar.gz` holds, under `NAME/`, the study's gin text, its list of runs, results.csv, runs.jsonl,
-fits.json, report.html and figures/, and of each run whose directory is there config.gin, run.json,
-metrics.jsonl, timing.jsonl, DONE or FAILED, and the tables of its evaluations; with `predictions`,
-also what its models answered. Last comes SHA256SUMS, the digests of all of these, as `sha256sum`
-writes them. The same files give the same archive, byte for byte. In gin texts and reasons of
-failures, paths are written relative to the study, and of paths outside it only the last name:
-the rest tells of the machine.
+fits.json, findings.json, report.html and figures/, and of each run whose directory is there
+config.gin, run.json, metrics.jsonl, timing.jsonl, DONE or FAILED, and the tables of its
+evaluations; with `predictions`, also what its models answered. Last comes SHA256SUMS, the digests
+of all of these, as `sha256sum` writes them. The same files give the same archive, byte for byte. In
+gin texts and reasons of failures, paths are written relative to the study, and of paths outside it
+only the last name: the rest tells of the machine.
 
 An archive may come from anybody. It is read to its end, so that its checksum and digests are
 compared, before a first file is written; it may hold files and folders only, below one folder; its
@@ -30,7 +30,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from t5scaling import storage
-from t5scaling.analysis.harvest import (
+from t5scaling.analysis.conclusions.curve_fit import FILE as FITS
+from t5scaling.analysis.conclusions.findings import FILE as FINDINGS
+from t5scaling.analysis.results.harvest import (
     LOG,
     REPORT,
     RESULTS,
@@ -42,9 +44,9 @@ from t5scaling.analysis.harvest import (
 from t5scaling.errors import UserError, first_line
 
 SUFFIX, DIGESTS = ".tar.gz", "SHA256SUMS"
-_STUDY = ("study.gin", "study.json", RESULTS, LOG, "fits.json", REPORT)
+_STUDY = ("study.gin", "study.json", RESULTS, LOG, FITS, FINDINGS, REPORT)
 _RUN = ("config.gin", "run.json", "metrics.jsonl", "timing.jsonl", "DONE", "FAILED")
-_DERIVED = ("fits.json", REPORT, "figures/*")  # `report` makes them again
+_DERIVED = (FITS, FINDINGS, REPORT, "figures/*")  # `report` makes them again
 MOST_FILES = 200_000
 # Of what an archive unpacks to: more times its own size than any study's files shrink by, and at
 # least so much that small ones need not be counted.

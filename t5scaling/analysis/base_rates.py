@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from t5scaling import records, storage
-from t5scaling.analysis.harvest import RunRecord, read_directories
-from t5scaling.analysis.tables import console, number
+from t5scaling.analysis.presentation.terminal import console
+from t5scaling.analysis.results.harvest import RunRecord, read_directories
+from t5scaling.analysis.wording import number
 from t5scaling.errors import UserError
 from t5scaling.records import COUNT, NUMBER
 

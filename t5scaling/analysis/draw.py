@@ -4,13 +4,14 @@ import contextlib
 import os
 
 from t5scaling import storage
-from t5scaling.analysis.advice_figures import draw_advice
-from t5scaling.analysis.advise import advise_curves
-from t5scaling.analysis.curve_fit import fit_one
-from t5scaling.analysis.figures import StudyFigure, draw_all
-from t5scaling.analysis.fit_table import law_for
-from t5scaling.analysis.load import EVERYTHING, Columns, load_curves
-from t5scaling.analysis.tables import console
+from t5scaling.analysis.conclusions.advice import advise_curves
+from t5scaling.analysis.conclusions.choice_of_law import law_for
+from t5scaling.analysis.conclusions.curve_fit import fit_one
+from t5scaling.analysis.presentation.advice_figures import draw_advice
+from t5scaling.analysis.presentation.figures import StudyFigure, draw_all
+from t5scaling.analysis.presentation.terminal import console
+from t5scaling.analysis.results.harvest import runs_of
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
 from t5scaling.errors import UserError
 
 
@@ -24,15 +25,13 @@ def draw(
     """Draws the figures of `path` (see `load`) as PNG, SVG and CSV, and lists them.
 
     Args:
-      output: folder; None: `figures` beside the table, or in the study's directory.
+      output: folder; None: `figures` in the current one.
       at: the size that advice is asked for; None: as `advise`.
 
     Raises:
       UserError: see `load`; or a table of two sizes without anything else.
     """
-    path = storage.path(path)
-    folder = (path if path.is_dir() else path.parent) / "figures"
-    folder = storage.path(output) if output else folder
+    folder = storage.path(output or "figures")
     curves = [curve for curve in load_curves(path, columns) if not curve.x2_name]
     if not curves:
         raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
@@ -42,7 +41,7 @@ def draw(
         fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = draw_all(fits, drawn.local)
-        advice = advise_curves(path, curves, at=at)
+        advice = advise_curves(curves, runs=runs_of(path), at=at, fitted=fits)
         if advice:
             figures += draw_advice(advice, drawn.local)
     screen = console()

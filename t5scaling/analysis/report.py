@@ -1,19 +1,28 @@
-"""From a study's directory to its report: its tables, fits.json, figures/, report.html."""
+"""From a study's directory to its report: tables, fits.json, findings.json, figures and page."""
 
 import contextlib
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 
 from t5scaling import storage
-from t5scaling.analysis import base_rates, page
-from t5scaling.analysis.advice_figures import draw_advice
-from t5scaling.analysis.advise import advise_curves
-from t5scaling.analysis.curve_fit import CurveFit, document, fit_one
-from t5scaling.analysis.curves import Curve, curves_of, read_results
-from t5scaling.analysis.figures import draw_all
-from t5scaling.analysis.harvest import (
+from t5scaling.analysis import base_rates
+from t5scaling.analysis.conclusions.curve_fit import FILE as FITS
+from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
+from t5scaling.analysis.conclusions.curve_fit import document as fits_document
+from t5scaling.analysis.conclusions.findings import FILE as FINDINGS
+from t5scaling.analysis.conclusions.findings import conclude, document
+from t5scaling.analysis.metrics import LOSS
+from t5scaling.analysis.presentation.advice_figures import draw_advice
+from t5scaling.analysis.presentation.figures import draw_all
+from t5scaling.analysis.presentation.html import page
+from t5scaling.analysis.presentation.style import role_colour
+from t5scaling.analysis.presentation.terminal import console, print_laws, print_results
+from t5scaling.analysis.results.curves import Curve, curves_of, read_results
+from t5scaling.analysis.results.harvest import (
     REPORT,
     check_agree,
     left_out,
@@ -22,10 +31,7 @@ from t5scaling.analysis.harvest import (
     results_of,
     state_of,
 )
-from t5scaling.analysis.roles import roles_of
-from t5scaling.analysis.selection import Selection
-from t5scaling.analysis.style import role_colour
-from t5scaling.analysis.tables import console, print_laws, print_results
+from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
 
 
@@ -55,25 +61,20 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
             f"{folder}: no finished run with pretraining has a result on the test split yet"
         )
     curve_fits = [fit_one(curve) for curve in sorted(curves, key=_order)]
-    fits = json.dumps(document(curve_fits), indent=1, ensure_ascii=False) + "\n"
-    storage.write(folder / "fits.json", fits)
-    selection = Selection(curve_fits, roles_of(runs))
-    shown = [this for this in curve_fits if selection.shows(this.curve)]
-    advised = [this for this in shown if selection.in_main_pool(this.curve)] or shown
+    storage.write(folder / FITS, _json(fits_document(curve_fits)))
+    findings = conclude(runs, rows, curve_fits)
+    storage.write(folder / FINDINGS, _json(document(findings)))
+    roles = findings.selection.roles
 
-    def colour_of(curve: Curve) -> str:
-        return role_colour(selection.roles, curve)
+    def colour_of(place: Place) -> str:
+        return role_colour(roles, place)
 
     with contextlib.closing(storage.Folder(folder / "figures")) as drawn:
-        figures = draw_all(shown, drawn.local, colour_of)
-        advice = advise_curves(
-            folder, [this.curve for this in advised], fitted=advised,
-            other_pools=[this for this in shown if this not in advised],
-        )  # fmt: skip
-        if advice:
-            figures += draw_advice(advice, drawn.local, colour_of, next_runs=False)
+        figures = draw_all(findings.shown, drawn.local, colour_of)
+        if findings.advice:
+            figures += draw_advice(findings.advice, drawn.local, colour_of, next_runs=False)
         absent = left_out(folder, runs)
-        html = page.build(runs, rows, curve_fits, selection, figures, advice, absent)
+        html = page.build(findings, runs, rows, figures, absent)
     path = folder / REPORT
     storage.write(path, html)
     note_reported(folder, state)
@@ -90,6 +91,10 @@ def print_tables(curve_fits: list[CurveFit], screen: Console) -> None:
     print_laws(curve_fits, screen)
 
 
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
 def _order(curve: Curve) -> tuple:
     """Cross-entropy before scores: it is where laws show first."""
-    return curve.metric != "cross_entropy", curve.metric, *curve.key.values()
+    return curve.metric != LOSS, curve.metric, *curve.place.key.values()

@@ -1,0 +1,52 @@
+"""What limits the conclusions of a study: its size, its seeds, its learning rates, its pools."""
+
+from collections.abc import Sequence
+
+from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.representatives import TRANSLATES
+from t5scaling.analysis.metrics import is_bleu
+from t5scaling.analysis.results.harvest import RunRecord
+from t5scaling.analysis.results.pools import pools
+from t5scaling.analysis.wording import size
+
+SMOKE_TOKENS = 100_000_000
+SMOKE_PARAMETERS = 50_000_000
+
+
+def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list[str]:
+    """Sentences on why the numbers should not be trusted further than they reach; they say what was
+    found in this study and nothing that holds of all."""
+    said = []
+    points = [point for this in curve_fits for point in this.curve.points]
+    parameters = max(int(this.curve.facts["parameters"]) for this in curve_fits)
+    tokens = max(point.x for point in points)
+    if tokens < SMOKE_TOKENS or parameters < SMOKE_PARAMETERS:
+        said.append(
+            f"This is a smoke-sized study: {parameters:,} parameters and at most {size(tokens)} "
+            "text tokens of pretraining, where the paper has 770 million and 3 billion parameters "
+            "and up to a million steps of 131,072 token positions. It shows that the whole path "
+            "works and what its curves look like at this size. It says nothing about full size."
+        )
+    if len({point.seed for point in points}) < 2:
+        said.append(
+            "One seed: how much the results vary from run to run was not measured. The noise in "
+            "this report is estimated from how far points stray from their neighbours."
+        )
+    sizes = min(len({point.x for point in this.curve.points}) for this in curve_fits)
+    if sizes <= 5:
+        said.append(
+            f"{sizes} pretraining sizes are few for laws with three coefficients: single "
+            "coefficients have very wide intervals."
+        )
+    runs_used = {point.run: point.at_edge for point in points}
+    if any(runs_used.values()):
+        said.append(
+            f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is "
+            "the smallest or largest tried there: they may be under-tuned, which bends laws."
+        )
+    said += [pool.sentence for pool in pools(runs) if pool.sentence]
+    scores = [this for this in curve_fits if is_bleu(this.curve.metric)]
+    highest = max((p.value for this in scores for p in this.curve.points), default=TRANSLATES)
+    if highest < TRANSLATES:
+        said.append(f"BLEU stays below {TRANSLATES:g}: at this size the model does not translate.")
+    return said

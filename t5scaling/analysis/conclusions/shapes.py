@@ -1,0 +1,233 @@
+"""The shape of a curve in one word, decided against the noise of its points.
+
+The words are those of Lourie et al. (2025): predictable, inverse, nonmonotonic, noisy, trendless,
+breakthrough; and one of ours, unpredicted, for a clear trend that the law gets wrong. The paper
+(Isik et al., arXiv 2402.04177, section 3.5) publishes no thresholds. All of these are OURS:
+
+- Noise of a point: the spread among seeds at the same size, if it has 2 degrees of freedom or more:
+  of all curves of its task, pool and metric and their baseline (`curves`), or of the curve's own
+  points where those are more. Two or three pairs of seeds alone can lie close together by chance.
+  Without such seeds, the deviation of inner points from the line between their neighbours, which
+  takes a curve that goes up and down for noise: only seeds tell the two apart.
+- A change is real if fewer than 5 % of bootstrap replicates of a flat curve with that noise (and
+  with the noise's own uncertainty) show one as large. Two kinds are tested: the largest rise and
+  the largest fall between any two sizes (against the largest rise of the flat curve, so that
+  looking at all pairs costs nothing), and the straight-line trend over log D.
+- Changes below a metric's resolution (`metrics`) mean nothing, whatever their order: BLEU of 0.04
+  and 0.18 are both no translation.
+- NOISY_SHARE: noise above this share of the total change makes a trend noisy.
+- BREAKTHROUGH_SHARE: one step holding more than this share of the total change, of 5 sizes or more.
+- LAW_TOLERANCE: a held-out size is predicted if the law meets the mean of its points within this
+  share of the curve's total change, or within twice the noise of a point. Not of the value: a
+  cross-entropy that falls from 6.4 to 5.9 is met within 10 % by any constant. And lying in the
+  law's interval is not enough: one from few points can be so wide that it holds anything.
+
+In order: trendless if the whole range is below the resolution; nonmonotonic if there is a real rise
+and a real fall; trendless if there is no real change; inverse if the real change is for the worse;
+noisy; breakthrough; unpredicted; predictable.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from t5scaling.analysis.fitting.fit import Fit, noise_between_neighbours
+from t5scaling.analysis.fitting.significance import SIGNIFICANCE
+
+NOISY_SHARE = 0.25
+BREAKTHROUGH_SHARE = 0.75
+LAW_TOLERANCE = 0.25
+REPLICATES = 4000
+
+
+class Shape(StrEnum):
+    """What a curve does as the size grows."""
+
+    PREDICTABLE = "predictable"
+    UNPREDICTED = "unpredicted"
+    BREAKTHROUGH = "breakthrough"
+    NOISY = "noisy"
+    TRENDLESS = "trendless"
+    NONMONOTONIC = "nonmonotonic"
+    INVERSE = "inverse"
+
+    @property
+    def improves(self) -> bool:
+        """It gets better, beyond noise."""
+        return self in (Shape.PREDICTABLE, Shape.UNPREDICTED, Shape.BREAKTHROUGH)
+
+    @property
+    def breaks(self) -> bool:
+        """It gets worse, at some sizes or at all."""
+        return self in (Shape.NONMONOTONIC, Shape.INVERSE)
+
+    @property
+    def has_no_law(self) -> bool:
+        """It does not improve: no law is for such a curve."""
+        return self.breaks or self is Shape.TRENDLESS
+
+    @property
+    def meaning(self) -> str:
+        """What the curve does, as the rest of a sentence that begins with it."""
+        return {
+            Shape.PREDICTABLE: "improves with pretraining, and the law comes close to what it was "
+            "not shown",
+            Shape.INVERSE: "gets worse with more pretraining",
+            Shape.NONMONOTONIC: "improves and worsens again, beyond noise",
+            Shape.NOISY: "improves, but the points scatter too much to trust a law",
+            Shape.TRENDLESS: "does not change beyond noise; no law should be read into it",
+            Shape.BREAKTHROUGH: "improves almost all at once at one size",
+            Shape.UNPREDICTED: "improves clearly, but not as the law says",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """shape: None if the curve has too few sizes for any. reason: a sentence with the numbers.
+
+    change: from the smallest to the largest size, in the metric's unit (mean over seeds).
+    noise: standard deviation of one point, in the metric's unit, 0 if nothing tells it; known with
+    noise_df degrees of freedom, 0 if those were not counted.
+    """
+
+    shape: Shape | None
+    reason: str
+    change: float
+    noise: float
+    noise_df: int = 0
+
+    @property
+    def improves(self) -> bool:
+        return self.shape is not None and self.shape.improves
+
+    @property
+    def breaks(self) -> bool:
+        return self.shape is not None and self.shape.breaks
+
+    @property
+    def has_no_law(self) -> bool:
+        """False also where the sizes are too few for a shape."""
+        return self.shape is not None and self.shape.has_no_law
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it says that the curve gets better, or that it does not."""
+        return self.improves or self.has_no_law
+
+    @property
+    def word(self) -> str:
+        return self.shape or "no verdict"
+
+
+def judge(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    lower_is_better: bool,
+    resolution: float = 0.0,
+    fit: Fit | None = None,
+    seed_noise: tuple[float, int] | None = None,
+) -> Verdict:
+    """Judges the points (x, y) of one curve, fitted and held out together; x > 0.
+
+    seed_noise: (standard deviation, degrees of freedom) of a point, from this and other curves.
+    """
+    log_x, y = np.log(np.asarray(x, float)), np.asarray(y, float)
+    sizes, where, counts = np.unique(log_x, return_inverse=True, return_counts=True)
+    means = np.bincount(where, y) / counts
+    change = float(means[-1] - means[0])
+    sigma, df = _noise(sizes, means, y - means[where], counts, seed_noise)
+
+    def verdict(shape: Shape | None, reason: str) -> Verdict:
+        return Verdict(shape, reason, change, sigma, df)
+
+    if len(sizes) < 3:
+        return verdict(None, f"{len(sizes)} sizes are too few to tell a shape")
+
+    spread = float(np.ptp(means))
+    if spread < resolution:
+        return verdict(
+            Shape.TRENDLESS,
+            f"all values lie within {spread:.3g}, below the {resolution:g} that we take as the "
+            "smallest difference with a meaning",
+        )
+    sign = -1.0 if lower_is_better else 1.0
+    better, worse = _largest_rise(sign * means), _largest_rise(-sign * means)
+    trend = sign * float(_trend(sizes, means))
+    threshold, trend_threshold = _changes_of_noise(sigma, df, sizes, counts)
+    noise_words = f"noise of a point is about {sigma:.2g}"
+    if better > threshold and worse > threshold:
+        return verdict(
+            Shape.NONMONOTONIC,
+            f"it improves by {better:.3g} and worsens by {worse:.3g}, both more than noise makes "
+            f"({threshold:.3g}); {noise_words}",
+        )
+    improves = better > threshold or trend > trend_threshold
+    worsens = worse > threshold or trend < -trend_threshold
+    if not improves and not worsens:
+        return verdict(
+            Shape.TRENDLESS,
+            f"no change exceeds what noise alone makes between its points ({threshold:.3g}); "
+            f"{noise_words}",
+        )
+    if worsens and not improves:
+        return verdict(
+            Shape.INVERSE,
+            f"it worsens by {worse:.3g} from best to worst with more pretraining; {noise_words}",
+        )
+    total = sign * change
+    if total <= 0 or sigma > NOISY_SHARE * total:
+        return verdict(Shape.NOISY, f"it changes by {change:+.3g} in all, but {noise_words}")
+    steps = sign * np.diff(means)
+    if len(sizes) >= 5 and steps.max() > BREAKTHROUGH_SHARE * total:
+        at = np.exp(sizes[int(np.argmax(steps)) + 1])
+        return verdict(
+            Shape.BREAKTHROUGH,
+            f"{steps.max() / total:.0%} of the improvement comes in the one step to {at:,.0f}",
+        )
+    tolerance = max(LAW_TOLERANCE * total, 2 * sigma)
+    missed = [p for p in fit.held_out_sizes if abs(p.error) > tolerance] if fit else []
+    if missed:
+        worst = max(missed, key=lambda p: abs(p.error))
+        optimistic = (worst.error < 0) == lower_is_better
+        return verdict(
+            Shape.UNPREDICTED,
+            f"it improves by {total:.3g} over its noise, but the law misses the held-out point at "
+            f"{worst.x:,.0f} by {worst.error:+.3g}, {abs(worst.error) / total:.0%} of that (too "
+            f"{'optimistic' if optimistic else 'pessimistic'}); {noise_words}",
+        )
+    met = ""
+    if fit and fit.held_out:
+        largest = max(abs(p.relative_error) for p in fit.held_out_sizes)
+        met = f"; the law meets the held-out values within {largest:.1%}"
+    return verdict(Shape.PREDICTABLE, f"it improves by {total:.3g}; {noise_words}{met}")
+
+
+def _noise(sizes, means, residuals, counts, seed_noise) -> tuple[float, int]:
+    df = int(counts.sum()) - len(counts)
+    if seed_noise and seed_noise[1] >= max(2, df):
+        return seed_noise
+    if df >= 2:
+        return float(np.sqrt(np.sum(residuals**2) / df)), df
+    return noise_between_neighbours(sizes, means)
+
+
+def _largest_rise(means: np.ndarray) -> float | np.ndarray:
+    """max over i < j of means[..., j] - means[..., i]."""
+    return (means - np.minimum.accumulate(means, axis=-1)).max(-1)
+
+
+def _trend(sizes: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Change of the least-squares line from the smallest to the largest size; means (..., N)."""
+    centred = sizes - sizes.mean()
+    return means @ centred / (centred @ centred) * (sizes[-1] - sizes[0])
+
+
+def _changes_of_noise(sigma: float, df: int, sizes, counts) -> tuple[float, float]:
+    """Largest rise, and size of the trend, that a flat curve exceeds in 5 % of all cases."""
+    rng = np.random.default_rng(0)
+    scale = sigma * np.sqrt(df / rng.chisquare(df, REPLICATES))
+    flat = rng.standard_normal((REPLICATES, len(counts))) / np.sqrt(counts) * scale[:, None]
+    rises, trends = _largest_rise(flat), np.abs(_trend(sizes, flat))
+    return tuple(float(np.quantile(v, 1 - SIGNIFICANCE)) for v in (rises, trends))

@@ -1,0 +1,172 @@
+"""The advice in sentences, and on the terminal."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from t5scaling.analysis.conclusions.advice import Advice, Choice, CurveAdvice
+from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.exchange import Exchange, Transfer
+from t5scaling.analysis.conclusions.forecast import REACH, Crossing
+from t5scaling.analysis.conclusions.next_experiment import Run
+from t5scaling.analysis.fitting.fit import Fit
+from t5scaling.analysis.metrics import LOSS, metric_name
+from t5scaling.analysis.presentation.sentences import INTERVAL
+from t5scaling.analysis.presentation.terminal import print_note
+from t5scaling.analysis.results.curves import size_name
+from t5scaling.analysis.results.places import Place
+from t5scaling.analysis.wording import interval, number, size
+
+
+def show(advice: Advice, screen: Console) -> None:
+    """The advice on the terminal."""
+    for contest in advice.contests:
+        screen.print(f"Laws, by sizes that they were not fitted to: {contest.comparison.sentence}.")
+        for warning in contest.comparison.warnings:
+            print_note(warning, screen)
+    screen.print()
+    for one in advice.curves:
+        screen.print(Text(label_of(one.curve_fit), style="bold"))
+        for line in lines_of(one, advice):
+            screen.print(f"  {line}", soft_wrap=True)
+        screen.print()
+    for choice in advice.choices:
+        title = f"Which data at {size(advice.target)}: {_place_of_choice(choice)}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False,
+                      padding=(0, 2, 0, 0))  # fmt: skip
+        for name in ("data", "expected", INTERVAL, "chance to be best"):
+            table.add_column(name, justify="right" if name == "expected" else "left")
+        for name, forecast in zip(choice.names, choice.forecasts, strict=True):
+            table.add_row(
+                name, number(forecast.value), interval(forecast.low, forecast.high),
+                f"{choice.chances[name]:.0%}",
+            )  # fmt: skip
+        screen.print(table)
+        for one in choice.crossings:
+            screen.print(
+                f"{one.overtaking} overtakes {one.overtaken} at {_where(one.at)}.", soft_wrap=True
+            )
+        screen.print()
+    for transfer in advice.transfers:
+        screen.print(sentence_of_transfer(_named(LOSS, transfer.place), transfer), soft_wrap=True)
+    for exchange in advice.exchanges:
+        sentence = sentence_of_exchange(_named(exchange.metric, exchange.place), exchange)
+        if exchange.next_runs:
+            sentence += f" {sentence_of_next(exchange.next_runs, exchange.fit, advice)}"
+        screen.print(sentence, soft_wrap=True)
+    screen.print(f"Costs: {advice.cost_source}.", soft_wrap=True)
+    for relation in advice.relations:
+        head = relation.score.curve.place.label
+        sentence = f"{relation.sentence} {relation.relation_sentence}"
+        screen.print(f"{head}: {sentence}" if head else sentence, soft_wrap=True)
+
+
+def label_of(this: CurveFit) -> str:
+    """The metric and the place of a curve in one line."""
+    return _named(this.curve.metric, this.curve.place)
+
+
+def _named(metric: str, place: Place) -> str:
+    return " · ".join(filter(None, [metric_name(metric), place.label]))
+
+
+def _place_of_choice(choice: Choice) -> str:
+    columns = (f"{name} {value}" for name, value in choice.place.key.items())
+    return ", ".join([metric_name(choice.metric), *columns])
+
+
+def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
+    """What is said of one curve, decisions first."""
+    said = [
+        f"Is pretraining worth it? {one.worth_it.answer}: {one.worth_it.reason}.",
+        f"Do the data suffice for a law? {one.suffices.answer}: {one.suffices.reason}.",
+    ]
+    x = size_name(one.curve_fit.curve)
+    if one.forecast:
+        f = one.forecast
+        names = ", ".join(law.title for law in f.families)
+        said.append(
+            f"At {x} = {size(f.x)}: {number(f.value)}, {INTERVAL} {interval(f.low, f.high)}, "
+            f"{f.decades:.2f} decades beyond the largest size ({names})."
+        )
+    elif not one.outlook.fits:
+        said.append(f"No forecast: {one.outlook.note}.")
+    else:
+        said.append("No forecast: no law should be read into this curve.")
+    if one.break_even:
+        b = one.break_even
+        said.append(
+            f"Pretraining breaks even with none at {x} = {_where(b)}." if b.x
+            else "Where pretraining breaks even with none is not known: the law does not cross the "
+            f"value without pretraining within {REACH:g} times the largest size."
+        )  # fmt: skip
+    if one.next_runs and one.forecast:
+        said.append(sentence_of_next(one.next_runs, one.outlook.best, advice))
+    return said
+
+
+def sentence_of_next(runs: Sequence[Run], fit: Fit, advice: Advice) -> str:
+    """The next runs, and what they buy."""
+    counts: dict[tuple, int] = {}
+    for run in runs:
+        counts[run.x, run.x2 or 0.0] = counts.get((run.x, run.x2 or 0.0), 0) + 1
+    measured = set(zip(*np.atleast_2d(fit.x).tolist(), strict=True))
+    parts = []
+    for (x, x2), count in sorted(counts.items(), reverse=True):
+        place = size(x) + (f" with a pool of {size(x2)}" if x2 else "")
+        again = " (further seeds)" if ((x, x2) if x2 else (x,)) in measured else ""
+        parts.append(f"{count} at {place}{again}")
+    hours = math.fsum(run.device_hours for run in runs)
+    before, after = runs[0].before, runs[-1].after
+    unit = "units of cost" if advice.cost_source.startswith("assumed") else "device-hours"
+    return (
+        f"Next: {', '.join(parts)}; {number(hours)} {unit} narrow the law's own interval at "
+        f"{size(advice.target)} from ±{before:.1%} to ±{after:.1%}."
+    )
+
+
+def sentence_of_transfer(place: str, transfer: Transfer) -> str:
+    return (
+        f"{place}: in the pool of D_f = {size(transfer.pool)}, pretraining to D_p = "
+        f"{size(transfer.pretrain)} is worth {times(transfer)} the finetuning data."
+    )
+
+
+def times(transfer: Transfer) -> str:
+    """ "3.1 (2.9 to 3.4) times"; sizes beyond the largest pool are not read off."""
+    beyond = f"more than {transfer.reach:.3g}"
+    if math.isinf(transfer.factor):
+        return f"{beyond} times"
+    high = beyond if math.isinf(transfer.high) else f"{transfer.high:.3g}"
+    return f"{transfer.factor:.3g} ({transfer.low:.3g} to {high}) times"
+
+
+def sentence_of_exchange(place: str, exchange: Exchange) -> str:
+    """The rate of exchange, or why none is reported."""
+    if not exchange.fits_points:
+        return (
+            f"{place}: no exchange rate is reported, because the {exchange.fit.law.title} misses "
+            f"the measurements by {number(exchange.miss)} (RMS), while the noise of a point "
+            + (f"is {number(exchange.noise)}." if exchange.noise else "is not known.")
+        )
+    doubling = (
+        f"needs {number(exchange.doubling)} times the finetuning data"
+        if math.isfinite(exchange.doubling) else "no amount of finetuning data brings"
+    )  # fmt: skip
+    words = "; what doubling D_p brings " + doubling
+    return (
+        f"{place}: at D_p = {size(exchange.pretrain)} and D_f = {size(exchange.finetune)} one more "
+        f"pretraining token replaces {number(exchange.rate)} finetuning tokens ("
+        f"{interval(exchange.low, exchange.high)}){words} ({exchange.fit.law.title})."
+    )
+
+
+def _where(crossing: Crossing) -> str:
+    return (
+        f"{number(crossing.x)} ({interval(crossing.low, crossing.high)}; in {crossing.share:.0%} "
+        "of the replicates)"
+    )

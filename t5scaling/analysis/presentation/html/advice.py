@@ -1,0 +1,124 @@
+"""What to pay for, on a study's page: a table per task and metric, and the reasons folded."""
+
+from collections.abc import Sequence
+from html import escape
+
+from t5scaling.analysis.conclusions.advice import Advice, Choice, CurveAdvice
+from t5scaling.analysis.conclusions.forecast import Crossing
+from t5scaling.analysis.conclusions.selection import Selection
+from t5scaling.analysis.metrics import LOSS, better, metric_name
+from t5scaling.analysis.presentation.advice import (
+    lines_of,
+    sentence_of_exchange,
+    sentence_of_next,
+    sentence_of_transfer,
+)
+from t5scaling.analysis.presentation.html.markup import bullets, folded, table, word
+from t5scaling.analysis.results.places import Place
+from t5scaling.analysis.wording import interval, number, short_size
+
+
+def section(selection: Selection, advice: Advice | None) -> str:
+    """The tables first, then what holds between pools, then the reasons per curve, folded."""
+    if advice is None:
+        return ""
+    groups: dict[tuple[Place, str], list[CurveAdvice]] = {}
+    for one in advice.curves:
+        groups.setdefault((one.place.beside_data, one.metric), []).append(one)
+    html = [
+        f"<p>Forecasts are for D_p = {short_size(advice.target)}, in the pools of the figure above."
+        " A gain is over no pretraining, at the largest size measured. In parentheses: 90 % "
+        f"intervals. Costs: {escape(advice.cost_source)}.</p>"
+    ]
+    html += [_group(selection, advice, members) for members in groups.values()]
+    said = [sentence_of_transfer(_place(selection, one.place), one) for one in advice.transfers]
+    for one in advice.exchanges:
+        sentence = sentence_of_exchange(_place(selection, one.place), one)
+        if one.next_runs:
+            sentence += f" {sentence_of_next(one.next_runs, one.fit, advice)}"
+        said.append(sentence)
+    if said:
+        html.append(
+            "<h3>Pretraining in finetuning data</h3><p>How many times its finetuning data a model "
+            "without pretraining needs for the same cross-entropy, read off between the pools "
+            f"measured, each with its own steps.</p>{bullets(said)}"
+        )
+    agree = bullets(
+        f"{_place(selection, r.score.curve.place, r.score.curve.metric)}: {r.sentence}"
+        for r in advice.relations
+    )
+    html.append(folded("Do score and cross-entropy agree?", agree))
+    reasons = "".join(
+        f"<h3>{escape(_place(selection, one.place, one.metric))}</h3>"
+        f"{bullets(lines_of(one, advice))}"
+        for one in advice.curves
+    )
+    html.append(folded(f"Reasons, and the next runs, for {len(advice.curves)} curves", reasons))
+    return "".join(html)
+
+
+def _place(selection: Selection, place: Place, metric: str = "") -> str:
+    """ "BLEU, en-de, target only (de), pool of 613", and the model if it is not the page's."""
+    words = [
+        metric and metric_name(metric),
+        selection.roles.pair(place),
+        place.data and selection.roles.words(place),
+        place.pool and f"pool of {place.pool:,}",
+        place.model if place.model != selection.model else "",
+    ]
+    return ", ".join(text for text in words if text)
+
+
+def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice]) -> str:
+    """The data sets of one task, metric, model and pool, side by side."""
+    place, metric = members[0].place, members[0].metric
+    choice = advice.choice(place, metric)
+    chances = choice.chances if choice else {}
+    rows = []
+    for one in members:
+        gain, this = one.worth_it, one.curve_fit
+        sign = better(metric)
+        change = "–" if gain.value is None else f"{sign * gain.value:+.3g}"
+        if gain.low is not None:
+            low, high = sorted((sign * gain.low, sign * gain.high))
+            change += f" ({low:+.3g} to {high:+.3g})"
+        forecast, even = one.forecast, one.break_even
+        rows.append(
+            [
+                escape(selection.roles.words(this.curve.place)),
+                escape(gain.answer),
+                change,
+                word(this),
+                f"{number(forecast.value)} ({interval(forecast.low, forecast.high)})"
+                if forecast else "–",
+                f"{chances[one.place.data]:.0%}" if one.place.data in chances else "–",
+                _where(even) if even and even.x else "–",
+            ]
+        )  # fmt: skip
+    unit = "nats" if metric == LOSS else metric_name(metric)
+    head = [
+        "pretrained on", "worth it?", f"change, {unit}", "curve",
+        f"at {short_size(advice.target)}", "chance to be best", "as good as none at",
+    ]  # fmt: skip
+    return (
+        f"<h3>{escape(_place(selection, place.beside_data, metric))}</h3>"
+        + table(head, rows, html=True, numbers=(5,))
+        + bullets(_crossings(selection, choice, members))
+    )
+
+
+def _crossings(
+    selection: Selection, choice: Choice | None, members: Sequence[CurveAdvice]
+) -> list[str]:
+    names = {one.place.data_name: selection.roles.words(one.place) for one in members}
+    return [
+        f"{names[one.overtaking]} overtakes {names[one.overtaken]} at {_where(one.at)}."
+        for one in (choice.crossings if choice else ())
+    ]
+
+
+def _where(crossing: Crossing) -> str:
+    """A size, its interval, and how often it is one at all."""
+    sure = "" if crossing.share > 0.995 else f", in {crossing.share:.0%} of the replicates"
+    low, high = short_size(crossing.low), short_size(crossing.high)
+    return f"{short_size(crossing.x)} ({low} to {high}{sure})"

@@ -1,0 +1,142 @@
+"""How figures look, and how they are written: one style for all of them."""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+from t5scaling.analysis.wording import short_size
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from t5scaling import storage
+from t5scaling.analysis.results.places import Place
+from t5scaling.analysis.results.roles import (
+    BALANCED,
+    MIXED,
+    OTHER,
+    SOURCE,
+    TARGET,
+    UNRELATED,
+    Roles,
+)
+
+# Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# One family of colours for each role of pretraining data, in all figures, and the darker shade in
+# which text of that colour can be read on white.
+ROLE_COLOURS = {
+    BALANCED: ("#0072B2",),
+    TARGET: ("#009E73",),
+    SOURCE: ("#D55E00",),
+    UNRELATED: ("#CC79A7", "#7A3B62"),
+    MIXED: ("#E69F00", "#56B4E9"),
+    OTHER: COLOURS,
+}
+TEXT_COLOURS = {
+    "#0072B2": "#00609A", "#009E73": "#00704F", "#D55E00": "#B04500", "#CC79A7": "#A04678",
+    "#E69F00": "#8A5F00", "#56B4E9": "#1D6C9C", "#7A3B62": "#7A3B62",
+}  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "t5scaling",
+    "path.simplify": False,
+    "text.parse_math": False,  # a $ in a name is a $
+}
+LONGEST_STEM = 150  # characters; file systems take names of 255 bytes
+
+
+def role_colour(roles: Roles, place: Place) -> str:
+    """The colour of a place's pretraining data."""
+    family = ROLE_COLOURS[roles.kind(place)]
+    return family[roles.rank(place) % len(family)]
+
+
+def size_axis(axes, sizes: Sequence[float]) -> None:
+    """Labels the measured sizes themselves, or powers of ten if there are many.
+
+    sizes: sorted. Of those within a tenth, apart by what fills a batch, the first is labelled.
+    """
+    apart = [size for i, size in enumerate(sizes) if not i or size > 1.1 * sizes[i - 1]]
+    if 1 < len(apart) <= 7:
+        axes.set_xticks(apart)
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
+    axes.set_xlim(min(sizes) / 1.15, max(sizes) * 1.15)
+
+
+def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Path:
+    """Where a figure on these goes, without an ending: a name that every file system takes.
+
+    taken: names that figures beside it have, and of what they are, to which this one's is added.
+    A digest is added where a name had to be shortened or lost characters, so that names differ.
+    """
+    whole = "--".join(map(str, parts))
+    name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", whole)
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    if len(name) > LONGEST_STEM:
+        name = f"{name[:LONGEST_STEM]}-{digest}"
+    if taken.setdefault(name, whole) != whole:
+        name = f"{name}-{digest}"
+    return folder / name
+
+
+def save(page: Figure, stem: Path) -> None:
+    """Writes stem.png and stem.svg; the same page gives the same bytes."""
+    with matplotlib.rc_context(STYLE):
+        for ending, options in (
+            ("png", {"dpi": 160, "metadata": {"Software": None}}),
+            ("svg", {"metadata": {"Date": None, "Creator": None}}),
+        ):
+            buffer = io.BytesIO()
+            page.savefig(buffer, format=ending, **options)
+            content = buffer.getvalue()
+            if ending == "svg":
+                content = _shorter_paths(content.decode()).encode()
+            _write(stem, ending, content)
+
+
+def _shorter_paths(svg: str) -> str:
+    """Coordinates of paths to a tenth of a point: nobody sees more, and a page holds many."""
+
+    def rounded(path: re.Match) -> str:
+        return re.sub(
+            r"-?\d+\.\d+", lambda n: f"{float(n.group()):.1f}".removesuffix(".0"), path.group()
+        )
+
+    return re.sub(r'\bd="[^"]*"', rounded, svg)
+
+
+def save_rows(rows: Iterable[Sequence], stem: Path) -> None:
+    """Writes the numbers behind a figure as stem.csv; the first row is the header."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        table.writerow([f"{v:.10g}" if isinstance(v, float) else v for v in row])
+    _write(stem, "csv", text.getvalue().encode())
+
+
+def _write(stem: Path, ending: str, content: bytes) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(stem.with_name(f"{stem.name}.{ending}"), content)

@@ -1,0 +1,172 @@
+"""Numbers and tables as people read them, on the terminal (rich)."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean as mean
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from t5scaling.analysis.conclusions.curve_fit import CurveFit, by_place
+from t5scaling.analysis.fitting.compare import Comparison
+from t5scaling.analysis.metrics import metric_name
+from t5scaling.analysis.presentation.sentences import (
+    INTERVAL,
+    objective_of,
+    place_of,
+    sentences_of_coefficients,
+)
+from t5scaling.analysis.wording import interval, number, size
+
+
+def console(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A terminal's own width; 110 columns into a file or a pipe.
+
+    What is printed on it is text: names of tasks and data may look like rich's markup or its
+    names of emoji.
+    """
+    settings: dict = {"file": file, "highlight": False, "markup": False, "emoji": False}
+    screen = Console(**settings, width=width)
+    return screen if screen.is_terminal or width else Console(**settings, width=110)
+
+
+def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
+    """One curve: law, coefficients with intervals, held-out points, verdict."""
+    name = metric_name(this.curve.metric)
+    label = " · ".join(filter(None, [name, this.curve.place.label]))
+    screen.print(Text(label, style="bold"))
+    xs = (this.curve.x_name, *([this.curve.x2_name] if this.curve.x2_name else []))
+    means = ", ".join(f"{size} = {x}" for size, x in zip(this.law.sizes, xs, strict=False))
+    title = Text(this.law.title, style="bold")
+    title.append(f"  {this.law.formula}, {means}", style="not bold")
+    screen.print(title.append(f"  ({because})" if because else "", style="not bold"))
+    if this.curve.baseline:
+        value = number(this.curve.baseline_value)
+        screen.print(f"without pretraining: {value} (not a point of the law)")
+    fit = this.fit
+    if fit is None:
+        screen.print(f"not fitted: {this.note}")
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("coefficient")
+        table.add_column("value", justify="right")
+        table.add_column(INTERVAL)
+        table.add_column("meaning")
+        meanings = {c.name: c.meaning for c in this.law.coefficient_table}
+        for name, (value, low, high) in fit.coefficients.items():
+            table.add_row(name, number(value), interval(low, high), meanings[name])
+        screen.print(table)
+        fitted = len(this.fitted_sizes)
+        for sentence in sentences_of_coefficients(this):
+            screen.print(sentence)
+        points = f"{len(fit.y)} points" + (f" at {fitted} sizes" if len(fit.y) > fitted else "")
+        screen.print(
+            f"fitted to {points}, {objective_of(fit)}, "
+            f"{'converged' if fit.converged else 'NOT converged'}"
+            + "".join(f"; {note}" for note in fit.at_bound)
+        )
+        if fit.held_out:
+            screen.print(_held_out_table(this))
+            screen.print(
+                f"held-out error (RMS of log) {number(fit.held_out_error)}, "
+                f"extrapolated over {fit.extrapolation:.2f} decades of {this.curve.x_name}"
+            )
+        else:
+            screen.print("nothing held out: the law is not checked")
+    word = this.verdict.word
+    screen.print(Text.assemble("verdict: ", (word, "bold"), f": {this.verdict.reason}\n"))
+
+
+def _held_out_table(this: CurveFit) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(f"held out: {this.curve.x_name}", justify="right")
+    if this.curve.x2_name:
+        table.add_column(this.curve.x2_name, justify="right")
+    for name in ("measured", "predicted"):
+        table.add_column(name, justify="right")
+    table.add_column(INTERVAL)
+    table.add_column("error", justify="right")
+    table.add_column("relative", justify="right")
+    for p in this.fit.held_out:
+        table.add_row(
+            size(p.x), *([size(p.x2)] if this.curve.x2_name else []),
+            number(p.value), number(p.predicted), interval(p.low, p.high),
+            f"{p.error:+.3g}", f"{p.relative_error:+.1%}",
+        )  # fmt: skip
+    return table
+
+
+def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
+    """Families by rising error on what they had not seen."""
+    title = f"{metric}: families by what they had not seen (protocol: {found.protocol})"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False,
+                  padding=(0, 2, 0, 0))  # fmt: skip
+    table.add_column("law")
+    for name in ("RMS log error", "mean error", "bias", f"in {INTERVAL}", "decades", "AICc"):
+        table.add_column(name, justify="right")
+    for family in found.families:
+        covered = "–" if family.coverage is None else f"{family.coverage:.0%}"
+        table.add_row(
+            family.law.title, number(family.error), f"{family.relative_error:.1%}",
+            f"{family.bias:+.1%}", covered, f"{family.decades:.2f}",
+            number(family.aicc) if math.isfinite(family.aicc) else "–",
+        )  # fmt: skip
+    screen.print(table)
+    screen.print(Text(found.sentence, style="bold"))
+    for warning in found.warnings:
+        print_note(warning, screen)
+
+
+def print_note(warning: str, screen: Console) -> None:
+    screen.print(Text.assemble(("note:", "bold"), f" {warning}"))
+
+
+def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
+    """The laws of a study: one table per (model, data, task, pool), one line per metric."""
+    for members in by_place(curve_fits):
+        place = place_of(members[0])
+        table = Table(title=f"laws: {place}", title_justify="left")
+        for name in ("metric", "law", "coefficients", "verdict"):
+            table.add_column(name)
+        table.add_column("held-out error", justify="right")
+        for this in members:
+            error = "–"
+            if this.fit and this.fit.held_out:
+                last = this.fit.held_out_sizes[-1]
+                error = f"{last.relative_error:+.1%}, {this.fit.extrapolation:.2f} decades on"
+            table.add_row(
+                this.curve.metric,
+                this.law.title,
+                coefficients(this) if this.fit else "not fitted",
+                this.verdict.shape or "–",
+                error,
+            )
+        screen.print(table)
+
+
+def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
+    """The selected results, means over seeds: D_p down, metrics across, the chosen rate."""
+    for members in by_place(curve_fits):
+        place = place_of(members[0])
+        table = Table(title=f"test results: {place}", title_justify="left")
+        for name in ("D_p", *(this.curve.metric for this in members), "learning rate"):
+            table.add_column(name, justify="right")
+        points = [(*this.curve.baseline, *this.curve.points) for this in members]
+        for x in sorted({p.x for on_curve in points for p in on_curve}):
+            here = [[p for p in on_curve if p.x == x] for on_curve in points]
+            rates = {p.learning_rate: p.at_edge for ps in here for p in ps}
+            table.add_row(
+                size(x) if x else "not pretrained",
+                *(number(mean([p.value for p in ps])) if ps else "–" for ps in here),
+                ", ".join(f"{r:g}{' *' if edge else ''}" for r, edge in sorted(rates.items())),
+            )
+        screen.print(table)
+    if any(p.at_edge for this in curve_fits for p in this.curve.points):
+        screen.print("* the smallest or largest learning rate tried there: possibly under-tuned")
+
+
+def coefficients(this: CurveFit) -> str:
+    """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
+    return ", ".join(f"{name} {number(v[0])}" for name, v in this.fit.coefficients.items())

@@ -1,0 +1,293 @@
+"""Curves: the points of one metric against D_p, everything else held fixed.
+
+In a study's table a curve is one (model, pretraining data, task, finetuning pool, metric), measured
+on the test split, with pretrain_tokens > 0 as x. Runs without pretraining are its baseline. Several
+seeds are several points at the same x.
+
+Which learning rate and which evaluated step count is decided by validation cross-entropy alone:
+within a run the step with the lowest one, and for each (curve, D_p) the rate with the lowest mean
+over seeds (Isik et al., arXiv 2402.04177, take the best of 5 rates). All rates stay in the table.
+A best rate that is the smallest or largest of several tried at that place is flagged: the point may
+be under-tuned, and under-tuned points bend laws.
+
+How much seeds differ is a property of the finetuning: `seed_noise` among a curve's facts is the
+spread among seeds at one place (of the same data and D_p), pooled over all data and the baseline of
+its task, pool and metric.
+"""
+
+import csv
+import io
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from t5scaling import storage
+from t5scaling.analysis.metrics import PARTS
+from t5scaling.analysis.results.harvest import COLUMNS
+from t5scaling.analysis.results.places import Place
+from t5scaling.errors import UserError
+
+_INTEGERS = frozenset(
+    (
+        "parameters",
+        "pretrain_tokens",
+        "finetune_tokens",
+        "finetune_examples",
+        "finetune_positions",
+        "seed",
+        "steps",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
+    second size. error: the value's standard error."""
+
+    x: float
+    value: float
+    learning_rate: float | None = None
+    seed: int | None = None
+    step: int | None = None
+    at_edge: bool = False
+    run: str = ""
+    x2: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """place: what sets the curve apart from others of its metric. facts: what else is known."""
+
+    place: Place
+    metric: str
+    x_name: str
+    points: tuple[Point, ...]
+    baseline: tuple[Point, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    x2_name: str | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(x (N,), or (2, N) with a second size; values (N,)) of the points."""
+        x = np.array([p.x for p in self.points], float)
+        if self.x2_name:
+            x = np.array([x, [p.x2 for p in self.points]], float)
+        return x, np.array([p.value for p in self.points], float)
+
+    @property
+    def label(self) -> str:
+        return self.place.label or self.metric
+
+    @property
+    def baseline_value(self) -> float | None:
+        """Mean over seeds; None if there is no run without pretraining."""
+        if not self.baseline:
+            return None
+        return math.fsum(p.value for p in self.baseline) / len(self.baseline)
+
+
+def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a results.csv with numbers as numbers; alignment "" stays "".
+
+    Raises UserError if a column is missing, a number is none, a cell is one too many or too few, or
+    two rows contradict each other. A row that is there twice counts once.
+    """
+    text = storage.read_text(path)
+    if text is None:
+        raise UserError(f"{path}: no such file")
+    return parse_results(text, path)
+
+
+def parse_results(text: str, path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The same of a text; `path`: the file that errors name."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows: list[dict[str, Any]] = []
+    seen: dict[tuple, tuple[int, dict]] = {}
+    try:
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{path}: no column {missing[0]!r}; not a table of results")
+        for number, row in enumerate(reader, 2):
+            _numbers_of(row, f"{path}, line {number}")
+            place = tuple(row[c] for c in ("run", "steps", "split", "task", "metric"))
+            first, before = seen.setdefault(place, (number, row))
+            if first == number:
+                rows.append(row)
+            elif repr(before) != repr(row):
+                column = next(c for c in row if repr(before[c]) != repr(row[c]))
+                raise UserError(
+                    f"{path}: lines {first} and {number} are both {row['metric']} of "
+                    f"{row['split']} of {row['run']} at step {row['steps']}, with {column} = "
+                    f"{before[column]!r} and {row[column]!r}"
+                )
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    return rows
+
+
+def _numbers_of(row: dict[str, Any], where: str) -> None:
+    """Makes numbers of a row's texts."""
+    if None in row or None in row.values():
+        raise UserError(f"{where}: expected {len(COLUMNS)} cells, as the header has")
+    for column in (*_INTEGERS, "learning_rate", "value"):
+        convert = int if column in _INTEGERS else float
+        try:
+            row[column] = convert(row[column])
+        except ValueError:
+            raise UserError(f"{where}: {column} = {row[column][:40]!r} is not a number") from None
+    try:
+        float(row["alignment"] or 0)
+    except ValueError:
+        raise UserError(f"{where}: alignment = {row['alignment'][:40]!r} is not a number") from None
+
+
+def curves_of(
+    rows: Sequence[Mapping[str, Any]], split: str = "test", *, parts: bool = False
+) -> list[Curve]:
+    """The curves of a table of results, sorted. Metrics that are not finite are left out.
+
+    parts: whether what BLEU is made of (metrics.PARTS) has curves too; no law is for those.
+
+    Raises UserError if the rates of a point cannot be compared for want of a validation
+    cross-entropy.
+    """
+    groups: dict[tuple, dict[tuple, list]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        place = (row["model"], row["task"], row["finetune_examples"])
+        groups[place][row["pretrain_data"], row["pretrain_tokens"]].append(row)
+
+    curves = []
+    for (model, task, examples), sizes in sorted(groups.items()):
+        tried = {
+            place: {row["learning_rate"] for row in size_rows} for place, size_rows in sizes.items()
+        }
+        chosen = {place: _chosen(size_rows, split) for place, size_rows in sorted(sizes.items())}
+        metrics = {r["metric"] for size_rows in chosen.values() for r in size_rows}
+        metrics = sorted(metrics if parts else metrics - PARTS.keys())
+        for data in sorted({data for data, tokens in sizes if tokens}):
+            for metric in metrics:
+                on_curve = _pick(chosen, metric, lambda d, tokens, data=data: tokens and d == data)
+                if not on_curve:
+                    continue
+                first = on_curve[0]
+                curves.append(
+                    Curve(
+                        place=Place(model, data, task, examples),
+                        metric=metric,
+                        x_name="pretrain_tokens",
+                        points=tuple(_point(row, tried) for row in on_curve),
+                        baseline=tuple(
+                            _point(row, tried)
+                            for row in _pick(chosen, metric, lambda d, tokens: not tokens)
+                        ),
+                        facts={
+                            "study": first["study"],
+                            "split": split,
+                            "parameters": first["parameters"],
+                            "alignment": float(first["alignment"]) if first["alignment"] else None,
+                            "finetune_tokens": first["finetune_tokens"],
+                            "finetune_positions": first["finetune_positions"],
+                            "metric_signature": first["metric_signature"],
+                            "learning_rates": sorted(set().union(*tried.values())),
+                        },
+                    )
+                )
+    return _with_seed_noise(curves)
+
+
+def _with_seed_noise(curves: Sequence[Curve]) -> list[Curve]:
+    """Adds (standard deviation, degrees of freedom) to the facts of curves with seeds to tell."""
+    places: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def group(curve: Curve) -> tuple:
+        return curve.place.beside_data, curve.metric
+
+    for curve in curves:
+        here = places[group(curve)]
+        for p in curve.points:
+            here[curve.place.data, p.x].append(p.value)
+        here["", 0] = [p.value for p in curve.baseline]  # the same for all data
+    found = []
+    for curve in curves:
+        repeated = [v for v in places[group(curve)].values() if len(v) > 1]
+        df = sum(len(v) - 1 for v in repeated)
+        if df:
+            squares = math.fsum(float(np.var(v)) * len(v) for v in repeated)
+            noise = (float(f"{math.sqrt(squares / df):.10g}"), df)
+            curve = replace(curve, facts={**curve.facts, "seed_noise": noise})
+        found.append(curve)
+    return found
+
+
+def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str, Any]]:
+    return [
+        row
+        for (data, tokens), rows in chosen.items()
+        if wanted(data, tokens)
+        for row in rows
+        if row["metric"] == metric and math.isfinite(row["value"])
+    ]
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, Any]]:
+    """Of all rows at one D_p, those of `split` at the best rate and each run's best step."""
+    validation = {
+        (row["run"], row["steps"]): row["value"]
+        for row in rows
+        if row["split"] == "validation" and row["metric"] == "cross_entropy"
+    }
+    steps: dict[str, set[int]] = defaultdict(set)
+    rates: dict[str, float] = {}
+    for row in rows:
+        if row["split"] == split:
+            steps[row["run"]].add(row["steps"])
+            rates[row["run"]] = row["learning_rate"]
+    best_step: dict[str, int] = {}
+    by_rate: dict[float, list[float]] = defaultdict(list)
+    for run, candidates in steps.items():
+        known = [(validation.get((run, step), math.nan), step) for step in sorted(candidates)]
+        finite = [pair for pair in known if math.isfinite(pair[0])]
+        loss, best_step[run] = min(finite) if finite else (math.nan, max(candidates))
+        by_rate[rates[run]].append(loss)
+    if not by_rate:
+        return []
+    means = {rate: math.fsum(losses) / len(losses) for rate, losses in by_rate.items()}
+    finite_means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
+    if len(means) > 1 and not finite_means:
+        raise UserError(
+            f"{rows[0]['run']}: {len(means)} learning rates and no validation cross-entropy to "
+            "choose between them; evaluate on the validation split too"
+        )
+    rate = min(finite_means or means, key=lambda r: (means[r], r))
+    return [
+        row
+        for row in rows
+        if row["split"] == split
+        and row["learning_rate"] == rate
+        and row["steps"] == best_step[row["run"]]
+    ]
+
+
+def _point(row: Mapping[str, Any], tried: Mapping[tuple, set[float]]) -> Point:
+    rate, rates = row["learning_rate"], tried[row["pretrain_data"], row["pretrain_tokens"]]
+    return Point(
+        x=row["pretrain_tokens"],
+        value=row["value"],
+        learning_rate=rate,
+        seed=row["seed"],
+        step=row["steps"],
+        at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
+        run=row["run"],
+    )
+
+
+def size_name(curve: Curve) -> str:
+    """What the sizes are called in sentences: D_p in a study, else their column."""
+    return "D_p" if curve.x_name == "pretrain_tokens" else curve.x_name

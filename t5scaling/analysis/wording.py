@@ -1,0 +1,65 @@
+"""Numbers, sizes, intervals, durations and lists as text: one way to write each of them."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+
+def number(value: float | None) -> str:
+    """4 significant digits; thousands separated; powers of ten far from 1."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "overflow" if value > 0 else "-overflow"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e7:
+        rounded = float(f"{value:.4g}")
+        return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.4g}"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -100:
+        return "≈ 0"
+    return f"{value:.2e}"
+
+
+def size(value: float) -> str:
+    """A size on the x axis: exact if it is a whole number below 10 million, else 4 digits."""
+    if value < 1e7:
+        return f"{value:,.0f}" if value == int(value) else f"{value:.6g}"
+    unit, step = next((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6)) if value >= s)
+    return f"{value / step:.4g}{unit}"
+
+
+def short_size(value: float) -> str:
+    """78,336 -> 78k; 1,200,000 -> 1.2M."""
+    for unit, step in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * step:
+            digits = f"{value / step:.2g}" if value < 10 * step else f"{value / step:.0f}"
+            return digits + unit
+    return size(value)
+
+
+def interval(low: float, high: float) -> str:
+    """ "0.1 to 0.5", each end as `number` writes it."""
+    return f"{number(low)} to {number(high)}"
+
+
+def hours(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.2f} h"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"; at least one."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def values(items: Iterable) -> str:
+    """Numbers and names in order, by commas."""
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(items))
+
+
+def capitalised(text: str) -> str:
+    """The text with a large first letter; the rest stays as it is."""
+    return text[:1].upper() + text[1:]
