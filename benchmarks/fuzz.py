@@ -174,7 +174,7 @@ def arguments() -> Door:
         (folder / "folder").mkdir()
         words = (str(folder / "none"), str(folder / "table.csv"), str(folder / "folder"), "", "-",
                  "--x=x", "--y=y", "--y=z", "--at=inf", "--at=-1", "--law=none", "--to=none",
-                 "--hold-out=-3", "--protocol=x", "--gin_file=none.gin", "--gin.X=1", "--gin.=",
+                 "--hold_out=-3", "--protocol=x", "--gin_file=none.gin", "--gin.X=1", "--gin.=",
                  "--budget=nan", "--step=1", "--output=/dev/null/x", "\udcff", "~nobody/x",
                  "--unknown", "--interval=?", "--topology=v9:1")  # fmt: skip
         argv = [draw.choice(verbs), *(draw.choice(words) for _ in range(draw.randrange(1, 5)))]

@@ -21,7 +21,11 @@ from t5scaling import storage, values
 from t5scaling.errors import UserError, in_one_line, nearest
 
 REQUIRED = gin.REQUIRED
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+REPOSITORY = os.path.dirname(_PACKAGE)
+# What holds `gin/`: the clone, or where the package was installed without one.
+_SHIPPED = os.path.join(_PACKAGE, "files")
+SHIPPED = _SHIPPED if os.path.isdir(_SHIPPED) else REPOSITORY
 
 
 def _open(address: str) -> io.StringIO:
@@ -79,15 +83,17 @@ def load(
     is none of those that the parameter's annotation describes.
     """
     if not gin_files:
-        raise UserError("no --gin_file given; the repository's are in gin/models, runs, studies")
+        raise UserError(
+            "no --gin_file given; t5scaling comes with gin/models, gin/runs and gin/studies"
+        )
     gin.clear_config()
     _being_read.clear()
-    # Gin names are looked up beside the user first, then in the repository.
-    gin_config._LOCATION_PREFIXES[:] = ["", REPOSITORY + os.sep]
+    # Gin files are looked for beside the user first, then among ours.
+    gin_config._LOCATION_PREFIXES[:] = ["", SHIPPED + os.sep]
     if REPOSITORY not in sys.path:
         sys.path.insert(0, REPOSITORY)
     for path in gin_files:
-        if not storage.path(path).is_file() and not os.path.isfile(os.path.join(REPOSITORY, path)):
+        if not storage.path(path).is_file() and not os.path.isfile(os.path.join(SHIPPED, path)):
             raise UserError(f"gin file not found: {path}{nearest(path, _known_gin_files())}")
         with _one_line_errors(path):
             gin.parse_config_file(path)
@@ -278,8 +284,8 @@ def _bindings() -> Iterator[tuple[str, str, Any]]:
 
 def _known_gin_files() -> list[str]:
     found = []
-    for folder, _, names in os.walk(os.path.join(REPOSITORY, "gin")):
-        found += [os.path.relpath(os.path.join(folder, n), REPOSITORY) for n in names]
+    for folder, _, names in os.walk(os.path.join(SHIPPED, "gin")):
+        found += [os.path.relpath(os.path.join(folder, n), SHIPPED) for n in names]
     return [path for path in found if path.endswith(".gin")]
 
 

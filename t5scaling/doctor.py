@@ -4,11 +4,12 @@ Versions are read without importing what they are of: so this also works where a
 and it never loads TensorFlow.
 """
 
-import ast
 import dataclasses
 import os
 import platform
+import re
 import shutil
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -25,7 +26,7 @@ TRAIN = (
     "optax", "orbax-checkpoint", "rich", "rouge_score", "sacrebleu", "sentencepiece",
     "tensorboardX", "tensorstore",
 )  # fmt: skip
-ANALYSIS = ("etils", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
+ANALYSIS = ("etils", "jinja2", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
 MATERIALIZE = (
     "importlib_resources", "seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text",
 )  # fmt: skip
@@ -38,7 +39,7 @@ class Package:
 
     name: str
     installed: str | None
-    wanted: str = ""  # versions that setup.py takes, e.g. ">=0.5.0"
+    wanted: str = ""  # versions that pyproject.toml takes, e.g. ">=0.5.0"
     known_good: str = ""  # the version in constraints.txt
 
     @property
@@ -55,7 +56,7 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Purpose:
-    """What packages are for; `extra` of setup.py installs them, its main list where that is ""."""
+    """What packages are for; `extra` installs them, where it is "" each is installed by name."""
 
     name: str
     packages: tuple[str, ...]
@@ -76,10 +77,11 @@ def doctor(examples_root: str = "runs/examples") -> bool:
     from rich.console import Console
 
     console = Console()
-    main, extras = requirements()
-    _print_versions(console, look_up([*main, "jaxlib"], main))
-    _print_purposes(console, purposes(), {**extras, **main})
-    missing = [p.name for p in look_up(TRAIN, main) if p.installed is None]
+    wanted = versions_wanted()
+    listed = [name for extra in ("", "train", "data") for name in requirements()[extra]]
+    _print_versions(console, look_up([*listed, "jaxlib"], wanted))
+    _print_purposes(console, purposes(), wanted)
+    missing = [p.name for p in look_up(TRAIN, wanted) if p.installed is None]
     if missing:
         _say(console, "red", f"self-test not run: {', '.join(missing)} missing")
         return False
@@ -110,33 +112,38 @@ def doctor(examples_root: str = "runs/examples") -> bool:
 # --- packages -------------------------------------------------------------------------------------
 
 
-def requirements() -> tuple[dict[str, str], dict[str, str]]:
-    """(main list, extras) of setup.py: package -> the versions it takes, "" for any.
+def requirements() -> dict[str, dict[str, str]]:
+    """Extra, "" for what everybody needs -> package -> the versions it takes, "" for any.
 
-    From setup.py in a clone, elsewhere from the metadata of the installed package.
+    From pyproject.toml in a clone, elsewhere from the metadata of the installed package.
     """
     from packaging.requirements import Requirement
 
-    setup = REPOSITORY / "setup.py"
-    if setup.is_file():
-        lines = list(_setup_argument(setup, "install_requires"))
-        for extra, names in _setup_argument(setup, "extras_require").items():
-            lines += [f"{name}; extra == '{extra}'" for name in names]
+    lines: list[tuple[str, str]] = []
+    if (project := REPOSITORY / "pyproject.toml").is_file():
+        described = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        lines += [("", line) for line in described["dependencies"]]
+        for extra, named in described["optional-dependencies"].items():
+            lines += [(extra, line) for line in named]
     else:
-        lines = metadata.requires("t5scaling") or []
-    main, extras = {}, {}
-    for requirement in map(Requirement, lines):
-        optional = requirement.marker and not requirement.marker.evaluate({"extra": ""})
-        (extras if optional else main)[requirement.name] = str(requirement.specifier)
-    return main, extras
+        for line in metadata.requires("t5scaling") or []:
+            extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", line)
+            lines.append((extra[1] if extra else "", line))
+    found: dict[str, dict[str, str]] = {}
+    for extra, line in lines:
+        requirement = Requirement(line)
+        if requirement.name != "t5scaling":  # an extra that is several others
+            found.setdefault(extra, {})[requirement.name] = str(requirement.specifier)
+    return found
 
 
-def _setup_argument(setup: Path, name: str) -> Any:
-    """The literal that setup.py passes as `name`."""
-    for node in ast.walk(ast.parse(setup.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.keyword) and node.arg == name:
-            return ast.literal_eval(node.value)
-    raise ValueError(f"{setup} passes no {name}")
+def versions_wanted() -> dict[str, str]:
+    """Package -> the versions it takes, whatever it is for."""
+    found: dict[str, str] = {}
+    for packages in requirements().values():
+        for name, versions in packages.items():
+            found[name] = versions or found.get(name, "")
+    return found
 
 
 def look_up(names: Iterable[str], wanted: Mapping[str, str]) -> list[Package]:
@@ -163,10 +170,10 @@ def purposes() -> tuple[Purpose, ...]:
     # Either of JAX's CUDA plugins will do, and two would be in each other's way.
     plugin = "jax-cuda12-plugin" if _version("jax-cuda12-plugin") else "jax-cuda13-plugin"
     return (
-        Purpose("train, eval, infer, plan", TRAIN),
+        Purpose("train, eval, infer, plan", TRAIN, "train"),
         Purpose("fit, report", ANALYSIS),
-        Purpose("materialize; train and study without examples", MATERIALIZE),
-        Purpose("convert from and to Hugging Face", ("safetensors",)),
+        Purpose("materialize; train and study without examples", MATERIALIZE, "data"),
+        Purpose("convert from and to Hugging Face", ("safetensors",), "train"),
         Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
         Purpose("directories in a bucket, gs://", BUCKETS, "gcs"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),

@@ -128,7 +128,7 @@ def test_figures_of_a_table(table, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"at": -1.0}, "--at = -1"), ({"budget": 0.0}, "--budget = 0"),
-     ({"cost_per_run": -2.0}, "--cost-per-run = -2")],
+     ({"cost_per_run": -2.0}, "--cost_per_run = -2")],
 )  # fmt: skip
 def test_mistakes(table, options, message):
     with pytest.raises(UserError, match=message):

@@ -77,23 +77,30 @@ def line_of(shown, start):
 # --- packages -------------------------------------------------------------------------------------
 
 
-def test_requirements_are_those_of_setup_py():
-    main, extras = doctor.requirements()
-    assert {"jax", "flax", "seqio", "tensorflow"} <= main.keys()
-    assert main["orbax-checkpoint"].startswith(">=0.")
-    assert {"pytest", "hypothesis", "ruff"} <= extras.keys() and not extras.keys() & {"flax"}
+def test_requirements_are_those_of_pyproject_toml():
+    found = doctor.requirements()
+    assert {"numpy", "scipy", "pandas"} <= found[""].keys()
+    assert {"jax", "flax"} <= found["train"].keys() and {"seqio", "tensorflow"} <= found[
+        "data"
+    ].keys()
+    assert found["train"]["orbax-checkpoint"].startswith(">=0.")
+    assert {"pytest", "hypothesis", "ruff"} <= found["test"].keys()
 
 
 def test_requirements_of_an_installed_package_come_from_its_metadata(monkeypatch, tmp_path):
-    lines = ["jax>=0.5.0", "jax[tpu]; extra == 'tpu'", "pytest>=8.0; extra == 'test'"]
+    lines = [
+        "numpy>=2.0", "jax[tpu]; extra == 'tpu'", 'pytest>=8.0; extra == "test"',
+        "t5scaling[train]; extra == 'test'",
+    ]  # fmt: skip
     monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
-    assert doctor.requirements() == ({"jax": ">=0.5.0"}, {"jax": "", "pytest": ">=8.0"})
+    assert doctor.requirements() == {
+        "": {"numpy": ">=2.0"}, "tpu": {"jax": ""}, "test": {"pytest": ">=8.0"}
+    }  # fmt: skip
 
 
 def test_every_package_that_the_code_imports_is_known():
-    main, extras = doctor.requirements()
-    names = {name.lower().replace("_", "-") for name in main | extras}
+    names = {name.lower().replace("_", "-") for name in doctor.versions_wanted()}
     distributions = importlib.metadata.packages_distributions()
     for path in [*sources("t5scaling"), *sources("tasks")]:
         for module in {module.split(".")[0] for module in imports(path)}:
@@ -114,11 +121,12 @@ def test_versions(installed):
 @pytest.mark.parametrize(
     ("package", "purpose", "command"),
     [
-        ("seqio", "materialize; train and study without examples", '"seqio>='),
+        ("seqio", "materialize; train and study without examples", '--editable ".[data]"'),
+        ("flax", "train, eval, infer, plan", '--editable ".[train]"'),
         ("scipy", "fit, report", '"scipy>='),
         ("libtpu", "TPUs; plan for their topologies", '--editable ".[tpu]"'),
         ("jax-cuda13-plugin", "plan for GPUs that are not here", '--editable ".[plan-gpu]"'),
-        ("importlib_resources", "materialize; train and study without examples", '"importlib_res'),
+        ("importlib_resources", "materialize; train and study without examples", '".[data]"'),
         ("apache-beam", "materialize on Apache Beam", '--editable ".[beam]"'),
         ("gcsfs", "directories in a bucket, gs://", '--editable ".[gcs]"'),
         ("ruff", "make test", '--editable ".[test]"'),
@@ -127,22 +135,25 @@ def test_versions(installed):
 )
 def test_what_is_missing_for_which_purpose(installed, package, purpose, command):
     installed[package] = None
-    main, extras = doctor.requirements()
     found = {p.name: p for p in doctor.purposes()}[purpose]
-    lacking = [p for p in doctor.look_up(found.packages, {**extras, **main}) if p.problem]
+    lacking = [p for p in doctor.look_up(found.packages, doctor.versions_wanted()) if p.problem]
     assert package in [p.name for p in lacking]
     assert command in doctor.install_command(found, lacking)
 
 
-def test_every_package_of_the_main_list_has_a_purpose():
-    main, _ = doctor.requirements()
+def of_study():
+    """The packages that a study needs."""
+    return {name for extra in ("", "train", "data") for name in doctor.requirements()[extra]}
+
+
+def test_every_package_of_a_study_has_a_purpose():
     listed = {name for purpose in doctor.purposes() for name in purpose.packages}
-    assert main.keys() - listed == {"packaging"}  # which is for the doctor
+    # Packaging is for the doctor, fsspec for etils.
+    assert of_study() - listed == {"packaging"}
 
 
 def test_training_imports_no_other_package(mini_root, tmp_path):
-    main, _ = doctor.requirements()
-    others = main.keys() - set(doctor.TRAIN) - {"packaging"}
+    others = of_study() - set(doctor.TRAIN) - {"packaging", "fsspec"}
     assert {"importlib_resources", "matplotlib", "pandas", "scipy", "tensorflow"} <= others
     blocked = [module for module, owners in OWNERS.items() if others & owners]
     assert "tensorflow_text" in blocked
@@ -163,6 +174,29 @@ mini.train(Path({str(tmp_path)!r}), {mini_root!r}, train_steps=2)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "DONE").exists()
+
+
+def test_a_table_needs_the_main_packages_alone(tmp_path):
+    found = doctor.requirements()
+    main = {name.partition("[")[0] for name in found[""]}
+    others = set().union(*(found[extra] for extra in ("train", "data", "beam", "gcs"))) - main
+    blocked = [module for module, owners in OWNERS.items() if owners <= others]
+    assert {"jax", "flax", "gin", "tensorflow", "seqio"} <= set(blocked)
+    table = tmp_path / "table.csv"
+    table.write_text("x,y\n1,5\n2,4\n4,3.3\n8,2.9\n16,2.5\n")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked}))
+from t5scaling.command_line import main
+table = {str(table)!r}
+for verb, *flags in (["fit"], ["advise"], ["figures", {f"--output={tmp_path}"!r}]):
+    assert main([verb, table, *flags]) == 0
+assert main(["train", "--gin_file=gin/models/tiny.gin"]) == 2
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train needs the Python package" in done.stderr and "t5scaling[train]" in done.stderr
 
 
 # --- self-test ------------------------------------------------------------------------------------
@@ -350,7 +384,7 @@ def test_an_old_version_is_flagged(examine, installed):
     passed, shown = examine()
     assert line_of(shown, "optax")[-1].endswith("0.1.9 is not >=0.2.4")
     assert line_of(shown, "train, eval, infer, plan")[1] == "optax 0.1.9 is not >=0.2.4"
-    assert f'{doctor.INSTALL} "optax>=0.2.4"' in shown
+    assert f'{doctor.INSTALL} --editable ".[train]"' in shown
     assert passed
 
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 
 import run
-from t5scaling import command_line, config
+from t5scaling import config, verbs
 from t5scaling.analysis.fitting.fit import fit_curve
 from tests.conftest import REPOSITORY
 
@@ -134,9 +135,8 @@ def test_the_readmes_commands_one_after_the_other(here, mini_root, capsys):
 def test_there_is_what_commands_name(document):
     """Targets, extras, scripts and files; and no command of a kind that no test looks at."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    extras = set(
-        re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
-    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
     for words in commands(document):
         match words:
             case ["make", target]:
@@ -144,7 +144,7 @@ def test_there_is_what_commands_name(document):
             case ["pip", "install", *_]:
                 assert set(re.findall(r"\[([\w-]+)\]", " ".join(words))) <= extras
             case ["python", "run.py", verb, *_]:
-                assert verb in command_line.VERBS or verb == "--help"
+                assert verb in verbs.VERBS or verb == "--help"
             case ["python" | "bash", script, *_]:
                 assert (ROOT / script).is_file(), script
             case ["cp", source, _]:
@@ -154,7 +154,7 @@ def test_there_is_what_commands_name(document):
             case _:
                 pytest.fail(f"{document}: no test runs {shlex.join(words)!r}")
     for inline in INLINE.findall((ROOT / document).read_text()):
-        assert shlex.split(inline)[1] in (*command_line.VERBS, "VERB", "--help"), inline
+        assert shlex.split(inline)[1] in (*verbs.VERBS, "VERB", "--help"), inline
 
 
 def test_a_study_on_cloud_tpu_is_planned(here, mini_root, capsys):

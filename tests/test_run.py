@@ -2,13 +2,16 @@
 
 import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import run
-from t5scaling import command_line
+from t5scaling import config, verbs
+from t5scaling.errors import UserError
 from tests.conftest import REPOSITORY
 
 PRETRAIN = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/pretrain.gin"]
@@ -33,7 +36,7 @@ def mini(root, folder, task="mini_span_en50_de50", **settings):
     return [MODULES, *(f"--gin.{name}={value}" for name, value in settings.items())]
 
 
-@pytest.mark.parametrize("verb", command_line.VERBS)
+@pytest.mark.parametrize("verb", verbs.VERBS)
 def test_every_verb_explains_itself_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as end:
         run.main([verb, "--help"])
@@ -102,7 +105,7 @@ def test_gin_settings_where_nothing_reads_them(verb, tmp_path, capsys):
     assert f"{verb} takes no --gin settings, but --gin.X --gin.Y is given" in line
 
 
-@pytest.mark.parametrize("option", ["--at", "--budget", "--cost-per-unit", "--cost-per-run"])
+@pytest.mark.parametrize("option", ["--at", "--budget", "--cost_per_unit", "--cost_per_run"])
 @pytest.mark.parametrize("value", ["inf", "nan", "0", "-1", "1e300"])
 def test_sizes_and_costs_that_cannot_be(option, value, tmp_path, capsys):
     table = tmp_path / "t.csv"
@@ -246,7 +249,7 @@ def test_what_the_machine_lacks_is_the_last_line(monkeypatch, capfd, error, stat
                 raise
             raise ValueError("what another library makes of it") from cause
 
-    monkeypatch.setattr(run, "call", fails)
+    monkeypatch.setattr(verbs.Verb, "call", fails)
     stdout = os.dup(1)
     try:
         assert run.main(["doctor"]) == status
@@ -260,7 +263,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def fails(*_):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr(run, "call", fails)
+    monkeypatch.setattr(verbs.Verb, "call", fails)
     with pytest.raises(ValueError, match="a mistake of ours"):
         run.main(["doctor"])
 
@@ -268,11 +271,44 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 def test_a_tilde_on_the_command_line_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     found = []
-    monkeypatch.setattr(run, "call", lambda arguments, _: found.append(arguments) or 0)
+    monkeypatch.setattr(verbs.Verb, "call", lambda _, given, settings: found.append(given) or 0)
     assert run.main(["export", "~/study", "--output=~/a.tar.gz"]) == 0
     assert run.main(["train", "--gin_file=~/a.gin", "--gin_file=b.gin"]) == 0
-    assert (found[0].study_dir, found[0].output) == (
-        "/home/somebody/study",
-        "/home/somebody/a.tar.gz",
-    )
-    assert found[1].gin_file == ["/home/somebody/a.gin", "b.gin"]
+    assert found[0]["study_dir"] == "/home/somebody/study"
+    assert found[0]["output"] == "/home/somebody/a.tar.gz"
+    assert found[1]["gin_file"] == ["/home/somebody/a.gin", "b.gin"]
+
+
+def test_flags_are_of_one_style():
+    """T5X's --gin_file has an underscore, so all have."""
+    for verb in verbs.VERBS.values():
+        for argument in (*verb.arguments, *verbs.GIN, *verbs.JOB):
+            assert re.fullmatch(r"(--)?[a-z_]+(\.NAME)?", argument.flag), argument.flag
+
+
+def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch, capsys):
+    def lacks(name):
+        def call(*_):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return call
+
+    monkeypatch.setattr(verbs.Verb, "call", lacks("flax.linen"))
+    line = error_of(capsys, "convert", "a", "b", "--to=t5x")
+    assert "convert needs the Python package flax" in line and "'t5scaling[train]'" in line
+    monkeypatch.setattr(verbs.Verb, "call", lacks("t5scaling.no_such_module"))
+    with pytest.raises(ModuleNotFoundError):
+        run.main(["doctor"])
+
+
+def test_gin_files_that_come_with_the_package_are_found_from_any_folder(monkeypatch, tmp_path):
+    """Where it is installed without a clone they are in the package's own folder `files`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site/files").mkdir(parents=True)
+    shutil.copytree(os.path.join(REPOSITORY, "gin"), tmp_path / "site/files/gin")
+    monkeypatch.setattr(config, "SHIPPED", str(tmp_path / "site/files"))
+    settings = {"STUDY_DIR": "runs/mine"}
+    text = config.load(["gin/studies/techdoc.gin"], settings)  # which includes another
+    assert "STUDY_DIR = 'runs/mine'" in text
+    with pytest.raises(UserError, match="did you mean 'gin/studies/quick"):
+        config.load(["gin/studies/quik.gin"], {})

@@ -41,7 +41,7 @@ def advise(
     Raises:
       UserError: see `load`; a target, cost or budget that is not positive.
     """
-    for name, value in (("--cost-per-unit", cost_per_unit), ("--cost-per-run", cost_per_run),
+    for name, value in (("--cost_per_unit", cost_per_unit), ("--cost_per_run", cost_per_run),
                         ("--budget", budget)):  # fmt: skip
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} = {value:g}: expected a positive number")

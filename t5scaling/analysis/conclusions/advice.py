@@ -202,7 +202,7 @@ def _cost(
         return Cost(found.per_token, found.per_run, largest), "the timings of the study's runs"
     return Cost(1 / largest, 1.0, largest), (
         "assumed (a finetuning costs 1 unit, as does pretraining to the largest measured size); "
-        "give yours with --cost-per-unit and --cost-per-run"
+        "give yours with --cost_per_unit and --cost_per_run"
     )
 
 

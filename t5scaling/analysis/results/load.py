@@ -40,13 +40,14 @@ class Columns:
 EVERYTHING = Columns()
 
 
-def named(arguments: Any) -> Columns:
-    """Of the command line's x, y, group, error and seed; x and group by commas."""
-    x, group = (
-        tuple(name for name in (text or "").split(",") if name)
-        for text in (arguments.x, arguments.group)
+def named(
+    x: str | None, y: str | None, group: str | None, error: str | None, seed: str | None
+) -> Columns:
+    """As the command line names them: x and group by commas."""
+    several_x, groups = (
+        tuple(name for name in (text or "").split(",") if name) for text in (x, group)
     )
-    return Columns(x, arguments.y, group, arguments.error, arguments.seed)
+    return Columns(several_x, y, groups, error, seed)
 
 
 def load_curves(path: str | os.PathLike, columns: Columns = EVERYTHING) -> list[Curve]:

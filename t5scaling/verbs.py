@@ -1,0 +1,471 @@
+"""What the command line can do: for each verb a summary, an example, its arguments and the call it
+is.
+
+An action takes its arguments by their names and imports what it needs itself, so that a verb loads
+nothing of the others. It returns the exit status, None for 0.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+class Argument:
+    """An argument of a verb: `flag` as it is typed, "--x" or "file", with argparse's options.
+
+    One that is optional is None where it is not given, unless the options say otherwise.
+    """
+
+    def __init__(self, flag: str, help: str, **options: Any):
+        self.flag, self.options = flag, {"help": help, **options}
+
+    @property
+    def name(self) -> str:
+        """Of the action's parameter."""
+        return self.options.get("dest") or self.flag.lstrip("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One call of the library.
+
+    Attributes:
+        summary: what it does, in a sentence or two.
+        example: arguments of a call.
+        action: does it.
+        arguments: the action's, beside those of gin and of jobs.
+        needs: the extra of the package whose requirements it imports, "" for the main ones.
+        gin: whether gin files and settings (--gin_file, --gin.NAME=value) say what to do; the
+            action then gets `gin_files`, and `settings`: name -> value as typed.
+        job: whether several processes may do it together; the action then gets `job`, a context
+            in which this one is part of them.
+    """
+
+    summary: str
+    example: str
+    action: Callable[..., int | None]
+    arguments: Sequence[Argument] = ()
+    needs: str = ""
+    gin: bool = False
+    job: bool = False
+
+    def call(self, given: Mapping[str, Any], settings: Mapping[str, str]) -> int:
+        """Does it. `given`: the arguments, with those of `GIN` and `JOB`."""
+        arguments = {argument.name: given[argument.name] for argument in self.arguments}
+        if self.gin or self.job:
+            from t5scaling import compilation
+
+            compilation.prepare()  # before anything imports JAX
+        if self.gin:
+            arguments |= {"gin_files": given["gin_file"], "settings": settings}
+        if self.job:
+            from t5scaling.training import distributed
+
+            arguments["job"] = distributed.job(*(given[argument.name] for argument in JOB))
+        return self.action(**arguments) or 0
+
+
+GIN = (
+    Argument("--gin_file", "may be repeated", action="append", default=[]),
+    Argument("--gin.NAME", "sets one gin parameter", metavar="VALUE"),
+)
+JOB = (
+    Argument("--coordinator", "address of process 0", metavar="HOST:PORT"),
+    Argument("--num_processes", "how many there are", type=int, metavar="N"),
+    Argument("--process_id", "which of them this is", type=int, metavar="I"),
+)
+TABLE = (
+    Argument("file", "CSV, TSV or parquet; a study's directory; T5X's runs"),
+    Argument("--x", "column of data sizes, or two by a comma (default: the first)"),
+    Argument("--y", "column of scores or losses; of runs: a metric's name"),
+    Argument("--group", "columns, by commas: a curve per value", default=""),
+    Argument("--error", "column of standard errors of y, which weigh the points"),
+    Argument("--seed", "column of seeds"),
+)
+STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")
+UTILIZATION = Argument(
+    "--utilization",
+    "share of the devices' peak that is assumed to be reached (default: 0.4)",
+    type=float,
+    default=0.4,
+)
+
+
+def _topology(default: str | None, shown: str) -> Argument:
+    return Argument(
+        "--topology",
+        "a TPU slice, such as v4:4x4x4, v5e:4x4, v5p:2x2x4 or v6e:8x8; GPUs: a100, a100-40gb, "
+        "h100 or h200, h100:8 in one machine, h100:2x8 in two, or FILE.pbtxt:8 as XLA describes "
+        f"another card; or local: the devices here (default: {shown})",
+        default=default,
+    )
+
+
+# --- data and training ----------------------------------------------------------------------------
+
+
+def _materialize(gin_files, settings, beam):
+    from t5scaling import config
+    from t5scaling.study import runner
+
+    config.load(gin_files, settings)
+    runner.materialize(beam)
+
+
+def _train(gin_files, settings, job):
+    from t5scaling import config
+    from t5scaling.study.executors import local
+
+    text = config.load(gin_files, settings)
+    with job:
+        local.train(text)
+
+
+def _eval(gin_files, settings, job):
+    from t5scaling import config
+    from t5scaling.evaluation import evaluate
+
+    config.load(gin_files, settings, optional=("MODEL",))  # a run says itself which model it is of
+    with job:
+        config.call(evaluate.evaluate_checkpoints)
+
+
+def _infer(gin_files, settings, job):
+    from t5scaling import config
+    from t5scaling.evaluation import infer
+
+    config.load(gin_files, settings, optional=("MODEL",))
+    with job:
+        config.call(infer.infer)
+
+
+def _convert(source, target, **settings):
+    from t5scaling import compilation, convert
+
+    compilation.prepare()
+    convert.convert(source, target, **settings)
+
+
+# --- studies --------------------------------------------------------------------------------------
+
+
+def _study(gin_files, settings, dry_run, detach, cancel, topology, utilization, output):
+    """The runs and then the report on them; or what they would cost; or an end to their jobs."""
+    from t5scaling import config
+    from t5scaling.analysis.results import harvest
+    from t5scaling.study import dry_run as dry
+    from t5scaling.study import runner
+
+    config.load(gin_files, settings)
+    if dry_run:
+        dry.dry_run(topology=topology, utilization=utilization, output=output)
+        return 0
+    study_dir = config.macro("STUDY_DIR")  # before the runs load configurations of their own
+    if cancel:
+        runner.cancel(**config.bindings_of(runner.run_study))
+        return 0
+    failed = config.call(runner.run_study, detach=detach)
+    if not detach and not harvest.is_reported(study_dir):
+        from t5scaling.analysis import report
+
+        report.report(study_dir)
+    return 1 if failed else 0
+
+
+def _work(study_dir, runs, job):
+    from t5scaling.study.executors import local
+
+    with job:
+        return 1 if local.work(study_dir, runs) else 0
+
+
+def _status(study_dir, all):
+    from t5scaling.study import status
+
+    status.show(study_dir, every_run=all)
+
+
+def _report(study_dir):
+    from t5scaling.analysis import archive, report
+
+    report.report(archive.opened(study_dir))
+
+
+def _export(study_dir, **settings):
+    from t5scaling.analysis import archive
+
+    archive.export(study_dir, **settings)
+
+
+def _plan(gin_files, settings, **devices):
+    from t5scaling.study import plan
+
+    return 0 if plan.plan(gin_files, settings, **devices) else 1
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+def _fit(file, x, y, group, error, seed, **settings):
+    from t5scaling.analysis import fit_table
+    from t5scaling.analysis.results import load
+
+    fit_table.fit_table(file, load.named(x, y, group, error, seed), **settings)
+
+
+def _advise(file, x, y, group, error, seed, **settings):
+    from t5scaling.analysis import advise
+    from t5scaling.analysis.results import load
+
+    advise.advise(file, load.named(x, y, group, error, seed), **settings)
+
+
+def _figures(file, x, y, group, error, seed, **settings):
+    from t5scaling.analysis import draw
+    from t5scaling.analysis.results import load
+
+    draw.draw(file, load.named(x, y, group, error, seed), **settings)
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def _doctor(examples_root):
+    from t5scaling import doctor
+
+    return 0 if doctor.doctor(examples_root) else 1
+
+
+def _comet_setup(folder):
+    from t5scaling.evaluation import comet
+
+    comet.setup(folder)
+
+
+VERBS = {
+    "materialize": Verb(
+        "Write the examples that a run or a study needs to disk, numbered and shuffled. Training "
+        "does this by itself when they are missing.",
+        "--gin_file=gin/models/tiny.gin --gin_file=gin/runs/pretrain.gin "
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50",
+        _materialize,
+        (
+            Argument(
+                "--beam",
+                "do it on Apache Beam, with these pipeline options, such as "
+                "'--runner=DirectRunner --direct_num_workers=8'",
+                metavar="OPTIONS",
+            ),
+        ),
+        needs="study",
+        gin=True,
+    ),
+    "train": Verb(
+        "Pretrain or finetune one model. Killed and started again, it goes on where it was.",
+        "--gin_file=gin/models/tiny.gin --gin_file=gin/runs/pretrain.gin "
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50 --gin.TRAIN_STEPS=200 "
+        "--gin.MODEL_DIR=runs/pretrain",
+        _train,
+        needs="train",
+        gin=True,
+        job=True,
+    ),
+    "eval": Verb(
+        "Measure one or all checkpoints of a run on one or more tasks: cross-entropy, the tasks' "
+        "metrics with intervals, predictions. The results go to eval.jsonl and inference_eval/ in "
+        "the run's directory; the tables of a study do not take them in, because the points of a "
+        "curve must be measured alike, by what each run evaluates during its training.",
+        "--gin_file=gin/models/tiny.gin --gin_file=gin/runs/eval.gin "
+        "--gin.MIXTURE_OR_TASK_NAME=techdoc_translate_en_de --gin.MODEL_DIR=runs/finetune",
+        _eval,
+        needs="train",
+        gin=True,
+        job=True,
+    ),
+    "infer": Verb(
+        "Answer each line of a text file with a trained model: translations, in the lines' order. "
+        "Killed and started again, it goes on where it was.",
+        "--gin_file=gin/models/tiny.gin --gin_file=gin/runs/infer.gin "
+        "--gin.MODEL_DIR=runs/finetune --gin.INPUT_FILE=sentences.txt "
+        "--gin.OUTPUT_FILE=translations.txt --gin.PROMPT='translate English to German: '",
+        _infer,
+        needs="train",
+        gin=True,
+        job=True,
+    ),
+    "study": Verb(
+        "Run what is left of a study, fit its laws and write its report; or, with --dry_run, say "
+        "what it would cost.",
+        "--gin_file=gin/studies/quick.gin --gin.STUDY_DIR=runs/quick",
+        _study,
+        (
+            Argument(
+                "--dry_run",
+                "print runs, steps, tokens, device-hours and storage per part, and what waits for "
+                "what; compiles and runs nothing",
+                action="store_true",
+            ),
+            Argument("--detach", "do not wait for the jobs of a cluster", action="store_true"),
+            Argument("--cancel", "end the jobs of a cluster", action="store_true"),
+            _topology(None, "the study's, else local"),
+            UTILIZATION,
+            Argument("--output", "write study.txt and .json there", metavar="DIR"),
+        ),
+        needs="study",
+        gin=True,
+    ),
+    "work": Verb(
+        "Do some runs of a study whose directories are prepared: what the jobs of a cluster call.",
+        "runs/quick pretrain/en50_de50",
+        _work,
+        (STUDY_DIR, Argument("runs", "ids of its runs", nargs="+", metavar="RUN")),
+        needs="train",
+        job=True,
+    ),
+    "status": Verb(
+        "Show how far a study is: runs done, running, failed and waiting.",
+        "runs/quick",
+        _status,
+        (STUDY_DIR, Argument("--all", "a row for every run", action="store_true")),
+        needs="train",
+    ),
+    "fit": Verb(
+        "Fit scaling laws to a table (CSV, TSV or parquet) or to a directory of runs, ours or "
+        "T5X's: coefficients with intervals, held-out errors, verdicts.",
+        "results.csv --x=tokens --y=loss --law=power",
+        _fit,
+        (
+            *TABLE,
+            Argument(
+                "--law",
+                "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
+                "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
+                "hernandez or muennighoff where x is two columns; all: every one for such values, "
+                "compared by their held-out errors (default: log, power or zhang)",
+            ),
+            Argument("--hold_out", "how many of the largest x to predict", type=int),
+            Argument(
+                "--protocol",
+                "of --law=all: rollout, smallest (the 4 smallest predict the rest) or last "
+                "(default: rollout)",
+                default="rollout",
+            ),
+            Argument(
+                "--interval",
+                "noise (parametric bootstrap), points or seeds (resampled) or profile "
+                "(likelihood) (default: noise)",
+                default="noise",
+            ),
+            Argument(
+                "--residual",
+                "log, value, or reducible: of logs above the floor (default: log)",
+                default="log",
+            ),
+            Argument("--delta", "Huber's threshold; inf: squares", type=float),
+            Argument(
+                "--worse_counts",
+                "weight of points worse than the law, below 1 where runs may be under-tuned "
+                "(default: 1)",
+                type=float,
+                default=1.0,
+            ),
+            Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
+        ),
+    ),
+    "advise": Verb(
+        "Say what the measurements mean for the next purchase: is pretraining worth it, do the "
+        "data suffice, what score at a larger size, which data, which run next.",
+        "runs/quick --at=1e9",
+        _advise,
+        (
+            *TABLE,
+            Argument("--at", "the size asked for (default: 4x largest)", type=float),
+            Argument(
+                "--cost_per_unit",
+                "device-hours of pretraining per unit of x (default: as the study measured)",
+                type=float,
+            ),
+            Argument(
+                "--cost_per_run", "device-hours of one finetuning (default: same)", type=float
+            ),
+            Argument("--budget", "device-hours to spend (default: one run at --at)", type=float),
+            Argument("--json", "JSON instead of text", dest="as_json", action="store_true"),
+        ),
+    ),
+    "figures": Verb(
+        "Draw every figure that a table or a study has content for: metrics against size by pool, "
+        "data and model, score against loss, rollout, families of laws, the joint law, the next "
+        "run; as PNG, SVG and the numbers behind them.",
+        "results.csv --x=tokens --y=bleu --group=data --output=figures",
+        _figures,
+        (
+            *TABLE,
+            Argument("--output", "(default: figures beside the table)", metavar="DIR"),
+            Argument("--at", "size of the forecasts, as for advise", type=float),
+        ),
+    ),
+    "plan": Verb(
+        "Say whether a run or a study fits on TPUs or GPUs that need not be there, or on the "
+        "devices here, and what it would cost: compiles the train step ahead of time. Exits with 1 "
+        "if it does not fit.",
+        "--gin_file=gin/models/t5_1_1/base.gin --gin_file=gin/runs/pretrain.gin "
+        "--gin.BATCH_SIZE=64 --gin.TRAIN_STEPS=100_000 --topology=h100",
+        _plan,
+        (
+            _topology("local", "local"),
+            UTILIZATION,
+            Argument("--output", "write plan.txt and .json there", metavar="DIR"),
+        ),
+        needs="train",
+        gin=True,
+    ),
+    "doctor": Verb(
+        "Show versions, devices, caches and what is missing for which verb, and take ten training "
+        "steps as a test.",
+        "",
+        _doctor,
+        (Argument("--examples_root", "of the runs", default="runs/examples"),),
+    ),
+    "comet-setup": Verb(
+        "Install COMET, the learned metric of translations, into an environment of its own, from "
+        "which evaluations use it.",
+        "",
+        _comet_setup,
+        (Argument("--folder", "of the environment (default: in the user's cache)"),),
+    ),
+    "convert": Verb(
+        "Convert a trained model between t5scaling, T5X and Hugging Face: parameters, vocabulary "
+        "and, between the first two, the optimizer's moments. The source's format is recognised.",
+        "runs/finetune exported/finetune --to=huggingface",
+        _convert,
+        (
+            Argument("source", "a run, a T5X checkpoint or a Hugging Face folder"),
+            Argument("target", "the directory to make; it must not exist"),
+            Argument("--to", "t5scaling, t5x or huggingface", required=True, metavar="FORMAT"),
+            Argument("--step", "of the checkpoint (default: the last)", type=int),
+            Argument("--vocabulary", "SentencePiece model, if the source has none", metavar="FILE"),
+        ),
+        needs="train",
+    ),
+    "report": Verb(
+        "Make results.csv, fits.json, findings.json, the figures and report.html of a study again; "
+        "of an archive of `export` too, which is unpacked beside it.",
+        "runs/quick",
+        _report,
+        (STUDY_DIR,),
+    ),
+    "export": Verb(
+        "Pack a study into one file that `report` opens elsewhere: results.csv, runs.jsonl, fits, "
+        "figures and report, and of each run its gin text, its place in the study, its metrics, "
+        "times and evaluations, and why it failed; no checkpoints, no examples. Of paths, only "
+        "what lies in the study goes along, and the last name of others. Names of tasks, data, "
+        "models and languages go as they are.",
+        "runs/quick --output=quick.tar.gz",
+        _export,
+        (
+            STUDY_DIR,
+            Argument("--output", "(default: STUDY_DIR.tar.gz)", metavar="FILE"),
+            Argument("--predictions", "with the models' answers", action="store_true"),
+        ),
+    ),
+}
