@@ -14,7 +14,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["t5scaling", "t5scaling.*", "tasks", "tasks.*"]),
-    package_data={"tasks": ["corpus/*"]},
+    package_data={
+        "tasks": ["corpus/*"],
+        "t5scaling.analysis.presentation.html": ["page.css", "templates/*.html"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "array_record>=0.8.1",
@@ -24,6 +27,7 @@ setup(
         "gin-config>=0.5.0",
         "grain>=0.2.10",
         "jax>=0.8.2",  # has jax_enable_preemption_service
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "msgpack>=1.0.8",
         "numpy>=2.0",

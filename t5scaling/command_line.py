@@ -92,8 +92,8 @@ VERBS = {
         "run.py convert runs/finetune exported/finetune --to=huggingface",
     ),
     "report": (
-        "Make results.csv, fits.json, the figures and report.html of a study again; of an archive "
-        "of `export` too, which is unpacked beside it.",
+        "Make results.csv, fits.json, findings.json, the figures and report.html of a study again; "
+        "of an archive of `export` too, which is unpacked beside it.",
         "run.py report runs/quick",
     ),
     "export": (
@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
                 help="log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
                 "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
                 "hernandez or muennighoff where x is two columns; all: every one for such values, "
-                "compared by what they had not seen (default: log, power or zhang)",
+                "compared by their held-out errors (default: log, power or zhang)",
             )
             sub.add_argument("--hold-out", type=int, help="how many of the largest x to predict")
             sub.add_argument(

@@ -25,7 +25,7 @@ TRAIN = (
     "optax", "orbax-checkpoint", "rich", "rouge_score", "sacrebleu", "sentencepiece",
     "tensorboardX", "tensorstore",
 )  # fmt: skip
-ANALYSIS = ("etils", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
+ANALYSIS = ("etils", "jinja2", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
 MATERIALIZE = (
     "importlib_resources", "seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text",
 )  # fmt: skip

@@ -27,7 +27,7 @@ from t5scaling.analysis.conclusions.forecast import (
     outlooks,
     overtakes,
 )
-from t5scaling.analysis.conclusions.next_experiment import Cost, Run
+from t5scaling.analysis.conclusions.next_experiment import Cost, NextRun
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.compare import Comparison
 from t5scaling.analysis.results.curves import Curve
@@ -50,7 +50,7 @@ class CurveAdvice:
     suffices: Decision
     forecast: Forecast | None
     break_even: Crossing | None
-    next_runs: tuple[Run, ...]
+    next_runs: tuple[NextRun, ...]
 
     @property
     def place(self) -> Place:
@@ -178,10 +178,12 @@ def _of_curve(
 ) -> CurveAdvice:
     enough = suffices(this)
     usable = enough.answer is not Answer.NO and outlook.fits
-    runs: Sequence[Run] = ()
+    runs: Sequence[NextRun] = ()
     if outlook.fits:
         places = next_experiment.candidates(outlook.best, target)
-        runs = next_experiment.plan(outlook.best, np.array([target]), places, cost, budget=budget)
+        runs = next_experiment.next_runs(
+            outlook.best, np.array([target]), places, cost, budget=budget
+        )
     return CurveAdvice(
         this, outlook, worth_it(this), enough, outlook.at(target) if usable else None,
         outlook.break_even() if usable else None, tuple(runs),
@@ -268,6 +270,6 @@ def _exchanges(groups, target: float, cost: Cost, budget: float) -> Iterator[Exc
             if found.fits_points:
                 places = next_experiment.candidates(found.fit, target)
                 at = np.array([[target], [max(sizes)]])
-                runs = next_experiment.plan(found.fit, at, places, cost, budget=budget)
+                runs = next_experiment.next_runs(found.fit, at, places, cost, budget=budget)
                 found = replace(found, next_runs=tuple(runs))
             yield found

@@ -11,7 +11,13 @@ import numpy as np
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.decisions import Answer, worth_it
 from t5scaling.analysis.conclusions.diagnosis import relate
-from t5scaling.analysis.conclusions.evidence import Evidence, Range, majority, mean_range, paired
+from t5scaling.analysis.conclusions.evidence import (
+    Evidence,
+    Range,
+    at_equal_sizes,
+    majority,
+    mean_range,
+)
 from t5scaling.analysis.conclusions.representatives import TRANSLATES, means, translates
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.metrics import (
@@ -164,23 +170,26 @@ def _gains_shrink(
         return None, [], "runs without pretraining and 3 or more D_p"
     (first, small), (last, large) = gains[0], gains[-1]
     metric = first.curve.metric
-    name = f"{metric_name(metric)}, {evidence.words(first)}"
-    sizes = f"pool of {first.curve.place.pool:,} examples {small.value:+.3g}{_factor(first)}"
+    name = metric_name(metric)
     if len(gains) < 2:
-        return None, [f"{name}: gain in the {sizes}"], "a second finetuning pool"
-    sizes += f", in that of {last.curve.place.pool:,} {large.value:+.3g}{_factor(last)}"
-    words = [f"{name}: gain in the {sizes}"]
+        place = f"in the pool of {first.curve.place.pool:,}, the only one that gives an interval"
+        words = [f"{name}: the gain is {small.value:+.3g}{_factor(first)} {place}"]
+        return None, words, "a second finetuning pool"
     seen = [
         evidence.seen.get((c.curve.place.task, c.curve.place.pool), math.inf) for c in (first, last)
     ]
-    if math.isfinite(seen[0]) and seen[1] < FARTHER * seen[0]:
-        words.append("a run draws hardly more from the largest pool than from the smallest")
-        return None, words, "longer finetuning: the largest pools are not seen"
     half = math.hypot(small.high - small.value, large.high - large.value)
     shrinks = Range(small.value - large.value, small.value - large.value - half,
                     small.value - large.value + half)  # fmt: skip
     apart = shrinks if shrinks.value >= 0 else Range(-shrinks.value, -shrinks.high, -shrinks.low)
-    words[-1] += f"; {'smaller' if shrinks.value >= 0 else 'larger'} by {_range(apart)}"
+    words = [
+        f"{name}: the gain {'shrinks' if shrinks.value >= 0 else 'grows'} from {small.value:+.3g}"
+        f"{_factor(first)} in the smallest pool to {large.value:+.3g}{_factor(last)} in the "
+        f"largest, by {_range(apart)}"
+    ]
+    if math.isfinite(seen[0]) and seen[1] < FARTHER * seen[0]:
+        words.append("a run draws hardly more from the largest pool than from the smallest")
+        return None, words, "longer finetuning: the largest pools are not seen"
     none = max(NEARLY_NONE * small.value, resolution_of(metric))
     if shrinks.sure < 0 or large.low > none:
         if large.low > none and shrinks.sure > 0:
@@ -196,7 +205,7 @@ def _factor(this: CurveFit) -> str:
     base, best = this.curve.baseline_value, list(means(this.curve).values())[-1]
     if not this.curve.metric.startswith(BLEU) or not base:
         return ""
-    return f", {best / base:.2g}-fold"
+    return f" ({best / base:.2g}-fold)"
 
 
 # (c), (d) data that do not match
@@ -274,7 +283,7 @@ def target_suffices(evidence: Evidence, pair: str) -> Finding:
         for kind, curves in zip((TARGET, SOURCE), kinds[1:], strict=True):
             behind[kind] = {
                 (x, pool): better(metric) * (mine - other)
-                for x, pool, mine, other in paired(kinds[0], curves)
+                for x, pool, mine, other in at_equal_sizes(kinds[0], curves)
             }
         both = [place for place in behind[SOURCE] if place in behind[TARGET]]
         loss_s = mean_range([behind[SOURCE][p] for p in both])
@@ -382,10 +391,11 @@ def precision_drives(evidence: Evidence, pair: str) -> Finding:
         needed = "evaluations with BLEU's parts" if not known else _more_of_score(
             evidence, pair, None)  # fmt: skip
         return finding(pair, None, [said], needed)
+    curves = "curve" if len(shares) == 1 else "curves"
     said = [
         f"the brevity penalty is {np.mean(penalties):.3g} on average",
         f"n-gram precisions make {np.nanmedian(shares):.0%} of the changes of log BLEU from size "
-        f"to size (median of {len(shares)} curves), the penalty the rest",
+        f"to size (median of {len(shares)} {curves}), the penalty the rest",
     ]
     needed = "curves of BLEU with real changes"
     return finding(pair, majority(votes), said, needed, numbers)

@@ -170,7 +170,7 @@ def _fit_record(fit: Fit) -> dict[str, Any]:
 
 
 def comparison_record(found: Comparison) -> dict[str, Any]:
-    """Families by rising error on what they had not seen."""
+    """Families by rising error on sizes that they were not fitted to."""
     return {
         "protocol": found.protocol,
         "winner": found.winner.name if found.winner else None,

@@ -1,4 +1,4 @@
-"""Whether a score and the cross-entropy tell the same story.
+"""Whether a score and the cross-entropy agree.
 
 The central warning of Isik et al. (arXiv 2402.04177): where pretraining data do not match the task,
 the downstream score may fluctuate or fall while the cross-entropy keeps falling as if all were
@@ -35,7 +35,7 @@ EXPONENTIAL = 0.05
 class Relation:
     """A score and a loss over the same runs.
 
-    agree: None if it cannot be told. tau: Kendall's rank correlation of the score with minus the
+    agree: None if that is open. tau: Kendall's rank correlation of the score with minus the
     loss, over the means per size; nan if one of them is constant. fit: the score as an exponential
     of the loss over all points, with its residuals' standard deviation in logs; None if it could
     not be fitted. exponential: whether that law holds; None without a fit.
@@ -56,7 +56,7 @@ class Relation:
         if self.agree:
             return f"{name} and {loss} agree: both improve with pretraining{rank}."
         if self.agree is None:
-            return f"Whether {name} and {loss} agree cannot be told: {words}{rank}."
+            return f"Whether {name} and {loss} agree is open: {words}{rank}."
         return f"{name} and {loss} DISAGREE: {words}{rank}. {loss} is no guide to {name} here: " + (
             "the score is too coarse at these sizes, or the pretraining data do not help it."
             if self.score.verdict.shape is Shape.TRENDLESS
@@ -94,7 +94,7 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
     if loss.verdict.improves and score.verdict.is_clear:
         agree = score.verdict.improves
     fit, exponential = None, None
-    x, y = paired(score, loss)
+    x, y = by_run(score, loss)
     if len(x):
         with suppress(UserError):
             fit = fit_curve(LAWS["gordon"], x, y, hold_out=0, x_name="loss", y_name="score")
@@ -106,7 +106,7 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
     return Relation(score, loss, agree, _tau(score, loss), fit, exponential)
 
 
-def paired(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
+def by_run(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
     """(loss, score) of the runs that have both, (N,) each; by run, or by size without names."""
 
     def values(this: CurveFit) -> dict:

@@ -120,7 +120,7 @@ def majority(votes: Iterable[bool | None]) -> bool | None:
     return None if 2 * ayes == len(cast) else 2 * ayes > len(cast)
 
 
-def paired(
+def at_equal_sizes(
     one: Sequence[CurveFit], other: Sequence[CurveFit]
 ) -> list[tuple[float, int, float, float]]:
     """(D_p, pool, value of one, value of the other) at equal D_p and pool; D_p = 0 left out.
@@ -154,7 +154,7 @@ def mean_range(differences: Sequence[float]) -> Range | None:
 def at_largest(one: CurveFit, other: CurveFit) -> Range | None:
     """By how much `one` is better than `other` at the largest D_p that both have, with the noise of
     their points; None without such a size or a noise."""
-    common = paired([one], [other])
+    common = at_equal_sizes([one], [other])
     noises = [c.verdict.noise for c in (one, other)]
     if not common or not all(noises):
         return None

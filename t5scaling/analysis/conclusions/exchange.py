@@ -14,7 +14,7 @@ import numpy as np
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.decisions import Answer, worth_it
-from t5scaling.analysis.conclusions.next_experiment import Run
+from t5scaling.analysis.conclusions.next_experiment import NextRun
 from t5scaling.analysis.fitting.compare import Comparison, compare
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS
@@ -47,7 +47,7 @@ class Exchange:
     miss: float
     noise: float
     fits_points: bool
-    next_runs: tuple[Run, ...] = ()
+    next_runs: tuple[NextRun, ...] = ()
 
 
 def exchange(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> Exchange:

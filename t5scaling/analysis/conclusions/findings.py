@@ -7,7 +7,7 @@ only a study has. Version SCHEMA of it:
 |---|---|
 | schema, software | the version of this table; the program and its version |
 | level | of all intervals: low and high are their ends |
-| study, model | names: of the study, and of the model that stands for it |
+| study, model | names: of the study, and of its main model |
 | target | the size that forecasts are for, in the unit of x |
 | cost | per_token, per_run, pretrained (`next_experiment.Cost`), source: where they come from |
 | curves | a list: place, metric, shape (a word of `Shape`, null: too few sizes), shape_reason, \
@@ -59,7 +59,7 @@ FILE = "findings.json"
 
 @dataclass(frozen=True)
 class Findings:
-    """study: its name. curve_fits: every curve with its law and shape. selection: what stands for
+    """study: its name. curve_fits: every curve with its law and shape. selection: what represents
     them. shown: the curves that figures show. advice: None if no curve can be fitted. absent:
     claims that the study has no data for. limits: sentences."""
 

@@ -1,4 +1,4 @@
-"""What stands for a study where one answer is wanted: one rule for the model, one for the score.
+"""What represents a study where one answer is wanted: one rule for the model, one for the score.
 
 The main model is the one with the most curves; of equals, the first by name. The score that speaks
 for a task is BLEU where its models translate; where they do not, chrF is shown but decides nothing,

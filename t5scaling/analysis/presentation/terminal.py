@@ -99,8 +99,8 @@ def _held_out_table(this: CurveFit) -> Table:
 
 
 def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
-    """Families by rising error on what they had not seen."""
-    title = f"{metric}: families by what they had not seen (protocol: {found.protocol})"
+    """Families by rising error on sizes that they were not fitted to."""
+    title = f"{metric}: families by held-out error (protocol: {found.protocol})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False,
                   padding=(0, 2, 0, 0))  # fmt: skip
     table.add_column("law")
