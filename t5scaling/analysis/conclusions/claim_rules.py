@@ -76,24 +76,24 @@ class Finding:
 # (a) aligned data follow the laws
 
 
-def law_vote(this: CurveFit) -> Vote:
+def law_vote(curve_fit: CurveFit) -> Vote:
     """Of a score: whether it does as the log-law says."""
-    verdict = this.verdict
-    if not translates(this) or not (verdict.improves or verdict.breaks):
+    verdict = curve_fit.verdict
+    if not translates(curve_fit) or not (verdict.improves or verdict.breaks):
         return None
     return verdict.shape is Shape.PREDICTABLE
 
 
-def improvement_vote(this: CurveFit) -> Vote:
-    return True if this.verdict.improves else False if this.verdict.breaks else None
+def improvement_vote(curve_fit: CurveFit) -> Vote:
+    return True if curve_fit.verdict.improves else False if curve_fit.verdict.breaks else None
 
 
 def aligned_follow(evidence: Evidence, pair: str) -> Finding:
     losses, score = evidence.of(pair, LOSS, ALIGNED), evidence.score(pair)
     scores = evidence.of(pair, score, ALIGNED) if score else []
-    votes = [improvement_vote(this) for this in losses]
+    votes = [improvement_vote(curve_fit) for curve_fit in losses]
     said = [counted("cross-entropy improves with D_p", votes)] if votes else []
-    law_votes = [law_vote(this) for this in scores]
+    law_votes = [law_vote(curve_fit) for curve_fit in scores]
     numbers = _changes(evidence, [*losses, *scores], [*votes, *law_votes])
     if scores:
         said.append(counted(f"{metric_name(score)} does as the log-law says", law_votes))
@@ -112,7 +112,7 @@ def aligned_follow(evidence: Evidence, pair: str) -> Finding:
 
 
 def _held_out(scores: Sequence[CurveFit]) -> list[str]:
-    fits = [this.fit for this in scores if this.fit and this.fit.held_out]
+    fits = [curve_fit.fit for curve_fit in scores if curve_fit.fit and curve_fit.fit.held_out]
     if not fits:
         return []
     errors = sorted(fit.held_out_error for fit in fits)
@@ -140,10 +140,10 @@ def pools_matter(evidence: Evidence, pair: str) -> Finding:
             said += words
             numbers += [
                 Measurement(
-                    metric, evidence.place_words(this), GAIN, gain.value, gain.low, gain.high,
-                    place=this.curve.place,
+                    metric, evidence.place_words(curve_fit), GAIN, gain.value, gain.low, gain.high,
+                    place=curve_fit.curve.place,
                 )
-                for this, gain in gains
+                for curve_fit, gain in gains
             ]  # fmt: skip
             needed += [need] if vote is None and need else []
     if not said:
@@ -156,10 +156,10 @@ def pools_matter(evidence: Evidence, pair: str) -> Finding:
 def _gains(curves: Sequence[CurveFit]) -> list[tuple[CurveFit, Range]]:
     """The gains that have an interval, from the smallest pool to the largest."""
     found = []
-    for this in sorted(curves, key=lambda this: this.curve.place.pool):
-        decision = worth_it(this)
-        if decision.low is not None and translates(this):
-            found.append((this, Range(decision.value, decision.low, decision.high)))
+    for curve_fit in sorted(curves, key=lambda curve_fit: curve_fit.curve.place.pool):
+        decision = worth_it(curve_fit)
+        if decision.low is not None and translates(curve_fit):
+            found.append((curve_fit, Range(decision.value, decision.low, decision.high)))
     return found
 
 
@@ -200,10 +200,10 @@ def _gains_shrink(
     return None, words, "more seeds at D_p = 0 and the largest D_p, or a larger pool"
 
 
-def _factor(this: CurveFit) -> str:
+def _factor(curve_fit: CurveFit) -> str:
     """Of a BLEU: how many times the baseline."""
-    base, best = this.curve.baseline_value, list(means(this.curve).values())[-1]
-    if not this.curve.metric.startswith(BLEU) or not base:
+    base, best = curve_fit.curve.baseline_value, list(means(curve_fit.curve).values())[-1]
+    if not curve_fit.curve.metric.startswith(BLEU) or not base:
         return ""
     return f" ({best / base:.2g}-fold)"
 
@@ -223,16 +223,16 @@ def scores_break(evidence: Evidence, pair: str) -> Finding:
         needed = f"source-only or unrelated data for {pair}"
         return finding(pair, None, ["neither source-only nor unrelated data"], needed)
     votes, name = [], metric_name(score)
-    for this in curves:
-        loss = evidence.beside(this, LOSS)
+    for curve_fit in curves:
+        loss = evidence.beside(curve_fit, LOSS)
         loss_improves = loss is not None and loss.verdict.improves
-        vote = improvement_vote(this) if translates(this) else None
+        vote = improvement_vote(curve_fit) if translates(curve_fit) else None
         votes.append(False if vote else True if vote is False and loss_improves else None)
     said = [counted(f"{name} breaks while cross-entropy improves", votes)]
     numbers = _changes(evidence, curves, votes)
     vote, targets = majority(votes), evidence.of(pair, score, {TARGET})
     if targets:
-        holds = [improvement_vote(this) for this in targets]
+        holds = [improvement_vote(curve_fit) for curve_fit in targets]
         numbers += _changes(evidence, targets, holds)
         said.append(counted(f"with target-only data {name} keeps improving", holds))
         if vote and majority(holds) is False:
@@ -249,7 +249,7 @@ def unrelated_fit(evidence: Evidence, pair: str) -> Finding:
             needed = _more_of_score(evidence, pair, score)
             return finding(pair, None, [evidence.why_no_score(pair)], needed)
         return finding(pair, None, ["no unrelated data"], f"data of other languages for {pair}")
-    votes = [law_vote(this) for this in curves]
+    votes = [law_vote(curve_fit) for curve_fit in curves]
     name = metric_name(score)
     said = [counted(f"{name} does as the log-law says", votes)]
     needed = f"more seeds at each D_p, so that a trend of {name} shows"
@@ -263,10 +263,11 @@ def _changes(
     """How far each curve goes, its shape and its vote; by data, the smallest pool first."""
     found = [
         Measurement(
-            this.curve.metric, evidence.place_words(this), CHANGE, this.verdict.change,
-            shape=this.verdict.shape, vote=Answer.by(vote), place=this.curve.place,
+            curve_fit.curve.metric, evidence.place_words(curve_fit), CHANGE,
+            curve_fit.verdict.change, shape=curve_fit.verdict.shape, vote=Answer.by(vote),
+            place=curve_fit.curve.place,
         )
-        for this, vote in zip(curves, votes, strict=True)
+        for curve_fit, vote in zip(curves, votes, strict=True)
     ]  # fmt: skip
     return sorted(found, key=lambda one: (one.metric != LOSS, one.place.data, one.place.pool))
 
@@ -327,20 +328,20 @@ def exponential(evidence: Evidence, pair: str) -> Finding:
         ("source-only or unrelated", {SOURCE, UNRELATED}, False),
     ):
         votes = []
-        for this in evidence.of(pair, score, kinds):
-            loss = evidence.beside(this, LOSS)
-            if loss is None or not translates(this):
+        for curve_fit in evidence.of(pair, score, kinds):
+            loss = evidence.beside(curve_fit, LOSS)
+            if loss is None or not translates(curve_fit):
                 continue
-            relation = relate(this, loss)
-            clear = this.verdict.improves or this.verdict.breaks
+            relation = relate(curve_fit, loss)
+            clear = curve_fit.verdict.improves or curve_fit.verdict.breaks
             known = relation.exponential is not None and clear
             votes.append(relation.exponential == holds if known else None)
             if relation.fit:
                 k = relation.fit.coefficients["k"]
                 numbers.append(
                     Measurement(
-                        score, evidence.place_words(this), "k of C * e^(k * cross-entropy)", *k,
-                        vote=Answer.by(votes[-1]), place=this.curve.place,
+                        score, evidence.place_words(curve_fit), "k of C * e^(k * cross-entropy)",
+                        *k, vote=Answer.by(votes[-1]), place=curve_fit.curve.place,
                     )
                 )  # fmt: skip
         results.append(majority(votes))
@@ -361,29 +362,29 @@ def exponential(evidence: Evidence, pair: str) -> Finding:
 
 def precision_drives(evidence: Evidence, pair: str) -> Finding:
     votes, penalties, shares, numbers = [], [], [], []
-    for this in evidence.of(pair, BLEU):
-        part = evidence.parts.get((this.curve.place, "bleu_brevity_penalty"))
-        if part is None or not translates(this):
+    for curve_fit in evidence.of(pair, BLEU):
+        part = evidence.parts.get((curve_fit.curve.place, "bleu_brevity_penalty"))
+        if part is None or not translates(curve_fit):
             continue
-        scores, penalty = means(this.curve), means(part)
+        scores, penalty = means(curve_fit.curve), means(part)
         sizes = [x for x in scores if x in penalty and scores[x] > 0 and penalty[x] > 0]
         if len(sizes) < 3:
             continue
         logs = np.log([[scores[x], penalty[x]] for x in sizes])
         changes = np.abs(np.diff(np.stack([logs[:, 1], logs[:, 0] - logs[:, 1]]), axis=1)).sum(1)
         share = float(changes[1] / changes.sum()) if changes.sum() else math.nan
-        noise = this.verdict.noise / float(np.mean([scores[x] for x in sizes]))
+        noise = curve_fit.verdict.noise / float(np.mean([scores[x] for x in sizes]))
         is_one = float(np.mean(np.abs(logs[:, 1]))) <= max(PENALTY, 2 * noise)
         votes.append(None if math.isnan(share) else is_one and share > 0.5)
         penalties += [penalty[x] for x in sizes]
         shares.append(share)
-        what, own = evidence.place_words(this), [penalty[x] for x in sizes]
+        what, own = evidence.place_words(curve_fit), [penalty[x] for x in sizes]
         numbers += [
             Measurement(BLEU, what, "brevity penalty (mean; smallest and largest)",
                         float(np.mean(own)), min(own), max(own), vote=Answer.by(votes[-1]),
-                        place=this.curve.place),
+                        place=curve_fit.curve.place),
             Measurement(BLEU, what, "share of precision in the changes of log BLEU", share,
-                        vote=Answer.by(votes[-1]), place=this.curve.place),
+                        vote=Answer.by(votes[-1]), place=curve_fit.curve.place),
         ]  # fmt: skip
     if not votes:
         known = any(metric == "bleu_brevity_penalty" for *_, metric in evidence.parts)
@@ -432,8 +433,8 @@ def _range(gain: Range) -> str:
 
 def _by_data(curves: Sequence[CurveFit]) -> list[list[CurveFit]]:
     groups: dict[str, list[CurveFit]] = {}
-    for this in curves:
-        groups.setdefault(this.curve.place.data, []).append(this)
+    for curve_fit in curves:
+        groups.setdefault(curve_fit.curve.place.data, []).append(curve_fit)
     return list(groups.values())
 
 

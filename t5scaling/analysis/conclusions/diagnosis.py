@@ -77,8 +77,8 @@ class Relation:
 def relations(curve_fits: Sequence[CurveFit]) -> list[Relation]:
     """Every score of a place beside its loss; curves of one place differ in the metric alone."""
     by_place: dict[Place, list[CurveFit]] = {}
-    for this in curve_fits:
-        by_place.setdefault(this.curve.place, []).append(this)
+    for curve_fit in curve_fits:
+        by_place.setdefault(curve_fit.curve.place, []).append(curve_fit)
     found = []
     for members in by_place.values():
         losses = [t for t in members if t.curve.metric in LOWER_IS_BETTER]
@@ -109,9 +109,9 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
 def by_run(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
     """(loss, score) of the runs that have both, (N,) each; by run, or by size without names."""
 
-    def values(this: CurveFit) -> dict:
+    def values(curve_fit: CurveFit) -> dict:
         found: dict = {}
-        for p in this.curve.points:
+        for p in curve_fit.curve.points:
             found.setdefault(p.run or (p.x, p.seed), []).append(p.value)
         return {place: float(np.mean(v)) for place, v in found.items()}
 
@@ -124,9 +124,9 @@ def _tau(score: CurveFit, loss: CurveFit) -> float:
     from scipy.stats import kendalltau
 
     means = []
-    for this in (score, loss):
+    for curve_fit in (score, loss):
         by_size: dict[float, list[float]] = {}
-        for p in this.curve.points:
+        for p in curve_fit.curve.points:
             by_size.setdefault(p.x, []).append(p.value)
         means.append({x: float(np.mean(v)) for x, v in by_size.items()})
     sizes = [x for x in means[0] if x in means[1]]

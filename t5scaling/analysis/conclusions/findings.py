@@ -81,11 +81,11 @@ def conclude(
 ) -> Findings:
     """All conclusions on a study, from its runs, its results and its fitted curves."""
     selection = Selection(curve_fits, roles_of(runs))
-    shown = [this for this in curve_fits if selection.shows(this.curve)]
-    advised = [this for this in shown if selection.in_main_pool(this.curve)] or shown
+    shown = [curve_fit for curve_fit in curve_fits if selection.shows(curve_fit.curve)]
+    advised = [curve_fit for curve_fit in shown if selection.in_main_pool(curve_fit.curve)] or shown
     advice = advise_curves(
-        [this.curve for this in advised], runs=runs, fitted=advised,
-        other_pools=[this for this in shown if this not in advised],
+        [curve_fit.curve for curve_fit in advised], runs=runs, fitted=advised,
+        other_pools=[curve_fit for curve_fit in shown if curve_fit not in advised],
     )  # fmt: skip
     claims, absent = judge_claims(Evidence(curve_fits, runs, rows))
     return Findings(

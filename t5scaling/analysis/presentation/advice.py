@@ -65,9 +65,9 @@ def show(advice: Advice, screen: Console) -> None:
         screen.print(f"{head}: {sentence}" if head else sentence, soft_wrap=True)
 
 
-def label_of(this: CurveFit) -> str:
+def label_of(curve_fit: CurveFit) -> str:
     """The metric and the place of a curve in one line."""
-    return _named(this.curve.metric, this.curve.place)
+    return _named(curve_fit.curve.metric, curve_fit.curve.place)
 
 
 def _named(metric: str, place: Place) -> str:

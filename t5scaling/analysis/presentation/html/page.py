@@ -62,9 +62,9 @@ def build(
 def _summary(findings: Findings, runs: Sequence[RunRecord]) -> tuple[str, str]:
     """The study and its size; a phone shows the first part alone."""
     curve_fits, selection = findings.curve_fits, findings.selection
-    parameters = sorted({int(this.curve.facts["parameters"]) for this in curve_fits})
-    data = {this.curve.place.data for this in curve_fits}
-    largest = max(p.x for this in curve_fits for p in this.curve.points)
+    parameters = sorted({int(curve_fit.curve.facts["parameters"]) for curve_fit in curve_fits})
+    data = {curve_fit.curve.place.data for curve_fit in curve_fits}
+    largest = max(p.x for curve_fit in curve_fits for p in curve_fit.curve.points)
     pairs = listed([selection.roles.pairs.get(task, task) for task in selection.tasks])
     done = sum(run.done for run in runs)
     spent = sum(run.device_seconds for run in runs)

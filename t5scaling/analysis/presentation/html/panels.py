@@ -67,10 +67,10 @@ def _key(selection: Selection) -> dict[str, Any]:
     """The roles by their colours, and what the lines mean."""
     shown: dict[str, str] = {}
     for task in selection.tasks:
-        for this in selection.of(task, LOSS) + selection.of(task, selection.score(task)):
-            kind = selection.roles.kind(this.curve.place)
+        for curve_fit in selection.of(task, LOSS) + selection.of(task, selection.score(task)):
+            kind = selection.roles.kind(curve_fit.curve.place)
             if kind != OTHER:
-                shown.setdefault(kind, role_colour(selection.roles, this.curve.place))
+                shown.setdefault(kind, role_colour(selection.roles, curve_fit.curve.place))
     return {
         "roles": [
             {"text": kind, "colour": shown[kind],
@@ -79,18 +79,20 @@ def _key(selection: Selection) -> dict[str, Any]:
             if kind in shown
         ],
         "baseline_colour": BASELINE,
-        "held_out": any(this.fit and this.fit.held_out for this in selection.curve_fits),
+        "held_out": any(one.fit and one.fit.held_out for one in selection.curve_fits),
     }  # fmt: skip
 
 
 def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> dict[str, Any] | None:
     """None if there is nothing to draw."""
-    curves = [this for this in curves if this.curve.points]
+    curves = [curve_fit for curve_fit in curves if curve_fit.curve.points]
     if not curves:
         return None
     metric = curves[0].curve.metric
-    courses = {i: means(this.curve) for i, this in enumerate(curves)}
-    base = next((this.curve.baseline_value for this in curves if this.curve.baseline), None)
+    courses = {i: means(curve_fit.curve) for i, curve_fit in enumerate(curves)}
+    base = next(
+        (curve_fit.curve.baseline_value for curve_fit in curves if curve_fit.curve.baseline), None
+    )
     sizes = [x for course in courses.values() for x in course if x]
     shown = [v for course in courses.values() for x, v in course.items() if x]
     shown += [base] if base is not None else []
@@ -101,17 +103,17 @@ def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> dict[
         text = f"not pretrained: {number(base)}"
         baseline = {"y": f"{y:.1f}", "colour": BASELINE, "text": text}
         labels.append((y, "none", BASELINE))
-    for i, this in enumerate(curves):
-        colour, course = role_colour(selection.roles, this.curve.place), courses[i]
+    for i, curve_fit in enumerate(curves):
+        colour, course = role_colour(selection.roles, curve_fit.curve.place), courses[i]
         course = {x: v for x, v in course.items() if x}
         lines.append(_polyline([(axis.x(x), axis.y(v)) for x, v in course.items()], colour))
-        lines += _law(this, axis, colour)
-        points += [_point(selection, this, x, v, axis, colour) for x, v in course.items()]
+        lines += _law(curve_fit, axis, colour)
+        points += [_point(selection, curve_fit, x, v, axis, colour) for x, v in course.items()]
         last = list(course.values())[-1]
-        name = selection.roles.role(this.curve.place).label
+        name = selection.roles.role(curve_fit.curve.place).label
         labels.append((axis.y(last), name, TEXT_COLOURS.get(colour, colour)))
         courses_said.append(
-            f"{selection.roles.words(this.curve.place)} from "
+            f"{selection.roles.words(curve_fit.curve.place)} from "
             f"{number(next(iter(course.values())))} at {size(min(course))} to {number(last)} at "
             f"{size(max(course))}"
         )
@@ -183,25 +185,25 @@ def _polyline(
     return {"points": points, "colour": colour, "dashed": dashed}
 
 
-def _law(this: CurveFit, axis: _Axis, colour: str) -> list[dict[str, Any]]:
+def _law(curve_fit: CurveFit, axis: _Axis, colour: str) -> list[dict[str, Any]]:
     """What the law predicts for the sizes that were held out; no line where it has no meaning."""
-    if not this.fit or not this.fit.held_out or this.verdict.has_no_law:
+    if not curve_fit.fit or not curve_fit.fit.held_out or curve_fit.verdict.has_no_law:
         return []
-    x = np.geomspace(this.fit.x.max(), max(p.x for p in this.fit.held_out), 9)
+    x = np.geomspace(curve_fit.fit.x.max(), max(p.x for p in curve_fit.fit.held_out), 9)
     places = [
         (axis.x(a), min(max(axis.y(v), -200.0), 300.0))
-        for a, v in zip(x, this.fit.predict(x), strict=True)
+        for a, v in zip(x, curve_fit.fit.predict(x), strict=True)
         if math.isfinite(v)
     ]
     return [_polyline(places, colour, dashed=True)]
 
 
 def _point(
-    selection: Selection, this: CurveFit, x: float, value: float, axis: _Axis, colour: str
+    selection: Selection, curve_fit: CurveFit, x: float, value: float, axis: _Axis, colour: str
 ) -> dict[str, str]:
-    held_out = bool(this.fitted_sizes) and x not in this.fitted_sizes
-    seeds = [p.value for p in this.curve.points if p.x == x]
-    text = f"{selection.roles.words(this.curve.place)}, D_p = {size(x)}: {number(value)}"
+    held_out = bool(curve_fit.fitted_sizes) and x not in curve_fit.fitted_sizes
+    seeds = [p.value for p in curve_fit.curve.points if p.x == x]
+    text = f"{selection.roles.words(curve_fit.curve.place)}, D_p = {size(x)}: {number(value)}"
     if len(seeds) > 1:
         text += f" ({len(seeds)} seeds: {', '.join(number(v) for v in seeds)})"
     return {

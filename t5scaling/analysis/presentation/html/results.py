@@ -34,7 +34,7 @@ def results(curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]) -
 
 def _measurements(members: Sequence[CurveFit]) -> Table:
     """D_p down, metrics across."""
-    curves = [this.curve for this in members]
+    curves = [curve_fit.curve for curve_fit in members]
     held_out = {p.x for t in members if t.fit for p in t.curve.points if p.x not in t.fitted_sizes}
     head = ["D_p", *(metric_name(c.metric) for c in curves), "learning rate", "seeds"]
     rows, marks = [], []
@@ -76,43 +76,43 @@ def _all_rates(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 def laws(curve_fits: Sequence[CurveFit]) -> Markup:
     """What each curve says, its law, and what was held out; folded, by task."""
     by_task: dict[str, list[dict[str, Any]]] = {}
-    for this in curve_fits:
-        by_task.setdefault(this.curve.place.task, []).append(_law(this))
+    for curve_fit in curve_fits:
+        by_task.setdefault(curve_fit.curve.place.task, []).append(_law(curve_fit))
     return render("laws.html", overview=_overview(curve_fits), tasks=sorted(by_task.items()))
 
 
 def _overview(curve_fits: Sequence[CurveFit]) -> Table:
     """One line per curve: its shape, and how far the law was off."""
     rows = []
-    for this in curve_fits:
+    for curve_fit in curve_fits:
         off = "–"
-        if this.fit and this.fit.held_out:
-            off = f"{this.fit.held_out_sizes[-1].relative_error:+.1%}"
-        name = metric_name(this.curve.metric)
-        rows.append([name, place_of(this), shape_badge(this.verdict), off])
+        if curve_fit.fit and curve_fit.fit.held_out:
+            off = f"{curve_fit.fit.held_out_sizes[-1].relative_error:+.1%}"
+        name = metric_name(curve_fit.curve.metric)
+        rows.append([name, place_of(curve_fit), shape_badge(curve_fit.verdict), off])
     return Table(["metric", "curve", "verdict", "law off at largest D_p"], rows, (3,), (1,))
 
 
-def _law(this: CurveFit) -> dict[str, Any]:
-    fit = this.fit
+def _law(curve_fit: CurveFit) -> dict[str, Any]:
+    fit = curve_fit.fit
     shown: dict[str, Any] = {
-        "title": f"{metric_name(this.curve.metric)}: {place_of(this)}",
-        "badge": shape_badge(this.verdict),
-        "sentences": about_curve(this),
-        "note": this.note,
+        "title": f"{metric_name(curve_fit.curve.metric)}: {place_of(curve_fit)}",
+        "badge": shape_badge(curve_fit.verdict),
+        "sentences": about_curve(curve_fit),
+        "note": curve_fit.note,
         "coefficients": None,
         "held_out": None,
     }
     if fit is None:
         return shown
-    meanings = {c.name: c.meaning for c in this.law.coefficient_table}
+    meanings = {c.name: c.meaning for c in curve_fit.law.coefficient_table}
     rows = [
         [name, number(value), interval(low, high), meanings[name]]
         for name, (value, low, high) in fit.coefficients.items()
     ]
     shown |= {
-        "law": capitalised(this.law.title),
-        "formula": this.law.formula,
+        "law": capitalised(curve_fit.law.title),
+        "formula": curve_fit.law.formula,
         "objective": f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}",
         "coefficients": Table(["coefficient", "value", INTERVAL, "meaning"], rows, (1,), (3,)),
     }

@@ -113,9 +113,9 @@ def method(curve_fits: Sequence[CurveFit]) -> Markup:
     ]
     signatures = sorted(
         {
-            (metric_name(this.curve.metric), this.curve.facts["metric_signature"])
-            for this in curve_fits
-            if this.curve.facts["metric_signature"]
+            (metric_name(curve_fit.curve.metric), curve_fit.curve.facts["metric_signature"])
+            for curve_fit in curve_fits
+            if curve_fit.curve.facts["metric_signature"]
         }
     )
     return render("method.html", rules=rules, signatures=signatures)
