@@ -15,9 +15,10 @@ from typing import Any
 from t5scaling import storage
 from t5scaling.errors import UserError
 
-METRICS, TIMING, RECORD, LOG, STUDY, FAILED, JOB = (
-    "metrics.jsonl", "timing.jsonl", "run.json", "runs.jsonl", "study.json", "FAILED", "JOB",
-)  # fmt: skip
+# The files of a run's directory, and those of a study's.
+CONFIG, METRICS, TIMING, RECORD = "config.gin", "metrics.jsonl", "timing.jsonl", "run.json"
+DONE, FAILED, JOB = "DONE", "FAILED", "JOB"
+LOG, STUDY = "runs.jsonl", "study.json"
 _SHOWN = 40  # characters of what was found
 
 

@@ -68,7 +68,7 @@ def test_no_winner_where_the_data_cannot_tell():
     pure = [(X, noisy(3 * (X / X[0]) ** -0.2, seed)) for seed in range(3)]
     found = compare(pure, [LAWS["power"], LAWS["m3"]])
     assert found.winner is None and found.p_value > 0.05
-    assert "cannot be told from" in found.sentence
+    assert "cannot be distinguished from" in found.sentence
     short = compare([(X[:6], pure[0][1][:6])], [LAWS["power"], LAWS["m3"]])
     assert short.winner is None and short.p_value is None
     assert "too few predictions to test" in short.sentence

@@ -70,7 +70,7 @@ def test_all_laws_are_compared_on_held_out_points(tmp_path, capsys):
     path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, SCORE, strict=True))
     assert [r.law.name for r in fit_table(path, law="all")] == ["log", "ceiling", "hill"]
     told = " ".join(capsys.readouterr().out.split())
-    assert "y: families by what they had not seen (protocol: rollout)" in told
+    assert "y: families by held-out error (protocol: rollout)" in told
     path = table(tmp_path / "b.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
     names = [r.law.name for r in fit_table(path, law="all")]
     assert names == ["power", "m1", "m3", "m4", "bnsl"]
@@ -213,7 +213,7 @@ def test_coefficients_that_the_points_leave_open_are_named(tmp_path, capsys):
     assert "intervals by profile" in told
     fit_table(table(tmp_path / "b.csv", ["tokens", "y"], zip(X, SCORE * NOISE, strict=True)))
     told = " ".join(capsys.readouterr().out.split())
-    assert "do not pin down" in told and "What they do tell" in told
+    assert "These points do not determine" in told and "They do determine" in told
     assert "the value at tokens =" in told and "the slope of its log there" in told
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from t5scaling.analysis import fit_table, report
 from t5scaling.analysis.presentation import style
+from t5scaling.analysis.presentation.html.render import Badge, Table, render
 from t5scaling.analysis.presentation.terminal import console
 from t5scaling.analysis.results.load import Columns, load_curves
 from tests.analysis_made_up_study import DATA, SIZES, TASK, write_study
@@ -69,6 +70,28 @@ def test_on_the_page_and_the_terminal(study):
     assert f"quick{NASTY}" in found.text and f"no {NASTY}" in found.text
     said = screen.file.getvalue()
     assert f"{TASK}{NASTY}" in said and f"chrf{NASTY}" in said
+
+
+@pytest.mark.parametrize(
+    ("template", "values"),
+    [
+        ("method.html", {"rules": [NASTY], "signatures": [(NASTY, NASTY)]}),
+        ("limits.html", {"sentences": [NASTY]}),
+        ("study.html", {"facts": [NASTY], "failed": [(NASTY, NASTY)], "costs": None,
+                        "pools": Table([NASTY], [[NASTY]])}),
+        ("results.html", {"note": NASTY, "tasks": [(NASTY, [(NASTY, Table([], [[NASTY]]))])],
+                          "rates": Table([NASTY], [[Badge("word", NASTY)]])}),
+        ("advice.html", {"level": "90%", "target": NASTY, "cost_source": NASTY, "worth": [NASTY],
+                         "agreement": [NASTY], "reasons": [(NASTY, [NASTY])], "groups": []}),
+    ],
+)  # fmt: skip
+def test_in_the_templates(template, values):
+    """Whatever door a text comes in by, it leaves as text: also in attributes."""
+    found = Tags(str(render(template, **values)))
+    assert "script" not in found.tags and found.attributes <= {
+        "class", "tabindex", "role", "aria-label", "scope",
+    }  # fmt: skip
+    assert NASTY in found.text
 
 
 def test_in_figures(study):

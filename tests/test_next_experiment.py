@@ -8,7 +8,7 @@ from t5scaling.analysis.conclusions.next_experiment import (
     Design,
     candidates,
     half_width,
-    plan,
+    next_runs,
     rank,
 )
 from t5scaling.analysis.fitting import intervals
@@ -64,16 +64,16 @@ def test_candidates_are_seeds_sizes_between_and_doublings():
 def test_dear_sizes_are_passed_over_when_they_are_too_dear():
     fit, _, _ = fitted("power")
     places = candidates(fit, 6.4e9)
-    cheap = plan(fit, TARGET, places, Cost(1e-12, 0.2, 8e8), budget=2.0)
-    dear = plan(fit, TARGET, places, Cost(1e-6, 0.2, 8e8), budget=2.0)
+    cheap = next_runs(fit, TARGET, places, Cost(1e-12, 0.2, 8e8), budget=2.0)
+    dear = next_runs(fit, TARGET, places, Cost(1e-6, 0.2, 8e8), budget=2.0)
     assert max(run.x for run in cheap) == 6.4e9
     assert max(run.x for run in dear) <= 8e8
-    assert plan(fit, TARGET, places, COST, budget=0.1) == []
+    assert next_runs(fit, TARGET, places, COST, budget=0.1) == []
 
 
 def test_a_budget_is_kept_and_pretraining_is_paid_once():
     fit, _, _ = fitted("log")
-    runs = plan(fit, TARGET, candidates(fit, 6.4e9), COST, budget=6.0)
+    runs = next_runs(fit, TARGET, candidates(fit, 6.4e9), COST, budget=6.0)
     assert sum(run.device_hours for run in runs) <= 6.0 + 1e-9
     longest = max(run.x for run in runs)
     paid = COST.per_token * (longest - COST.pretrained) + COST.per_run * len(runs)
@@ -109,7 +109,7 @@ def test_better_than_random_and_equal_spacing_in_simulated_studies(monkeypatch, 
         fit, draw, y = fitted(name, seed)
         places = candidates(fit, 6.4e9)
         choices = {
-            "ours": [run.x for run in plan(fit, TARGET, places, COST, budget=4.0)],
+            "ours": [run.x for run in next_runs(fit, TARGET, places, COST, budget=4.0)],
             "random": spent_at_random(places, 4.0, draw),
             "equal": spent_evenly(places, 4.0),
         }

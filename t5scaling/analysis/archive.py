@@ -42,10 +42,11 @@ from t5scaling.analysis.results.harvest import (
     without_places,
 )
 from t5scaling.errors import UserError, first_line
+from t5scaling.records import CONFIG, DONE, FAILED, METRICS, RECORD, STUDY, TIMING
 
 SUFFIX, DIGESTS = ".tar.gz", "SHA256SUMS"
-_STUDY = ("study.gin", "study.json", RESULTS, LOG, FITS, FINDINGS, REPORT)
-_RUN = ("config.gin", "run.json", "metrics.jsonl", "timing.jsonl", "DONE", "FAILED")
+_STUDY = ("study.gin", STUDY, RESULTS, LOG, FITS, FINDINGS, REPORT)
+_RUN = (CONFIG, RECORD, METRICS, TIMING, DONE, FAILED)
 _DERIVED = (FITS, FINDINGS, REPORT, "figures/*")  # `report` makes them again
 MOST_FILES = 200_000
 # Of what an archive unpacks to: more times its own size than any study's files shrink by, and at
@@ -186,7 +187,7 @@ def _forms(study_dir: str) -> list[str]:
 
 def _portable(name: str, content: bytes, roots: Sequence[str]) -> bytes:
     """What the archive holds of a file: gin texts and failures without the machine's places."""
-    if not name.endswith((".gin", "FAILED")):
+    if not name.endswith((".gin", FAILED)):
         return content
     text = content.decode(errors="replace")
     if name.endswith(".gin"):
@@ -300,7 +301,7 @@ def _survey(file: Path) -> dict[str, str]:
             listed += piece if name == DIGESTS else b""
         found[name] = digest.hexdigest()
     if found.pop(DIGESTS, None) is None or not any(
-        name == LOG or name.endswith("/run.json") for name in found
+        name == LOG or name.endswith(f"/{RECORD}") for name in found
     ):
         raise UserError("no archive of a study (run.py export makes them)")
     expected = "".join(f"{digest}  {name}\n" for name, digest in found.items())
@@ -335,7 +336,7 @@ def _refuse_other(folder: Path, digests: dict[str, str]) -> None:
     makes again may be of another version."""
     if not folder.is_dir():
         raise UserError(f"{folder} is there already, and is no folder; move it away first")
-    of_runs = any(name.endswith("/run.json") for name in digests)
+    of_runs = any(name.endswith(f"/{RECORD}") for name in digests)
     derived = (*_DERIVED, *((RESULTS, LOG) if of_runs else ()))
     here = {f"runs/{name}" for name in storage.sizes(folder / "runs") if _is_record(name)}
     for name in sorted(here - digests.keys()):
@@ -355,4 +356,4 @@ def _refuse_other(folder: Path, digests: dict[str, str]) -> None:
 
 
 def _is_record(name: str) -> bool:
-    return name.rpartition("/")[2] == "run.json"
+    return name.rpartition("/")[2] == RECORD

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from t5scaling import storage
-from t5scaling.analysis import base_rates
+from t5scaling.analysis.base_rates import report_base_rates
+from t5scaling.analysis.conclusions.base_rates import is_sweep
 from t5scaling.analysis.conclusions.curve_fit import FILE as FITS
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.curve_fit import document as fits_document
@@ -49,8 +50,8 @@ def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> st
       UserError: nothing finished yet, or a damaged file.
     """
     folder = storage.path(study_dir)
-    if base_rates.is_sweep(folder):
-        return base_rates.report(folder, screen=screen)
+    if is_sweep(folder):
+        return report_base_rates(folder, screen=screen)
     state = state_of(folder)  # first: what ends meanwhile is for the next report
     rows = read_results(results_of(folder))
     runs = read_runs(folder)

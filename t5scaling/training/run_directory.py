@@ -31,8 +31,8 @@ from t5scaling.model.config import T5Config
 from t5scaling.training import checkpoint
 
 VOCABULARY, MODEL, EXAMPLES = "vocabulary.model", "model.json", "examples.json"
-CONFIG, DONE = "config.gin", "DONE"
-RECORD, FAILED, JOB = records.RECORD, records.FAILED, records.JOB
+CONFIG, RECORD, DONE = records.CONFIG, records.RECORD, records.DONE
+FAILED, JOB = records.FAILED, records.JOB
 _EXAMPLES_FIELDS: records.Fields = {
     "task": records.NAME, "split": records.NAME, "content_sha256": records.NAME,
     "path": records.TEXT, "extra_ids?": records.COUNT_OR_NULL,

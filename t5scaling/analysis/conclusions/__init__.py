@@ -1,0 +1,1 @@
+"""What follows from the curves of a study; `findings` puts it together."""

@@ -27,7 +27,7 @@ from t5scaling.analysis.conclusions.forecast import (
     outlooks,
     overtakes,
 )
-from t5scaling.analysis.conclusions.next_experiment import Cost, Run
+from t5scaling.analysis.conclusions.next_experiment import Cost, NextRun
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.compare import Comparison
 from t5scaling.analysis.results.curves import Curve
@@ -50,7 +50,7 @@ class CurveAdvice:
     suffices: Decision
     forecast: Forecast | None
     break_even: Crossing | None
-    next_runs: tuple[Run, ...]
+    next_runs: tuple[NextRun, ...]
 
     @property
     def place(self) -> Place:
@@ -150,7 +150,10 @@ def advise_curves(
     target = at or TARGET * largest
     cost, source = _cost(runs, largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
-    at_hand, fits = {(this.curve.place, this.curve.metric): this for this in fitted}, []
+    at_hand, fits = (
+        {(curve_fit.curve.place, curve_fit.curve.metric): curve_fit for curve_fit in fitted},
+        [],
+    )
     for curve in curves:
         law, known = law_for(curve), at_hand.get((curve.place, curve.metric))
         same = known is not None and known.law is law
@@ -158,12 +161,14 @@ def advise_curves(
     found, contests = outlooks(fits)
     if not any(outlook.fits for outlook in found.values()):
         return None
-    for i, this in enumerate(fits):  # the law that the comparison chose may do better
+    for i, curve_fit in enumerate(fits):  # the law that the comparison chose may do better
         best = found[i].best
-        if best and best.law is not this.law and this.verdict.shape is Shape.UNPREDICTED:
-            other = fit_one(this.curve, best.law, lower_is_better=best.law.direction < 0)
-            fits[i] = other if other.verdict.shape is Shape.PREDICTABLE else this
-    advised = [_of_curve(this, found[i], target, cost, budget) for i, this in enumerate(fits)]
+        if best and best.law is not curve_fit.law and curve_fit.verdict.shape is Shape.UNPREDICTED:
+            other = fit_one(curve_fit.curve, best.law, lower_is_better=best.law.direction < 0)
+            fits[i] = other if other.verdict.shape is Shape.PREDICTABLE else curve_fit
+    advised = [
+        _of_curve(curve_fit, found[i], target, cost, budget) for i, curve_fit in enumerate(fits)
+    ]
     groups = list(_pools([*fits, *other_pools]))
     return Advice(
         target, cost, source, tuple(advised), tuple(_choices(advised, target)),
@@ -174,16 +179,18 @@ def advise_curves(
 
 
 def _of_curve(
-    this: CurveFit, outlook: Outlook, target: float, cost: Cost, budget: float
+    curve_fit: CurveFit, outlook: Outlook, target: float, cost: Cost, budget: float
 ) -> CurveAdvice:
-    enough = suffices(this)
+    enough = suffices(curve_fit)
     usable = enough.answer is not Answer.NO and outlook.fits
-    runs: Sequence[Run] = ()
+    runs: Sequence[NextRun] = ()
     if outlook.fits:
         places = next_experiment.candidates(outlook.best, target)
-        runs = next_experiment.plan(outlook.best, np.array([target]), places, cost, budget=budget)
+        runs = next_experiment.next_runs(
+            outlook.best, np.array([target]), places, cost, budget=budget
+        )
     return CurveAdvice(
-        this, outlook, worth_it(this), enough, outlook.at(target) if usable else None,
+        curve_fit, outlook, worth_it(curve_fit), enough, outlook.at(target) if usable else None,
         outlook.break_even() if usable else None, tuple(runs),
     )  # fmt: skip
 
@@ -251,10 +258,10 @@ def _choices(advised: Sequence[CurveAdvice], target: float) -> Iterator[Choice]:
 def _pools(fits: Sequence[CurveFit]) -> Iterator[tuple[list[CurveFit], list[float]]]:
     """Losses of one place in 2 or more pools, and D_f of each in tokens."""
     groups: dict[tuple[Place, str], list[CurveFit]] = {}
-    for this in fits:
-        curve = this.curve
-        if curve.place.pool and curve.facts.get("finetune_tokens") and this.law.direction < 0:
-            groups.setdefault((curve.place.beside_pool, curve.metric), []).append(this)
+    for curve_fit in fits:
+        curve = curve_fit.curve
+        if curve.place.pool and curve.facts.get("finetune_tokens") and curve_fit.law.direction < 0:
+            groups.setdefault((curve.place.beside_pool, curve.metric), []).append(curve_fit)
     for members in groups.values():
         if len(members) > 1:
             yield members, [float(m.curve.facts["finetune_tokens"]) for m in members]
@@ -268,6 +275,6 @@ def _exchanges(groups, target: float, cost: Cost, budget: float) -> Iterator[Exc
             if found.fits_points:
                 places = next_experiment.candidates(found.fit, target)
                 at = np.array([[target], [max(sizes)]])
-                runs = next_experiment.plan(found.fit, at, places, cost, budget=budget)
+                runs = next_experiment.next_runs(found.fit, at, places, cost, budget=budget)
                 found = replace(found, next_runs=tuple(runs))
             yield found

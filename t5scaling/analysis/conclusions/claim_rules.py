@@ -11,7 +11,13 @@ import numpy as np
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.decisions import Answer, worth_it
 from t5scaling.analysis.conclusions.diagnosis import relate
-from t5scaling.analysis.conclusions.evidence import Evidence, Range, majority, mean_range, paired
+from t5scaling.analysis.conclusions.evidence import (
+    Evidence,
+    Range,
+    at_equal_sizes,
+    majority,
+    mean_range,
+)
 from t5scaling.analysis.conclusions.representatives import TRANSLATES, means, translates
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.metrics import (
@@ -70,24 +76,24 @@ class Finding:
 # (a) aligned data follow the laws
 
 
-def law_vote(this: CurveFit) -> Vote:
+def law_vote(curve_fit: CurveFit) -> Vote:
     """Of a score: whether it does as the log-law says."""
-    verdict = this.verdict
-    if not translates(this) or not (verdict.improves or verdict.breaks):
+    verdict = curve_fit.verdict
+    if not translates(curve_fit) or not (verdict.improves or verdict.breaks):
         return None
     return verdict.shape is Shape.PREDICTABLE
 
 
-def improvement_vote(this: CurveFit) -> Vote:
-    return True if this.verdict.improves else False if this.verdict.breaks else None
+def improvement_vote(curve_fit: CurveFit) -> Vote:
+    return True if curve_fit.verdict.improves else False if curve_fit.verdict.breaks else None
 
 
 def aligned_follow(evidence: Evidence, pair: str) -> Finding:
     losses, score = evidence.of(pair, LOSS, ALIGNED), evidence.score(pair)
     scores = evidence.of(pair, score, ALIGNED) if score else []
-    votes = [improvement_vote(this) for this in losses]
+    votes = [improvement_vote(curve_fit) for curve_fit in losses]
     said = [counted("cross-entropy improves with D_p", votes)] if votes else []
-    law_votes = [law_vote(this) for this in scores]
+    law_votes = [law_vote(curve_fit) for curve_fit in scores]
     numbers = _changes(evidence, [*losses, *scores], [*votes, *law_votes])
     if scores:
         said.append(counted(f"{metric_name(score)} does as the log-law says", law_votes))
@@ -106,7 +112,7 @@ def aligned_follow(evidence: Evidence, pair: str) -> Finding:
 
 
 def _held_out(scores: Sequence[CurveFit]) -> list[str]:
-    fits = [this.fit for this in scores if this.fit and this.fit.held_out]
+    fits = [curve_fit.fit for curve_fit in scores if curve_fit.fit and curve_fit.fit.held_out]
     if not fits:
         return []
     errors = sorted(fit.held_out_error for fit in fits)
@@ -134,10 +140,10 @@ def pools_matter(evidence: Evidence, pair: str) -> Finding:
             said += words
             numbers += [
                 Measurement(
-                    metric, evidence.place_words(this), GAIN, gain.value, gain.low, gain.high,
-                    place=this.curve.place,
+                    metric, evidence.place_words(curve_fit), GAIN, gain.value, gain.low, gain.high,
+                    place=curve_fit.curve.place,
                 )
-                for this, gain in gains
+                for curve_fit, gain in gains
             ]  # fmt: skip
             needed += [need] if vote is None and need else []
     if not said:
@@ -150,10 +156,10 @@ def pools_matter(evidence: Evidence, pair: str) -> Finding:
 def _gains(curves: Sequence[CurveFit]) -> list[tuple[CurveFit, Range]]:
     """The gains that have an interval, from the smallest pool to the largest."""
     found = []
-    for this in sorted(curves, key=lambda this: this.curve.place.pool):
-        decision = worth_it(this)
-        if decision.low is not None and translates(this):
-            found.append((this, Range(decision.value, decision.low, decision.high)))
+    for curve_fit in sorted(curves, key=lambda curve_fit: curve_fit.curve.place.pool):
+        decision = worth_it(curve_fit)
+        if decision.low is not None and translates(curve_fit):
+            found.append((curve_fit, Range(decision.value, decision.low, decision.high)))
     return found
 
 
@@ -164,23 +170,26 @@ def _gains_shrink(
         return None, [], "runs without pretraining and 3 or more D_p"
     (first, small), (last, large) = gains[0], gains[-1]
     metric = first.curve.metric
-    name = f"{metric_name(metric)}, {evidence.words(first)}"
-    sizes = f"pool of {first.curve.place.pool:,} examples {small.value:+.3g}{_factor(first)}"
+    name = metric_name(metric)
     if len(gains) < 2:
-        return None, [f"{name}: gain in the {sizes}"], "a second finetuning pool"
-    sizes += f", in that of {last.curve.place.pool:,} {large.value:+.3g}{_factor(last)}"
-    words = [f"{name}: gain in the {sizes}"]
+        place = f"in the pool of {first.curve.place.pool:,}, the only one that gives an interval"
+        words = [f"{name}: the gain is {small.value:+.3g}{_factor(first)} {place}"]
+        return None, words, "a second finetuning pool"
     seen = [
         evidence.seen.get((c.curve.place.task, c.curve.place.pool), math.inf) for c in (first, last)
     ]
-    if math.isfinite(seen[0]) and seen[1] < FARTHER * seen[0]:
-        words.append("a run draws hardly more from the largest pool than from the smallest")
-        return None, words, "longer finetuning: the largest pools are not seen"
     half = math.hypot(small.high - small.value, large.high - large.value)
     shrinks = Range(small.value - large.value, small.value - large.value - half,
                     small.value - large.value + half)  # fmt: skip
     apart = shrinks if shrinks.value >= 0 else Range(-shrinks.value, -shrinks.high, -shrinks.low)
-    words[-1] += f"; {'smaller' if shrinks.value >= 0 else 'larger'} by {_range(apart)}"
+    words = [
+        f"{name}: the gain {'shrinks' if shrinks.value >= 0 else 'grows'} from {small.value:+.3g}"
+        f"{_factor(first)} in the smallest pool to {large.value:+.3g}{_factor(last)} in the "
+        f"largest, by {_range(apart)}"
+    ]
+    if math.isfinite(seen[0]) and seen[1] < FARTHER * seen[0]:
+        words.append("a run draws hardly more from the largest pool than from the smallest")
+        return None, words, "longer finetuning: the largest pools are not seen"
     none = max(NEARLY_NONE * small.value, resolution_of(metric))
     if shrinks.sure < 0 or large.low > none:
         if large.low > none and shrinks.sure > 0:
@@ -191,12 +200,12 @@ def _gains_shrink(
     return None, words, "more seeds at D_p = 0 and the largest D_p, or a larger pool"
 
 
-def _factor(this: CurveFit) -> str:
+def _factor(curve_fit: CurveFit) -> str:
     """Of a BLEU: how many times the baseline."""
-    base, best = this.curve.baseline_value, list(means(this.curve).values())[-1]
-    if not this.curve.metric.startswith(BLEU) or not base:
+    base, best = curve_fit.curve.baseline_value, list(means(curve_fit.curve).values())[-1]
+    if not curve_fit.curve.metric.startswith(BLEU) or not base:
         return ""
-    return f", {best / base:.2g}-fold"
+    return f" ({best / base:.2g}-fold)"
 
 
 # (c), (d) data that do not match
@@ -214,16 +223,16 @@ def scores_break(evidence: Evidence, pair: str) -> Finding:
         needed = f"source-only or unrelated data for {pair}"
         return finding(pair, None, ["neither source-only nor unrelated data"], needed)
     votes, name = [], metric_name(score)
-    for this in curves:
-        loss = evidence.beside(this, LOSS)
+    for curve_fit in curves:
+        loss = evidence.beside(curve_fit, LOSS)
         loss_improves = loss is not None and loss.verdict.improves
-        vote = improvement_vote(this) if translates(this) else None
+        vote = improvement_vote(curve_fit) if translates(curve_fit) else None
         votes.append(False if vote else True if vote is False and loss_improves else None)
     said = [counted(f"{name} breaks while cross-entropy improves", votes)]
     numbers = _changes(evidence, curves, votes)
     vote, targets = majority(votes), evidence.of(pair, score, {TARGET})
     if targets:
-        holds = [improvement_vote(this) for this in targets]
+        holds = [improvement_vote(curve_fit) for curve_fit in targets]
         numbers += _changes(evidence, targets, holds)
         said.append(counted(f"with target-only data {name} keeps improving", holds))
         if vote and majority(holds) is False:
@@ -240,7 +249,7 @@ def unrelated_fit(evidence: Evidence, pair: str) -> Finding:
             needed = _more_of_score(evidence, pair, score)
             return finding(pair, None, [evidence.why_no_score(pair)], needed)
         return finding(pair, None, ["no unrelated data"], f"data of other languages for {pair}")
-    votes = [law_vote(this) for this in curves]
+    votes = [law_vote(curve_fit) for curve_fit in curves]
     name = metric_name(score)
     said = [counted(f"{name} does as the log-law says", votes)]
     needed = f"more seeds at each D_p, so that a trend of {name} shows"
@@ -254,10 +263,11 @@ def _changes(
     """How far each curve goes, its shape and its vote; by data, the smallest pool first."""
     found = [
         Measurement(
-            this.curve.metric, evidence.place_words(this), CHANGE, this.verdict.change,
-            shape=this.verdict.shape, vote=Answer.by(vote), place=this.curve.place,
+            curve_fit.curve.metric, evidence.place_words(curve_fit), CHANGE,
+            curve_fit.verdict.change, shape=curve_fit.verdict.shape, vote=Answer.by(vote),
+            place=curve_fit.curve.place,
         )
-        for this, vote in zip(curves, votes, strict=True)
+        for curve_fit, vote in zip(curves, votes, strict=True)
     ]  # fmt: skip
     return sorted(found, key=lambda one: (one.metric != LOSS, one.place.data, one.place.pool))
 
@@ -274,7 +284,7 @@ def target_suffices(evidence: Evidence, pair: str) -> Finding:
         for kind, curves in zip((TARGET, SOURCE), kinds[1:], strict=True):
             behind[kind] = {
                 (x, pool): better(metric) * (mine - other)
-                for x, pool, mine, other in paired(kinds[0], curves)
+                for x, pool, mine, other in at_equal_sizes(kinds[0], curves)
             }
         both = [place for place in behind[SOURCE] if place in behind[TARGET]]
         loss_s = mean_range([behind[SOURCE][p] for p in both])
@@ -318,20 +328,20 @@ def exponential(evidence: Evidence, pair: str) -> Finding:
         ("source-only or unrelated", {SOURCE, UNRELATED}, False),
     ):
         votes = []
-        for this in evidence.of(pair, score, kinds):
-            loss = evidence.beside(this, LOSS)
-            if loss is None or not translates(this):
+        for curve_fit in evidence.of(pair, score, kinds):
+            loss = evidence.beside(curve_fit, LOSS)
+            if loss is None or not translates(curve_fit):
                 continue
-            relation = relate(this, loss)
-            clear = this.verdict.improves or this.verdict.breaks
+            relation = relate(curve_fit, loss)
+            clear = curve_fit.verdict.improves or curve_fit.verdict.breaks
             known = relation.exponential is not None and clear
             votes.append(relation.exponential == holds if known else None)
             if relation.fit:
                 k = relation.fit.coefficients["k"]
                 numbers.append(
                     Measurement(
-                        score, evidence.place_words(this), "k of C * e^(k * cross-entropy)", *k,
-                        vote=Answer.by(votes[-1]), place=this.curve.place,
+                        score, evidence.place_words(curve_fit), "k of C * e^(k * cross-entropy)",
+                        *k, vote=Answer.by(votes[-1]), place=curve_fit.curve.place,
                     )
                 )  # fmt: skip
         results.append(majority(votes))
@@ -352,29 +362,29 @@ def exponential(evidence: Evidence, pair: str) -> Finding:
 
 def precision_drives(evidence: Evidence, pair: str) -> Finding:
     votes, penalties, shares, numbers = [], [], [], []
-    for this in evidence.of(pair, BLEU):
-        part = evidence.parts.get((this.curve.place, "bleu_brevity_penalty"))
-        if part is None or not translates(this):
+    for curve_fit in evidence.of(pair, BLEU):
+        part = evidence.parts.get((curve_fit.curve.place, "bleu_brevity_penalty"))
+        if part is None or not translates(curve_fit):
             continue
-        scores, penalty = means(this.curve), means(part)
+        scores, penalty = means(curve_fit.curve), means(part)
         sizes = [x for x in scores if x in penalty and scores[x] > 0 and penalty[x] > 0]
         if len(sizes) < 3:
             continue
         logs = np.log([[scores[x], penalty[x]] for x in sizes])
         changes = np.abs(np.diff(np.stack([logs[:, 1], logs[:, 0] - logs[:, 1]]), axis=1)).sum(1)
         share = float(changes[1] / changes.sum()) if changes.sum() else math.nan
-        noise = this.verdict.noise / float(np.mean([scores[x] for x in sizes]))
+        noise = curve_fit.verdict.noise / float(np.mean([scores[x] for x in sizes]))
         is_one = float(np.mean(np.abs(logs[:, 1]))) <= max(PENALTY, 2 * noise)
         votes.append(None if math.isnan(share) else is_one and share > 0.5)
         penalties += [penalty[x] for x in sizes]
         shares.append(share)
-        what, own = evidence.place_words(this), [penalty[x] for x in sizes]
+        what, own = evidence.place_words(curve_fit), [penalty[x] for x in sizes]
         numbers += [
             Measurement(BLEU, what, "brevity penalty (mean; smallest and largest)",
                         float(np.mean(own)), min(own), max(own), vote=Answer.by(votes[-1]),
-                        place=this.curve.place),
+                        place=curve_fit.curve.place),
             Measurement(BLEU, what, "share of precision in the changes of log BLEU", share,
-                        vote=Answer.by(votes[-1]), place=this.curve.place),
+                        vote=Answer.by(votes[-1]), place=curve_fit.curve.place),
         ]  # fmt: skip
     if not votes:
         known = any(metric == "bleu_brevity_penalty" for *_, metric in evidence.parts)
@@ -382,10 +392,11 @@ def precision_drives(evidence: Evidence, pair: str) -> Finding:
         needed = "evaluations with BLEU's parts" if not known else _more_of_score(
             evidence, pair, None)  # fmt: skip
         return finding(pair, None, [said], needed)
+    curves = "curve" if len(shares) == 1 else "curves"
     said = [
         f"the brevity penalty is {np.mean(penalties):.3g} on average",
         f"n-gram precisions make {np.nanmedian(shares):.0%} of the changes of log BLEU from size "
-        f"to size (median of {len(shares)} curves), the penalty the rest",
+        f"to size (median of {len(shares)} {curves}), the penalty the rest",
     ]
     needed = "curves of BLEU with real changes"
     return finding(pair, majority(votes), said, needed, numbers)
@@ -422,8 +433,8 @@ def _range(gain: Range) -> str:
 
 def _by_data(curves: Sequence[CurveFit]) -> list[list[CurveFit]]:
     groups: dict[str, list[CurveFit]] = {}
-    for this in curves:
-        groups.setdefault(this.curve.place.data, []).append(this)
+    for curve_fit in curves:
+        groups.setdefault(curve_fit.curve.place.data, []).append(curve_fit)
     return list(groups.values())
 
 

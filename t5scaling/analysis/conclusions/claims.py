@@ -137,11 +137,11 @@ def _comet(evidence: Evidence, letter: str, title: str) -> Claim | None:
     findings = []
     for pair in evidence.pairs:
         votes = []
-        for this in evidence.of(pair, "comet"):
-            bleu = evidence.beside(this, BLEU)
+        for curve_fit in evidence.of(pair, "comet"):
+            bleu = evidence.beside(curve_fit, BLEU)
             if bleu and translates(bleu):
-                clear = this.verdict.is_clear and bleu.verdict.is_clear
-                votes.append(this.verdict.improves == bleu.verdict.improves if clear else None)
+                clear = curve_fit.verdict.is_clear and bleu.verdict.is_clear
+                votes.append(curve_fit.verdict.improves == bleu.verdict.improves if clear else None)
         if evidence.of(pair, "comet"):
             said = [counted("COMET and BLEU both improve or neither does", votes)]
             findings.append(finding(pair, majority(votes), said, "models that translate"))
@@ -150,9 +150,9 @@ def _comet(evidence: Evidence, letter: str, title: str) -> Claim | None:
 
 def _other_tasks(evidence: Evidence, letter: str, title: str) -> Claim | None:
     by_task: dict[str, list[Vote]] = {}
-    for this in evidence.other_fits:
-        if this.curve.metric not in LOWER_IS_BETTER:
-            by_task.setdefault(this.curve.place.task, []).append(law_vote(this))
+    for curve_fit in evidence.other_fits:
+        if curve_fit.curve.metric not in LOWER_IS_BETTER:
+            by_task.setdefault(curve_fit.curve.place.task, []).append(law_vote(curve_fit))
     findings = [
         finding(task, majority(votes), [counted("scores do as the log-law says", votes)],
                  "more D_p or seeds") for task, votes in sorted(by_task.items())

@@ -97,9 +97,9 @@ def document(curve_fits: Iterable[CurveFit]) -> dict[str, Any]:
     }
 
 
-def _record(this: CurveFit) -> dict[str, Any]:
-    curve = this.curve
-    fitted = this.fitted_sizes
+def _record(curve_fit: CurveFit) -> dict[str, Any]:
+    curve = curve_fit.curve
+    fitted = curve_fit.fitted_sizes
     return {
         **curve.place.key,
         "metric": curve.metric,
@@ -114,16 +114,16 @@ def _record(this: CurveFit) -> dict[str, Any]:
             for point in curve.points
         ],
         "baseline": _number(curve.baseline_value),
-        "law": this.law.name,
-        "formula": this.law.formula,
-        "fit": _fit_record(this.fit) if this.fit else None,
-        "note": this.note,
+        "law": curve_fit.law.name,
+        "formula": curve_fit.law.formula,
+        "fit": _fit_record(curve_fit.fit) if curve_fit.fit else None,
+        "note": curve_fit.note,
         "verdict": {
-            "word": this.verdict.shape,
-            "reason": this.verdict.reason,
-            "change": _number(this.verdict.change),
-            "noise": _number(this.verdict.noise),
-            "noise_df": this.verdict.noise_df,
+            "word": curve_fit.verdict.shape,
+            "reason": curve_fit.verdict.reason,
+            "change": _number(curve_fit.verdict.change),
+            "noise": _number(curve_fit.verdict.noise),
+            "noise_df": curve_fit.verdict.noise_df,
         },
     }
 
@@ -170,7 +170,7 @@ def _fit_record(fit: Fit) -> dict[str, Any]:
 
 
 def comparison_record(found: Comparison) -> dict[str, Any]:
-    """Families by rising error on what they had not seen."""
+    """Families by rising error on sizes that they were not fitted to."""
     return {
         "protocol": found.protocol,
         "winner": found.winner.name if found.winner else None,
@@ -205,8 +205,8 @@ def _number(value: Any) -> Any:
 def by_place(curve_fits: Sequence[CurveFit]) -> list[list[CurveFit]]:
     """Curves of a study grouped by everything but the metric; cross-entropy first."""
     groups: dict[Place, list[CurveFit]] = {}
-    for this in curve_fits:
-        groups.setdefault(this.curve.place, []).append(this)
+    for curve_fit in curve_fits:
+        groups.setdefault(curve_fit.curve.place, []).append(curve_fit)
     return [
         sorted(members, key=lambda t: (t.curve.metric != LOSS, t.curve.metric))
         for _, members in sorted(groups.items(), key=lambda group: tuple(group[0].key.values()))

@@ -55,17 +55,17 @@ def sign_of(curve: Curve, direction: int) -> int:
     return -1 if curve.metric in LOWER_IS_BETTER or direction < 0 else 1
 
 
-def worth_it(this: CurveFit) -> Decision:
+def worth_it(curve_fit: CurveFit) -> Decision:
     """Is pretraining on the most of these data better than none?"""
-    curve = this.curve
+    curve = curve_fit.curve
     if not curve.baseline:
         return Decision(Answer.OPEN, "there is no run without pretraining")
     largest = max(p.x for p in curve.points)
     best = [p.value for p in curve.points if p.x == largest]
     base = [p.value for p in curve.baseline]
-    gain = sign_of(curve, this.law.direction) * (np.mean(best) - np.mean(base))
-    noise, df = this.verdict.noise, this.verdict.noise_df
-    if not noise and this.verdict.shape is None:
+    gain = sign_of(curve, curve_fit.law.direction) * (np.mean(best) - np.mean(base))
+    noise, df = curve_fit.verdict.noise, curve_fit.verdict.noise_df
+    if not noise and curve_fit.verdict.shape is None:
         return Decision(Answer.OPEN, "too few sizes to know the noise of a point", float(gain))
     half = student_half_width(noise * math.sqrt(1 / len(best) + 1 / len(base)), df)
     low, high, least = gain - half, gain + half, resolution_of(curve.metric)
@@ -83,9 +83,9 @@ def worth_it(this: CurveFit) -> Decision:
     )  # fmt: skip
 
 
-def suffices(this: CurveFit) -> Decision:
+def suffices(curve_fit: CurveFit) -> Decision:
     """Do these data match the task well enough for a law to be trusted?"""
-    verdict = this.verdict
+    verdict = curve_fit.verdict
     if verdict.shape is Shape.PREDICTABLE:
         return Decision(Answer.YES, f"the curve is predictable: {verdict.reason}")
     if verdict.has_no_law or verdict.shape is Shape.UNPREDICTED:

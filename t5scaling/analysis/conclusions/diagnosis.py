@@ -1,4 +1,4 @@
-"""Whether a score and the cross-entropy tell the same story.
+"""Whether a score and the cross-entropy agree.
 
 The central warning of Isik et al. (arXiv 2402.04177): where pretraining data do not match the task,
 the downstream score may fluctuate or fall while the cross-entropy keeps falling as if all were
@@ -35,7 +35,7 @@ EXPONENTIAL = 0.05
 class Relation:
     """A score and a loss over the same runs.
 
-    agree: None if it cannot be told. tau: Kendall's rank correlation of the score with minus the
+    agree: None if that is open. tau: Kendall's rank correlation of the score with minus the
     loss, over the means per size; nan if one of them is constant. fit: the score as an exponential
     of the loss over all points, with its residuals' standard deviation in logs; None if it could
     not be fitted. exponential: whether that law holds; None without a fit.
@@ -56,7 +56,7 @@ class Relation:
         if self.agree:
             return f"{name} and {loss} agree: both improve with pretraining{rank}."
         if self.agree is None:
-            return f"Whether {name} and {loss} agree cannot be told: {words}{rank}."
+            return f"Whether {name} and {loss} agree is open: {words}{rank}."
         return f"{name} and {loss} DISAGREE: {words}{rank}. {loss} is no guide to {name} here: " + (
             "the score is too coarse at these sizes, or the pretraining data do not help it."
             if self.score.verdict.shape is Shape.TRENDLESS
@@ -77,8 +77,8 @@ class Relation:
 def relations(curve_fits: Sequence[CurveFit]) -> list[Relation]:
     """Every score of a place beside its loss; curves of one place differ in the metric alone."""
     by_place: dict[Place, list[CurveFit]] = {}
-    for this in curve_fits:
-        by_place.setdefault(this.curve.place, []).append(this)
+    for curve_fit in curve_fits:
+        by_place.setdefault(curve_fit.curve.place, []).append(curve_fit)
     found = []
     for members in by_place.values():
         losses = [t for t in members if t.curve.metric in LOWER_IS_BETTER]
@@ -94,7 +94,7 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
     if loss.verdict.improves and score.verdict.is_clear:
         agree = score.verdict.improves
     fit, exponential = None, None
-    x, y = paired(score, loss)
+    x, y = by_run(score, loss)
     if len(x):
         with suppress(UserError):
             fit = fit_curve(LAWS["gordon"], x, y, hold_out=0, x_name="loss", y_name="score")
@@ -106,12 +106,12 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
     return Relation(score, loss, agree, _tau(score, loss), fit, exponential)
 
 
-def paired(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
+def by_run(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
     """(loss, score) of the runs that have both, (N,) each; by run, or by size without names."""
 
-    def values(this: CurveFit) -> dict:
+    def values(curve_fit: CurveFit) -> dict:
         found: dict = {}
-        for p in this.curve.points:
+        for p in curve_fit.curve.points:
             found.setdefault(p.run or (p.x, p.seed), []).append(p.value)
         return {place: float(np.mean(v)) for place, v in found.items()}
 
@@ -124,9 +124,9 @@ def _tau(score: CurveFit, loss: CurveFit) -> float:
     from scipy.stats import kendalltau
 
     means = []
-    for this in (score, loss):
+    for curve_fit in (score, loss):
         by_size: dict[float, list[float]] = {}
-        for p in this.curve.points:
+        for p in curve_fit.curve.points:
             by_size.setdefault(p.x, []).append(p.value)
         means.append({x: float(np.mean(v)) for x, v in by_size.items()})
     sizes = [x for x in means[0] if x in means[1]]

@@ -59,11 +59,13 @@ class Evidence:
         self.roles = roles_of(runs)
         self.models = models_by_curves(curve_fits)
         self.model = model or self.models[0]
-        own = [this for this in curve_fits if this.curve.place.model == self.model]
+        own = [curve_fit for curve_fit in curve_fits if curve_fit.curve.place.model == self.model]
         pairs = {task for task, _ in self.roles.of if self._translates(task)}
-        self.fits = [this for this in own if this.curve.place.task in pairs]
-        self.other_fits = [this for this in own if this.curve.place.task not in pairs]
-        self.pairs = sorted({self.roles.pair(this.curve.place) for this in self.fits})
+        self.fits = [curve_fit for curve_fit in own if curve_fit.curve.place.task in pairs]
+        self.other_fits = [
+            curve_fit for curve_fit in own if curve_fit.curve.place.task not in pairs
+        ]
+        self.pairs = sorted({self.roles.pair(curve_fit.curve.place) for curve_fit in self.fits})
         self.others: dict[str, Evidence] = {}
         if model is None:
             self.others = {name: Evidence(curve_fits, runs, rows, name) for name in self.models[1:]}
@@ -82,11 +84,11 @@ class Evidence:
         """The curves of a pair and metric, of data with these roles; by data and pool."""
         wanted = None if kinds is None else set(kinds)
         return [
-            this
-            for this in self.fits
-            if self.roles.pair(this.curve.place) == pair
-            and this.curve.metric == metric
-            and (wanted is None or self.roles.kind(this.curve.place) in wanted)
+            curve_fit
+            for curve_fit in self.fits
+            if self.roles.pair(curve_fit.curve.place) == pair
+            and curve_fit.curve.metric == metric
+            and (wanted is None or self.roles.kind(curve_fit.curve.place) in wanted)
         ]
 
     def score(self, pair: str) -> str | None:
@@ -97,19 +99,19 @@ class Evidence:
     def why_no_score(self, pair: str) -> str:
         if not self.of(pair, BLEU):
             return "no translation score was measured"
-        highest = max(max(means(this.curve).values()) for this in self.of(pair, BLEU))
+        highest = max(max(means(curve_fit.curve).values()) for curve_fit in self.of(pair, BLEU))
         return f"BLEU stays at {highest:.2g} or below, which is no translation"
 
-    def words(self, this: CurveFit) -> str:
-        return self.roles.words(this.curve.place)
+    def words(self, curve_fit: CurveFit) -> str:
+        return self.roles.words(curve_fit.curve.place)
 
-    def place_words(self, this: CurveFit) -> str:
+    def place_words(self, curve_fit: CurveFit) -> str:
         """The data and the pool of a curve."""
-        return f"{self.words(this)}, pool of {this.curve.place.pool:,}"
+        return f"{self.words(curve_fit)}, pool of {curve_fit.curve.place.pool:,}"
 
-    def beside(self, this: CurveFit, metric: str) -> CurveFit | None:
+    def beside(self, curve_fit: CurveFit, metric: str) -> CurveFit | None:
         """The curve of another metric over the same runs."""
-        wanted = metric, this.curve.place
+        wanted = metric, curve_fit.curve.place
         return next((o for o in self.fits if (o.curve.metric, o.curve.place) == wanted), None)
 
 
@@ -120,7 +122,7 @@ def majority(votes: Iterable[bool | None]) -> bool | None:
     return None if 2 * ayes == len(cast) else 2 * ayes > len(cast)
 
 
-def paired(
+def at_equal_sizes(
     one: Sequence[CurveFit], other: Sequence[CurveFit]
 ) -> list[tuple[float, int, float, float]]:
     """(D_p, pool, value of one, value of the other) at equal D_p and pool; D_p = 0 left out.
@@ -154,14 +156,14 @@ def mean_range(differences: Sequence[float]) -> Range | None:
 def at_largest(one: CurveFit, other: CurveFit) -> Range | None:
     """By how much `one` is better than `other` at the largest D_p that both have, with the noise of
     their points; None without such a size or a noise."""
-    common = paired([one], [other])
+    common = at_equal_sizes([one], [other])
     noises = [c.verdict.noise for c in (one, other)]
     if not common or not all(noises):
         return None
     x, _, mine, others = max(common)
     variance = 0.0
-    for this, noise in zip((one, other), noises, strict=True):
-        here = sum(abs(math.log(p.x / x)) < SAME_SIZE for p in this.curve.points)
+    for curve_fit, noise in zip((one, other), noises, strict=True):
+        here = sum(abs(math.log(p.x / x)) < SAME_SIZE for p in curve_fit.curve.points)
         variance += noise**2 / max(here, 1)
     df = min(c.verdict.noise_df for c in (one, other))
     half = student_half_width(math.sqrt(variance), df)

@@ -14,7 +14,7 @@ import numpy as np
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.decisions import Answer, worth_it
-from t5scaling.analysis.conclusions.next_experiment import Run
+from t5scaling.analysis.conclusions.next_experiment import NextRun
 from t5scaling.analysis.fitting.compare import Comparison, compare
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS
@@ -47,7 +47,7 @@ class Exchange:
     miss: float
     noise: float
     fits_points: bool
-    next_runs: tuple[Run, ...] = ()
+    next_runs: tuple[NextRun, ...] = ()
 
 
 def exchange(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> Exchange:
@@ -61,8 +61,8 @@ def exchange(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> Exc
     """
     rows = [
         (p.x, pool, p.value)
-        for this, pool in zip(curve_fits, pool_sizes, strict=True)
-        for p in this.curve.points
+        for curve_fit, pool in zip(curve_fits, pool_sizes, strict=True)
+        for p in curve_fit.curve.points
     ]
     first, second, y = np.array(rows, float).T
     if curve_fits[0].law.direction > 0:
@@ -145,9 +145,11 @@ def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> li
     said without two pools, or where that loss does not fall from each to the next.
     """
     pools = sorted(zip(pool_sizes, curve_fits, strict=True), key=lambda pair: pair[0])
-    pools = [(size, this) for size, this in pools if this.curve.baseline]
+    pools = [(size, curve_fit) for size, curve_fit in pools if curve_fit.curve.baseline]
     sizes = np.log([size for size, _ in pools])
-    base = np.array([np.mean([p.value for p in this.curve.baseline]) for _, this in pools])
+    base = np.array(
+        [np.mean([p.value for p in curve_fit.curve.baseline]) for _, curve_fit in pools]
+    )
     if len(pools) < 2 or (np.diff(base) >= 0).any() or not (base > 0).all():
         return []
 
@@ -158,11 +160,11 @@ def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> li
         return float(np.exp(np.interp(-np.log(loss), -np.log(base), sizes) - sizes[i]))
 
     found = []
-    for i, (size, this) in enumerate(pools[:-1]):
-        gain = worth_it(this)
+    for i, (size, curve_fit) in enumerate(pools[:-1]):
+        gain = worth_it(curve_fit)
         if gain.answer is Answer.YES:
-            largest = max(p.x for p in this.curve.points)
+            largest = max(p.x for p in curve_fit.curve.points)
             factors = (factor(i, value) for value in (gain.value, gain.low, gain.high))
-            place = this.curve.place.beside_pool
+            place = curve_fit.curve.place.beside_pool
             found.append(Transfer(place, size, largest, *factors, reach=pools[-1][0] / size))
     return found

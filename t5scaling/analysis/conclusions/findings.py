@@ -7,7 +7,7 @@ only a study has. Version SCHEMA of it:
 |---|---|
 | schema, software | the version of this table; the program and its version |
 | level | of all intervals: low and high are their ends |
-| study, model | names: of the study, and of the model that stands for it |
+| study, model | names: of the study, and of its main model |
 | target | the size that forecasts are for, in the unit of x |
 | cost | per_token, per_run, pretrained (`next_experiment.Cost`), source: where they come from |
 | curves | a list: place, metric, shape (a word of `Shape`, null: too few sizes), shape_reason, \
@@ -59,7 +59,7 @@ FILE = "findings.json"
 
 @dataclass(frozen=True)
 class Findings:
-    """study: its name. curve_fits: every curve with its law and shape. selection: what stands for
+    """study: its name. curve_fits: every curve with its law and shape. selection: what represents
     them. shown: the curves that figures show. advice: None if no curve can be fitted. absent:
     claims that the study has no data for. limits: sentences."""
 
@@ -81,11 +81,11 @@ def conclude(
 ) -> Findings:
     """All conclusions on a study, from its runs, its results and its fitted curves."""
     selection = Selection(curve_fits, roles_of(runs))
-    shown = [this for this in curve_fits if selection.shows(this.curve)]
-    advised = [this for this in shown if selection.in_main_pool(this.curve)] or shown
+    shown = [curve_fit for curve_fit in curve_fits if selection.shows(curve_fit.curve)]
+    advised = [curve_fit for curve_fit in shown if selection.in_main_pool(curve_fit.curve)] or shown
     advice = advise_curves(
-        [this.curve for this in advised], runs=runs, fitted=advised,
-        other_pools=[this for this in shown if this not in advised],
+        [curve_fit.curve for curve_fit in advised], runs=runs, fitted=advised,
+        other_pools=[curve_fit for curve_fit in shown if curve_fit not in advised],
     )  # fmt: skip
     claims, absent = judge_claims(Evidence(curve_fits, runs, rows))
     return Findings(

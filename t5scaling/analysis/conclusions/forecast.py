@@ -116,8 +116,8 @@ def outlooks(
     """Forecasting laws for each curve, by its place in the sequence, and the comparisons that chose
     them: one for all curves of a metric and direction that have a shape for a law."""
     groups: dict[tuple, list[int]] = {}
-    for i, this in enumerate(curve_fits):
-        groups.setdefault((this.curve.metric, this.law.direction), []).append(i)
+    for i, curve_fit in enumerate(curve_fits):
+        groups.setdefault((curve_fit.curve.metric, curve_fit.law.direction), []).append(i)
     found, comparisons = {}, []
     for (_, direction), members in groups.items():
         laws = [LAWS[name] for name in RIVALS[direction]]

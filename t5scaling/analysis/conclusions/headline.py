@@ -88,43 +88,43 @@ class Headline:
 
 def headline(selection: Selection, advice: Advice | None) -> Headline:
     """The three answers of a study."""
-    best = [this for task in selection.tasks for this in selection.headline(task)[:1]]
+    best = [curve_fit for task in selection.tasks for curve_fit in selection.headline(task)[:1]]
     gains = tuple(
         Gain(
-            this.curve.place, this.curve.metric, largest_of(this), gain,
-            *_transfer(this, advice),
+            curve_fit.curve.place, curve_fit.curve.metric, largest_of(curve_fit), gain,
+            *_transfer(curve_fit, advice),
         )
-        for this in best
-        if (gain := worth_it(this)).value is not None
+        for curve_fit in best
+        if (gain := worth_it(curve_fit)).value is not None
     )  # fmt: skip
     groups = [selection.headline(task) for task in selection.tasks]
     choices = tuple(_best(curves) for curves in groups if len(curves) > 1)
     return Headline(gains, choices, _reach(selection))
 
 
-def largest_of(this: CurveFit) -> float:
+def largest_of(curve_fit: CurveFit) -> float:
     """The largest measured size of a curve."""
-    return max(p.x for p in this.curve.points)
+    return max(p.x for p in curve_fit.curve.points)
 
 
-def _transfer(this: CurveFit, advice: Advice | None) -> tuple[Transfer | None, bool]:
+def _transfer(curve_fit: CurveFit, advice: Advice | None) -> tuple[Transfer | None, bool]:
     found = {
         one.pool: one
         for one in (advice.transfers if advice else ())
-        if one.place == this.curve.place.beside_pool
+        if one.place == curve_fit.curve.place.beside_pool
     }
     if not found:
         return None, False
-    pool = this.curve.facts.get("finetune_tokens")
+    pool = curve_fit.curve.facts.get("finetune_tokens")
     return found.get(pool, found[max(found)]), pool in found
 
 
 def _best(curves: list[CurveFit]) -> BestData:
-    largest = min(max(means(this.curve)) for this in curves)
+    largest = min(max(means(curve_fit.curve)) for curve_fit in curves)
     metric = curves[0].curve.metric
 
-    def at(this: CurveFit) -> float:
-        course = means(this.curve)
+    def at(curve_fit: CurveFit) -> float:
+        course = means(curve_fit.curve)
         return better(metric) * course[min(course, key=lambda x: abs(x - largest))]
 
     first, second, *_ = sorted(curves, key=at, reverse=True)
@@ -140,16 +140,16 @@ def _reach(selection: Selection) -> Reach:
         for task in selection.tasks:
             if metric not in (LOSS, selection.metric(task)):
                 continue
-            for this in selection.of(task, metric):
-                shown.append(this)
-                if this.fit and this.fit.held_out and not this.verdict.has_no_law:
-                    errors.append(abs(this.fit.held_out_sizes[-1].relative_error))
-                    decades.append(this.fit.extrapolation)
+            for curve_fit in selection.of(task, metric):
+                shown.append(curve_fit)
+                if curve_fit.fit and curve_fit.fit.held_out and not curve_fit.verdict.has_no_law:
+                    errors.append(abs(curve_fit.fit.held_out_sizes[-1].relative_error))
+                    decades.append(curve_fit.fit.extrapolation)
         if errors:
             accuracies.append(Accuracy(metric, median(errors), max(errors), len(errors)))
     return Reach(
         tuple(accuracies), math.fsum(decades) / len(decades) if decades else None, len(shown),
-        sum(this.verdict.shape is Shape.PREDICTABLE for this in shown),
-        sum(this.verdict.has_no_law for this in shown),
-        max(largest_of(this) for this in selection.curve_fits),
+        sum(curve_fit.verdict.shape is Shape.PREDICTABLE for curve_fit in shown),
+        sum(curve_fit.verdict.has_no_law for curve_fit in shown),
+        max(largest_of(curve_fit) for curve_fit in selection.curve_fits),
     )  # fmt: skip

@@ -17,8 +17,8 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
     """Sentences on why the numbers should not be trusted further than they reach; they say what was
     found in this study and nothing that holds of all."""
     said = []
-    points = [point for this in curve_fits for point in this.curve.points]
-    parameters = max(int(this.curve.facts["parameters"]) for this in curve_fits)
+    points = [point for curve_fit in curve_fits for point in curve_fit.curve.points]
+    parameters = max(int(curve_fit.curve.facts["parameters"]) for curve_fit in curve_fits)
     tokens = max(point.x for point in points)
     if tokens < SMOKE_TOKENS or parameters < SMOKE_PARAMETERS:
         said.append(
@@ -32,7 +32,7 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             "One seed: how much the results vary from run to run was not measured. The noise in "
             "this report is estimated from how far points stray from their neighbours."
         )
-    sizes = min(len({point.x for point in this.curve.points}) for this in curve_fits)
+    sizes = min(len({point.x for point in curve_fit.curve.points}) for curve_fit in curve_fits)
     if sizes <= 5:
         said.append(
             f"{sizes} pretraining sizes are few for laws with three coefficients: single "
@@ -45,8 +45,10 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             "the smallest or largest tried there: they may be under-tuned, which bends laws."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
-    scores = [this for this in curve_fits if is_bleu(this.curve.metric)]
-    highest = max((p.value for this in scores for p in this.curve.points), default=TRANSLATES)
+    scores = [curve_fit for curve_fit in curve_fits if is_bleu(curve_fit.curve.metric)]
+    highest = max(
+        (p.value for curve_fit in scores for p in curve_fit.curve.points), default=TRANSLATES
+    )
     if highest < TRANSLATES:
         said.append(f"BLEU stays below {TRANSLATES:g}: at this size the model does not translate.")
     return said

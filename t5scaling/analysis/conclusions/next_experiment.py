@@ -40,7 +40,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Run:
+class NextRun:
     """A run that could be made. x2: its second size, of a joint law. repeats: how many points are
     there at this place already; a further one is another seed.
 
@@ -91,8 +91,8 @@ class Design:
         """The same after one more point at each x, (R, N)."""
         rows = self._slopes(x)  # (R, N, P)
         moved = np.einsum("rnp,rpq->rnq", rows, self._covariance)
-        told = np.einsum("rnp,rp->rn", moved, self._target) ** 2
-        return self.variance()[:, None] - told / (
+        fall = np.einsum("rnp,rp->rn", moved, self._target) ** 2
+        return self.variance()[:, None] - fall / (
             self._noise + np.einsum("rnp,rnp->rn", moved, rows)
         )
 
@@ -126,12 +126,12 @@ def candidates(fit: Fit, largest: float, pools: Sequence[float] = ()) -> np.ndar
 
 def rank(
     fit: Fit, target: np.ndarray, places: np.ndarray, cost: Callable[[float], float]
-) -> list[Run]:
+) -> list[NextRun]:
     """Every candidate as the next run, the one that tells most per device-hour first."""
     return _ranked(Design(fit, target), places, cost, np.atleast_2d(fit.x))
 
 
-def plan(
+def next_runs(
     fit: Fit,
     target: np.ndarray,
     places: np.ndarray,
@@ -139,7 +139,7 @@ def plan(
     *,
     budget: float,
     runs: int = 60,
-) -> list[Run]:
+) -> list[NextRun]:
     """What to do with a budget of device-hours: the runs in order of their worth.
 
     Checkpoints of one pretraining serve many runs, so that the first run at a new largest size is
@@ -148,7 +148,7 @@ def plan(
     that ends with the narrowest interval is taken. Empty if nothing can be paid.
     """
     places = np.atleast_2d(places)
-    best: list[Run] = []
+    best: list[NextRun] = []
     for largest in sorted({cost.pretrained, *places[0][places[0] > cost.pretrained]}):
         extended = cost.after(largest)
         left = budget - cost.per_token * (extended.pretrained - cost.pretrained)
@@ -160,10 +160,10 @@ def plan(
     return best
 
 
-def _spend(fit: Fit, target, places, cost: Cost, left: float, runs: int) -> list[Run]:
+def _spend(fit: Fit, target, places, cost: Cost, left: float, runs: int) -> list[NextRun]:
     """Runs from checkpoints that are paid for; each run's price counts what it pays first."""
     design, measured = Design(fit, target), np.atleast_2d(fit.x)
-    chosen: list[Run] = []
+    chosen: list[NextRun] = []
     flat = places[0] if len(fit.law.sizes) == 1 else places
     while places.shape[1] and len(chosen) + 1 <= min(runs, left / cost.per_run + 1e-9):
         run = max(_ranked(design, flat, cost.of, measured), key=lambda run: run.before - run.after)
@@ -175,13 +175,13 @@ def _spend(fit: Fit, target, places, cost: Cost, left: float, runs: int) -> list
     return chosen
 
 
-def _ranked(design: Design, places, cost, measured) -> list[Run]:
+def _ranked(design: Design, places, cost, measured) -> list[NextRun]:
     before, after = half_width(design.variance()), half_width(design.with_each(places))
     found = []
     for i, place in enumerate(np.atleast_2d(places).T):
         same = np.all(np.isclose(measured, place[:, None]), axis=0)
         found.append(
-            Run(
+            NextRun(
                 x=float(place[0]), x2=float(place[1]) if len(place) == 2 else None,
                 repeats=int(same.sum()), before=float(before), after=float(after[i]),
                 device_hours=float(cost(place[0])),

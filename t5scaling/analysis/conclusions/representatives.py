@@ -1,4 +1,4 @@
-"""What stands for a study where one answer is wanted: one rule for the model, one for the score.
+"""What represents a study where one answer is wanted: one rule for the model, one for the score.
 
 The main model is the one with the most curves; of equals, the first by name. The score that speaks
 for a task is BLEU where its models translate; where they do not, chrF is shown but decides nothing,
@@ -29,25 +29,25 @@ class Score:
 
 def models_by_curves(curve_fits: Sequence[CurveFit]) -> list[str]:
     """The models of a study, the main one first."""
-    counts = Counter(this.curve.place.model for this in curve_fits)
+    counts = Counter(curve_fit.curve.place.model for curve_fit in curve_fits)
     return sorted(counts, key=lambda name: (-counts[name], name))
 
 
 def speaking_score(curve_fits: Sequence[CurveFit]) -> Score:
     """Of curves that belong together: of one task or language pair, in one pool or in several."""
-    names = {this.curve.metric for this in curve_fits} - LOWER_IS_BETTER
+    names = {curve_fit.curve.metric for curve_fit in curve_fits} - LOWER_IS_BETTER
     if BLEU in names:
-        if any(translates(this) for this in curve_fits if this.curve.metric == BLEU):
+        if any(translates(curve_fit) for curve_fit in curve_fits if curve_fit.curve.metric == BLEU):
             return Score(BLEU, True)
         return Score(CHRF if CHRF in names else BLEU, False)
     name = CHRF if CHRF in names else min(names, default=None)
-    own = [this for this in curve_fits if this.curve.metric == name]
-    return Score(name, any(translates(this) for this in own))
+    own = [curve_fit for curve_fit in curve_fits if curve_fit.curve.metric == name]
+    return Score(name, any(translates(curve_fit) for curve_fit in own))
 
 
-def translates(this: CurveFit) -> bool:
+def translates(curve_fit: CurveFit) -> bool:
     """Whether a curve's score is one of translations; True of metrics other than BLEU."""
-    return not is_bleu(this.curve.metric) or max(means(this.curve).values()) >= TRANSLATES
+    return not is_bleu(curve_fit.curve.metric) or max(means(curve_fit.curve).values()) >= TRANSLATES
 
 
 def means(curve: Curve) -> dict[float, float]:

@@ -30,23 +30,23 @@ class Selection:
         self.curve_fits = curve_fits
         self.model = models_by_curves(curve_fits)[0]
         self.tasks = sorted(
-            {this.curve.place.task for this in curve_fits if self._own(this)},
+            {curve_fit.curve.place.task for curve_fit in curve_fits if self._own(curve_fit)},
             key=lambda task: (roles.pairs.get(task, task), task),
         )
         self.pools = {task: self._pool(task) for task in self.tasks}
 
-    def _own(self, this: CurveFit) -> bool:
-        return this.curve.place.model == self.model
+    def _own(self, curve_fit: CurveFit) -> bool:
+        return curve_fit.curve.place.model == self.model
 
     def of(self, task: str, metric: str | None, pool: int | None = None) -> list[CurveFit]:
         """The main model's curves of a task and metric, in one pool or all."""
         return [
-            this
-            for this in self.curve_fits
-            if self._own(this)
-            and this.curve.place.task == task
-            and this.curve.metric == metric
-            and pool in (None, this.curve.place.pool)
+            curve_fit
+            for curve_fit in self.curve_fits
+            if self._own(curve_fit)
+            and curve_fit.curve.place.task == task
+            and curve_fit.curve.metric == metric
+            and pool in (None, curve_fit.curve.place.pool)
         ]
 
     def score(self, task: str, pool: int | None = None) -> str | None:
@@ -62,11 +62,11 @@ class Selection:
     def _score(self, task: str, pool: int) -> Score:
         return speaking_score(
             [
-                this
-                for this in self.curve_fits
-                if self._own(this)
-                and this.curve.place.task == task
-                and this.curve.place.pool == pool
+                curve_fit
+                for curve_fit in self.curve_fits
+                if self._own(curve_fit)
+                and curve_fit.curve.place.task == task
+                and curve_fit.curve.place.pool == pool
             ]
         )
 
@@ -75,7 +75,10 @@ class Selection:
         kinds = {kind: rank for rank, kind in enumerate(PREFERRED)}
         return sorted(
             self.of(task, self.metric(task), self.pools[task]),
-            key=lambda this: (kinds.get(self.roles.kind(this.curve.place), 9), this.curve.label),
+            key=lambda curve_fit: (
+                kinds.get(self.roles.kind(curve_fit.curve.place), 9),
+                curve_fit.curve.label,
+            ),
         )
 
     def other_pools(self) -> list[dict[str, int]]:
@@ -104,14 +107,16 @@ class Selection:
         if curve.metric not in (LOSS, self.score(place.task, place.pool)):
             return False
         best = self.headline(place.task)[:1]
-        return self.in_main_pool(curve) or any(this.curve.place.data == place.data for this in best)
+        return self.in_main_pool(curve) or any(
+            curve_fit.curve.place.data == place.data for curve_fit in best
+        )
 
     def in_main_pool(self, curve: Curve) -> bool:
         return curve.place.pool == self.pools.get(curve.place.task)
 
     def _pool(self, task: str) -> int:
         counts: Counter[int] = Counter()
-        for this in self.curve_fits:
-            if self._own(this) and this.curve.place.task == task:
-                counts[this.curve.place.pool] += len(this.curve.points)
+        for curve_fit in self.curve_fits:
+            if self._own(curve_fit) and curve_fit.curve.place.task == task:
+                counts[curve_fit.curve.place.pool] += len(curve_fit.curve.points)
         return max(counts, key=lambda pool: (counts[pool], pool))

@@ -113,8 +113,8 @@ class Comparison:
 
     @property
     def winner(self) -> Law | None:
-        told = self.p_value is not None and self.p_value < SIGNIFICANCE
-        return self.families[0].law if told else None
+        differ = self.p_value is not None and self.p_value < SIGNIFICANCE
+        return self.families[0].law if differ else None
 
     @property
     def sentence(self) -> str:
@@ -129,7 +129,7 @@ class Comparison:
             return f"{best}, before {rest}; too few predictions to test that"
         if self.winner:
             return f"{best}, better than {rest} (p = {self.p_value:.2g})"
-        return f"{best}, but cannot be told from {rest} (p = {self.p_value:.2g})"
+        return f"{best}, but cannot be distinguished from {rest} (p = {self.p_value:.2g})"
 
     @property
     def warnings(self) -> list[str]:

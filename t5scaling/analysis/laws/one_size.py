@@ -13,10 +13,6 @@ from t5scaling.analysis.laws.base import Coefficient, Law
 _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
 
 
-def _softplus(z):
-    return np.maximum(z, 0.0) + np.log1p(np.exp(-np.abs(z)))
-
-
 def _sigmoid(z):
     shrink = np.exp(-np.abs(z))
     return np.where(z < 0, shrink, 1.0) / (1 + shrink)
@@ -99,12 +95,12 @@ class ShiftedPower(Law):
         value, slope, log_g = (theta[..., i, None] for i in range(3))
         power = slope * (1 + np.exp(log_g))
         u = log_x - frame.log_centre
-        return value + power * (np.logaddexp(-u, log_g) - _softplus(log_g))
+        return value + power * (np.logaddexp(-u, log_g) - np.logaddexp(0.0, log_g))
 
     def jacobian(self, theta, log_x, frame):
         _, slope, log_g = (theta[..., i, None] for i in range(3))
         g, u = np.exp(log_g), log_x - frame.log_centre
-        drop = np.logaddexp(-u, log_g) - _softplus(log_g)
+        drop = np.logaddexp(-u, log_g) - np.logaddexp(0.0, log_g)
         share = _sigmoid(log_g + u) - _sigmoid(log_g)  # derivative of `drop` by log g
         return np.stack(
             [np.ones_like(drop), (1 + g) * drop, slope * (g * drop + (1 + g) * share)], axis=-1
@@ -131,10 +127,10 @@ class ShiftedPower(Law):
         power = slope * (1 + np.exp(log_g))
         with np.errstate(over="ignore"):
             return {
-                "b": np.exp(value - power * (_softplus(log_g) - frame.log_centre)),
+                "b": np.exp(value - power * (np.logaddexp(0.0, log_g) - frame.log_centre)),
                 "g": np.exp(log_g - frame.log_centre),
                 "c": power,
-                "floor": np.exp(value + power * (log_g - _softplus(log_g))),
+                "floor": np.exp(value + power * (log_g - np.logaddexp(0.0, log_g))),
             }
 
     def published(self, x, c):
@@ -177,7 +173,7 @@ class BrokenPower(Law):
     def _parts(self, theta, log_x, frame):
         value, early, late, at, log_f, log_rho = (theta[..., i, None] for i in range(6))
         u, width = log_x - frame.log_centre, np.exp(log_f)
-        bend = width * (_softplus((u - at) / width) - _softplus(-at / width))
+        bend = width * (np.logaddexp(0.0, (u - at) / width) - np.logaddexp(0.0, -at / width))
         decay = early * u + (late - early) * bend
         log_floor = np.log(np.maximum(-np.expm1(-log_rho), 1e-300))
         return value, early, late, at, width, log_rho, u, bend, decay, log_floor
@@ -234,7 +230,7 @@ class BrokenPower(Law):
                 "a": -np.exp(value) * np.expm1(-log_rho),
                 "b": np.exp(
                     value - log_rho + early * frame.log_centre
-                    + (late - early) * width * _softplus(-at / width)
+                    + (late - early) * width * np.logaddexp(0.0, -at / width)
                 ),
                 "c0": early,
                 "c1": late - early,
@@ -329,7 +325,7 @@ class Sigmoidal(Law):
         # log(y-e) - a log(e0-y) = log(over) - a log(under) - c u, differentiated implicitly.
         ratio = a * np.exp(z)
         by_e, by_e0, by_goal = 1 / (1 + ratio), ratio / (1 + ratio), above / (1 + ratio)
-        by_a = by_goal * (np.log((e0 - e) / under) - _softplus(z))
+        by_a = by_goal * (np.log((e0 - e) / under) - np.logaddexp(0.0, z))
         columns = [
             by_e * e + by_goal * (1 + a * centre / under) - by_a * a * (1 + centre / under),
             -by_goal * u * rho * (1 + kappa),
@@ -493,7 +489,9 @@ class Hill(Law):
     def log_value(self, theta, log_x, frame):
         value, slope, w = (theta[..., i, None] for i in range(3))
         steep = slope / _sigmoid(w)
-        return value + _softplus(w) - _softplus(w - steep * (log_x - frame.log_centre))
+        return (
+            value + np.logaddexp(0.0, w) - np.logaddexp(0.0, w - steep * (log_x - frame.log_centre))
+        )
 
     def jacobian(self, theta, log_x, frame):
         _, slope, w = (theta[..., i, None] for i in range(3))
@@ -526,7 +524,7 @@ class Hill(Law):
         steep = slope / _sigmoid(w)
         with np.errstate(over="ignore"):
             return {
-                "C": np.exp(value + _softplus(w)),
+                "C": np.exp(value + np.logaddexp(0.0, w)),
                 "D_half": np.exp(frame.log_centre + w / steep),
                 "k": steep,
             }

@@ -12,7 +12,7 @@ from t5scaling.analysis.conclusions.advice import Advice, Choice, CurveAdvice
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.exchange import Exchange, Transfer
 from t5scaling.analysis.conclusions.forecast import REACH, Crossing
-from t5scaling.analysis.conclusions.next_experiment import Run
+from t5scaling.analysis.conclusions.next_experiment import NextRun
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import LOSS, metric_name
 from t5scaling.analysis.presentation.sentences import INTERVAL
@@ -25,7 +25,7 @@ from t5scaling.analysis.wording import interval, number, size
 def show(advice: Advice, screen: Console) -> None:
     """The advice on the terminal."""
     for contest in advice.contests:
-        screen.print(f"Laws, by sizes that they were not fitted to: {contest.comparison.sentence}.")
+        screen.print(f"Laws, by held-out error: {contest.comparison.sentence}.")
         for warning in contest.comparison.warnings:
             print_note(warning, screen)
     screen.print()
@@ -65,9 +65,9 @@ def show(advice: Advice, screen: Console) -> None:
         screen.print(f"{head}: {sentence}" if head else sentence, soft_wrap=True)
 
 
-def label_of(this: CurveFit) -> str:
+def label_of(curve_fit: CurveFit) -> str:
     """The metric and the place of a curve in one line."""
-    return _named(this.curve.metric, this.curve.place)
+    return _named(curve_fit.curve.metric, curve_fit.curve.place)
 
 
 def _named(metric: str, place: Place) -> str:
@@ -80,7 +80,7 @@ def _place_of_choice(choice: Choice) -> str:
 
 
 def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
-    """What is said of one curve, decisions first."""
+    """The sentences on one curve, decisions first."""
     said = [
         f"Is pretraining worth it? {one.worth_it.answer}: {one.worth_it.reason}.",
         f"Do the data suffice for a law? {one.suffices.answer}: {one.suffices.reason}.",
@@ -109,7 +109,7 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
     return said
 
 
-def sentence_of_next(runs: Sequence[Run], fit: Fit, advice: Advice) -> str:
+def sentence_of_next(runs: Sequence[NextRun], fit: Fit, advice: Advice) -> str:
     """The next runs, and what they buy."""
     counts: dict[tuple, int] = {}
     for run in runs:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from t5scaling.analysis.conclusions.advice import Advice, Contest, CurveAdvice
-from t5scaling.analysis.conclusions.diagnosis import Relation, paired
+from t5scaling.analysis.conclusions.diagnosis import Relation, by_run
 from t5scaling.analysis.conclusions.exchange import Exchange
 from t5scaling.analysis.conclusions.next_experiment import Design, candidates, half_width
 from t5scaling.analysis.metrics import metric_name
@@ -58,7 +58,7 @@ def draw_advice(
 def _all(advice: Advice, colour_of, next_runs: bool) -> Iterator[Drawn]:
     groups: dict[tuple, list[Relation]] = {}
     for relation in advice.relations:
-        if len(paired(relation.score, relation.loss)[0]) >= 3:
+        if len(by_run(relation.score, relation.loss)[0]) >= 3:
             key = relation.score.curve.place.key
             place = tuple(v for n, v in key.items() if n != "pretrain_data")
             metrics = relation.score.curve.metric, relation.loss.curve.metric
@@ -86,7 +86,7 @@ def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=No
             colour = colour_of(curve.place) if colour_of else COLOURS[i % len(COLOURS)]
             key = curve.place.key
             name = str(key.get("pretrain_data") or " · ".join(map(str, key.values())) or score)
-            x, y = paired(relation.score, relation.loss)
+            x, y = by_run(relation.score, relation.loss)
             axes.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, markersize=7, label=name)
             rows += [[name, "measured", float(a), float(b)] for a, b in zip(x, y, strict=True)]
             if relation.fit:

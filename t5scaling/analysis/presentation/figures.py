@@ -73,11 +73,11 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
     by = list(WORDS) if in_study else [next(iter(curve_fits[0].curve.place.key), "")]
     for column in by:
         groups: dict[tuple, list[CurveFit]] = {}
-        for this in in_study or curve_fits:
-            key = this.curve.place.key
+        for curve_fit in in_study or curve_fits:
+            key = curve_fit.curve.place.key
             names = ("model", "task", "pretrain_data", "finetune_examples") if in_study else key
             place = tuple(key[name] for name in names if name != column)
-            groups.setdefault((*place, this.curve.metric), []).append(this)
+            groups.setdefault((*place, curve_fit.curve.metric), []).append(curve_fit)
         for place, members in sorted(groups.items(), key=lambda group: _rank(group[0])):
             if len(members) < 2 and (column != by[0] or _compared(members[0], curve_fits)):
                 continue
@@ -93,9 +93,9 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
             yield StudyFigure(title, stem_of(folder, parts, taken), tuple(members), column)
 
 
-def _compared(this: CurveFit, others: Sequence[CurveFit]) -> bool:
+def _compared(curve_fit: CurveFit, others: Sequence[CurveFit]) -> bool:
     """Whether a figure by pretraining data or by model shows a study's curve."""
-    key = {**this.curve.place.key, "metric": this.curve.metric}
+    key = {**curve_fit.curve.place.key, "metric": curve_fit.curve.metric}
     if "finetune_examples" not in key:
         return False
     for other in others:
@@ -114,7 +114,7 @@ def _rank(place: tuple) -> tuple:
 
 def _colours(figure: StudyFigure, colour_of: Callable[[Place], str] | None) -> list[str]:
     if colour_of and figure.by == "pretrain_data":
-        return [colour_of(this.curve.place) for this in figure.curve_fits]
+        return [colour_of(curve_fit.curve.place) for curve_fit in figure.curve_fits]
     return [COLOURS[i % len(COLOURS)] for i in range(len(figure.curve_fits))]
 
 
@@ -124,10 +124,10 @@ def _draw(figure: StudyFigure, colour_of: Callable[[Place], str] | None = None) 
         page = Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = page.add_subplot()
         limits, starred = [], _some_at_edge(members)
-        for i, this in enumerate(members):
-            limits += _draw_curve(axes, this, colours[i], MARKERS[i % len(MARKERS)], starred)
+        for i, curve_fit in enumerate(members):
+            limits += _draw_curve(axes, curve_fit, colours[i], MARKERS[i % len(MARKERS)], starred)
         axes.set_xscale("log")
-        size_axis(axes, sorted({p.x for this in members for p in this.curve.points}))
+        size_axis(axes, sorted({p.x for curve_fit in members for p in curve_fit.curve.points}))
         metric = members[0].curve.metric
         axes.set_ylim(*_value_range(min(limits), max(limits), resolution_of(metric)))
         axes.set_xlabel(_x_label(members[0]))
@@ -149,14 +149,14 @@ def _value_range(low: float, high: float, resolution: float) -> tuple[float, flo
 def _some_at_edge(members: Sequence[CurveFit]) -> bool:
     """Whether best rates at an edge of those tried set a few points apart: stars on most of them
     would hide the curves, and the report counts them."""
-    edges = [p.at_edge for this in members for p in this.curve.points]
+    edges = [p.at_edge for curve_fit in members for p in curve_fit.curve.points]
     return 0 < sum(edges) <= len(edges) / 2
 
 
-def _x_label(this: CurveFit) -> str:
-    if this.curve.x_name == "pretrain_tokens":
+def _x_label(curve_fit: CurveFit) -> str:
+    if curve_fit.curve.x_name == "pretrain_tokens":
         return "pretraining size D_p (text tokens, log scale)"
-    return f"{this.curve.x_name} (log scale)"
+    return f"{curve_fit.curve.x_name} (log scale)"
 
 
 def _title(figure: StudyFigure) -> str:
@@ -177,20 +177,20 @@ def _title(figure: StudyFigure) -> str:
     return f"{key['task']}\n" + ", ".join(shown)
 
 
-def _label(this: CurveFit, by: str) -> str:
-    value = this.curve.place.key[by]
+def _label(curve_fit: CurveFit, by: str) -> str:
+    value = curve_fit.curve.place.key[by]
     return f"pool of {value:,}" if by == "finetune_examples" else str(value)
 
 
-def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -> list[float]:
+def _draw_curve(axes, curve_fit: CurveFit, colour: str, marker: str, starred: bool) -> list[float]:
     """Draws one curve; returns the values that the y axis must show."""
-    curve, fitted = this.curve, this.fitted_sizes
+    curve, fitted = curve_fit.curve, curve_fit.fitted_sizes
     shown = [p.value for p in curve.points]
-    if this.fit:
-        x = _grid(this)
-        y, (low, high) = this.fit.predict(x), this.fit.band(x)
+    if curve_fit.fit:
+        x = _grid(curve_fit)
+        y, (low, high) = curve_fit.fit.predict(x), curve_fit.fit.band(x)
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        inside = x <= this.fit.x.max() * (1 + 1e-9)
+        inside = x <= curve_fit.fit.x.max() * (1 + 1e-9)
         axes.plot(x[inside], y[inside], color=colour)
         axes.plot(x[~inside], y[~inside], color=colour, linestyle=(0, (4, 2)))
         shown += y.tolist()
@@ -209,24 +209,24 @@ def _draw_curve(axes, this: CurveFit, colour: str, marker: str, starred: bool) -
     return [value for value in shown if np.isfinite(value)]
 
 
-def _grid(this: CurveFit) -> np.ndarray:
+def _grid(curve_fit: CurveFit) -> np.ndarray:
     """80 sizes over all points of the curve; the last fitted size is one of them."""
-    sizes = [p.x for p in this.curve.points]
+    sizes = [p.x for p in curve_fit.curve.points]
     ends = np.geomspace(min(sizes), max(sizes), 80)
-    return np.unique(np.append(ends, this.fit.x.max()))
+    return np.unique(np.append(ends, curve_fit.fit.x.max()))
 
 
 def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
     members = figure.curve_fits
     handles = []
     if len(members) > 1:
-        for i, this in enumerate(members):
+        for i, curve_fit in enumerate(members):
             handles.append(
                 Line2D([], [], color=colours[i], marker=MARKERS[i % 6], linestyle="none",
-                       markersize=8, label=_label(this, figure.by))
+                       markersize=8, label=_label(curve_fit, figure.by))
             )  # fmt: skip
     grey = "#444444" if len(members) > 1 else colours[0]
-    fits = [this.fit for this in members if this.fit]
+    fits = [curve_fit.fit for curve_fit in members if curve_fit.fit]
     handles.append(
         Line2D([], [], color=grey, marker="o", linestyle="none", markersize=8,
                label="fitted" if fits else "measured")
@@ -243,7 +243,7 @@ def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
                 Line2D([], [], color=grey, linestyle=(0, (4, 2)), label="its extrapolation")
             )
         handles.append(Patch(color=grey, alpha=0.13, linewidth=0, label=f"{LEVEL:.0%} interval"))
-    if any(this.curve.baseline for this in members):
+    if any(curve_fit.curve.baseline for curve_fit in members):
         handles.append(Line2D([], [], color=grey, linestyle=(0, (1, 1.5)), label="not pretrained"))
     if _some_at_edge(members):
         handles.append(
@@ -259,18 +259,18 @@ def _numbers(figure: StudyFigure) -> Iterator[Sequence]:
     """Rows (what sets the curve apart, kind, x, value, low, high): points, baseline, law."""
     members = figure.curve_fits
     yield [figure.by or "curve", "kind", members[0].curve.x_name, "value", "low", "high"]
-    for this in members:
-        name = this.curve.place.key[figure.by] if figure.by else this.curve.metric
-        fitted = this.fitted_sizes
-        for p in this.curve.points:
+    for curve_fit in members:
+        name = curve_fit.curve.place.key[figure.by] if figure.by else curve_fit.curve.metric
+        fitted = curve_fit.fitted_sizes
+        for p in curve_fit.curve.points:
             kind = (
                 "held out" if fitted and p.x not in fitted else "fitted" if fitted else "measured"
             )
             yield [name, kind, p.x, repr(p.value), "", ""]
-        for p in this.curve.baseline:
+        for p in curve_fit.curve.baseline:
             yield [name, "not pretrained", 0, repr(p.value), "", ""]
-        if this.fit:
-            x = _grid(this)
-            low, high = this.fit.band(x)
-            for row in zip(x, this.fit.predict(x), low, high, strict=True):
+        if curve_fit.fit:
+            x = _grid(curve_fit)
+            low, high = curve_fit.fit.band(x)
+            for row in zip(x, curve_fit.fit.predict(x), low, high, strict=True):
                 yield [name, "law", *(f"{v:.10g}" for v in row)]

@@ -14,17 +14,17 @@ UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coeff
 INTERVAL = f"{LEVEL:.0%} interval"
 
 
-def about_curve(this: CurveFit) -> list[str]:
+def about_curve(curve_fit: CurveFit) -> list[str]:
     """The sentences on one curve, most important first."""
-    curve, fit, verdict = this.curve, this.fit, this.verdict
+    curve, fit, verdict = curve_fit.curve, curve_fit.fit, curve_fit.verdict
     name = metric_name(curve.metric)
-    said = [_course(this)]
+    said = [_course(curve_fit)]
     if verdict.shape:
         said.append(f"Verdict: {verdict.word}. It {verdict.shape.meaning} ({verdict.reason}).")
     else:
         said.append(f"No verdict: {verdict.reason}.")
     if fit is None:
-        said.append(f"No law was fitted: {this.note}.")
+        said.append(f"No law was fitted: {curve_fit.note}.")
         return said
     if verdict.shape is Shape.TRENDLESS:
         said.append("A law was fitted all the same (see Laws); its coefficients describe noise.")
@@ -34,8 +34,8 @@ def about_curve(this: CurveFit) -> list[str]:
         change = abs(verdict.change)
         part = f", {abs(last.error) / change:.0%} of the whole change" if change else ""
         said.append(
-            f"The {this.law.title}, fitted to the {len(this.fitted_sizes)} smallest sizes, "
-            f"predicts {number(last.predicted)} ({LEVEL:.0%} interval "
+            f"The {curve_fit.law.title}, fitted to the {len(curve_fit.fitted_sizes)} smallest "
+            f"sizes, predicts {number(last.predicted)} ({LEVEL:.0%} interval "
             f"{interval(last.low, last.high)}) at D_p = {size(last.x)}, "
             f"{fit.extrapolation:.2f} decades further; measured: "
             f"{number(last.value)} (off by {last.error:+.3g}, {last.relative_error:+.1%}{part})."
@@ -53,16 +53,16 @@ def about_curve(this: CurveFit) -> list[str]:
     if not fit.converged:
         said.append("The fit did not converge, so its coefficients mean nothing.")
     said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
-    said += sentences_of_coefficients(this)
+    said += sentences_of_coefficients(curve_fit)
     if "D0" in fit.coefficients:
         d0 = fit.coefficients["D0"][0]
         said.append(f"The law predicts a {name} of 0 below D0 = {_size_or_zero(d0)}.")
     return said
 
 
-def _course(this: CurveFit) -> str:
+def _course(curve_fit: CurveFit) -> str:
     """From where to where the metric goes."""
-    curve = this.curve
+    curve = curve_fit.curve
     ends = []
     for x in (min(p.x for p in curve.points), max(p.x for p in curve.points)):
         values = [p.value for p in curve.points if p.x == x]
@@ -103,9 +103,9 @@ def undetermined(fit: Fit) -> list[str]:
     ]
 
 
-def sentences_of_coefficients(this: CurveFit) -> list[str]:
+def sentences_of_coefficients(curve_fit: CurveFit) -> list[str]:
     """What the coefficients are worth, if not all that they seem."""
-    fit = this.fit
+    fit = curve_fit.fit
     open_ones = undetermined(fit)
     if not open_ones:
         return []
@@ -113,7 +113,7 @@ def sentences_of_coefficients(this: CurveFit) -> list[str]:
     at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)
     rest = [name for name in fit.law.identified if name not in open_ones]
     known = f"{', '.join(rest)}, and " if rest else ""
-    sure = f"the value at {size_name(this.curve)} = {at}, {number(value[1][0])} "
+    sure = f"the value at {size_name(curve_fit.curve)} = {at}, {number(value[1][0])} "
     sure += f"({interval(*value[1][1:])}), and "
     sure += ", ".join(
         f"the {name} of its log there, {number(v)} ({interval(low, high)})"
@@ -125,7 +125,7 @@ def sentences_of_coefficients(this: CurveFit) -> list[str]:
     ]
 
 
-def place_of(this: CurveFit) -> str:
+def place_of(curve_fit: CurveFit) -> str:
     """Where a study's curve was measured, in words."""
-    place = this.curve.place
+    place = curve_fit.curve.place
     return f"{place.task}, pool of {place.pool:,} examples, pretrained on {place.data}"

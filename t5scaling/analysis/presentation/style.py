@@ -28,7 +28,7 @@ from t5scaling.analysis.results.roles import (
     Roles,
 )
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers differ for black and white.
+# Okabe and Ito's palette, for colour-blind readers too; markers differ for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # One family of colours for each role of pretraining data, in all figures, and the darker shade in
 # which text of that colour can be read on white.

@@ -32,34 +32,34 @@ def console(file: IO[str] | None = None, width: int | None = None) -> Console:
     return screen if screen.is_terminal or width else Console(**settings, width=110)
 
 
-def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
+def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
     """One curve: law, coefficients with intervals, held-out points, verdict."""
-    name = metric_name(this.curve.metric)
-    label = " · ".join(filter(None, [name, this.curve.place.label]))
+    name = metric_name(curve_fit.curve.metric)
+    label = " · ".join(filter(None, [name, curve_fit.curve.place.label]))
     screen.print(Text(label, style="bold"))
-    xs = (this.curve.x_name, *([this.curve.x2_name] if this.curve.x2_name else []))
-    means = ", ".join(f"{size} = {x}" for size, x in zip(this.law.sizes, xs, strict=False))
-    title = Text(this.law.title, style="bold")
-    title.append(f"  {this.law.formula}, {means}", style="not bold")
+    xs = (curve_fit.curve.x_name, *([curve_fit.curve.x2_name] if curve_fit.curve.x2_name else []))
+    means = ", ".join(f"{size} = {x}" for size, x in zip(curve_fit.law.sizes, xs, strict=False))
+    title = Text(curve_fit.law.title, style="bold")
+    title.append(f"  {curve_fit.law.formula}, {means}", style="not bold")
     screen.print(title.append(f"  ({because})" if because else "", style="not bold"))
-    if this.curve.baseline:
-        value = number(this.curve.baseline_value)
+    if curve_fit.curve.baseline:
+        value = number(curve_fit.curve.baseline_value)
         screen.print(f"without pretraining: {value} (not a point of the law)")
-    fit = this.fit
+    fit = curve_fit.fit
     if fit is None:
-        screen.print(f"not fitted: {this.note}")
+        screen.print(f"not fitted: {curve_fit.note}")
     else:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("coefficient")
         table.add_column("value", justify="right")
         table.add_column(INTERVAL)
         table.add_column("meaning")
-        meanings = {c.name: c.meaning for c in this.law.coefficient_table}
+        meanings = {c.name: c.meaning for c in curve_fit.law.coefficient_table}
         for name, (value, low, high) in fit.coefficients.items():
             table.add_row(name, number(value), interval(low, high), meanings[name])
         screen.print(table)
-        fitted = len(this.fitted_sizes)
-        for sentence in sentences_of_coefficients(this):
+        fitted = len(curve_fit.fitted_sizes)
+        for sentence in sentences_of_coefficients(curve_fit):
             screen.print(sentence)
         points = f"{len(fit.y)} points" + (f" at {fitted} sizes" if len(fit.y) > fitted else "")
         screen.print(
@@ -68,30 +68,30 @@ def print_fit(this: CurveFit, screen: Console, because: str = "") -> None:
             + "".join(f"; {note}" for note in fit.at_bound)
         )
         if fit.held_out:
-            screen.print(_held_out_table(this))
+            screen.print(_held_out_table(curve_fit))
             screen.print(
                 f"held-out error (RMS of log) {number(fit.held_out_error)}, "
-                f"extrapolated over {fit.extrapolation:.2f} decades of {this.curve.x_name}"
+                f"extrapolated over {fit.extrapolation:.2f} decades of {curve_fit.curve.x_name}"
             )
         else:
             screen.print("nothing held out: the law is not checked")
-    word = this.verdict.word
-    screen.print(Text.assemble("verdict: ", (word, "bold"), f": {this.verdict.reason}\n"))
+    word = curve_fit.verdict.word
+    screen.print(Text.assemble("verdict: ", (word, "bold"), f": {curve_fit.verdict.reason}\n"))
 
 
-def _held_out_table(this: CurveFit) -> Table:
+def _held_out_table(curve_fit: CurveFit) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(f"held out: {this.curve.x_name}", justify="right")
-    if this.curve.x2_name:
-        table.add_column(this.curve.x2_name, justify="right")
+    table.add_column(f"held out: {curve_fit.curve.x_name}", justify="right")
+    if curve_fit.curve.x2_name:
+        table.add_column(curve_fit.curve.x2_name, justify="right")
     for name in ("measured", "predicted"):
         table.add_column(name, justify="right")
     table.add_column(INTERVAL)
     table.add_column("error", justify="right")
     table.add_column("relative", justify="right")
-    for p in this.fit.held_out:
+    for p in curve_fit.fit.held_out:
         table.add_row(
-            size(p.x), *([size(p.x2)] if this.curve.x2_name else []),
+            size(p.x), *([size(p.x2)] if curve_fit.curve.x2_name else []),
             number(p.value), number(p.predicted), interval(p.low, p.high),
             f"{p.error:+.3g}", f"{p.relative_error:+.1%}",
         )  # fmt: skip
@@ -99,8 +99,8 @@ def _held_out_table(this: CurveFit) -> Table:
 
 
 def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
-    """Families by rising error on what they had not seen."""
-    title = f"{metric}: families by what they had not seen (protocol: {found.protocol})"
+    """Families by rising error on sizes that they were not fitted to."""
+    title = f"{metric}: families by held-out error (protocol: {found.protocol})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False,
                   padding=(0, 2, 0, 0))  # fmt: skip
     table.add_column("law")
@@ -131,16 +131,16 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
         for name in ("metric", "law", "coefficients", "verdict"):
             table.add_column(name)
         table.add_column("held-out error", justify="right")
-        for this in members:
+        for curve_fit in members:
             error = "–"
-            if this.fit and this.fit.held_out:
-                last = this.fit.held_out_sizes[-1]
-                error = f"{last.relative_error:+.1%}, {this.fit.extrapolation:.2f} decades on"
+            if curve_fit.fit and curve_fit.fit.held_out:
+                last = curve_fit.fit.held_out_sizes[-1]
+                error = f"{last.relative_error:+.1%}, {curve_fit.fit.extrapolation:.2f} decades on"
             table.add_row(
-                this.curve.metric,
-                this.law.title,
-                coefficients(this) if this.fit else "not fitted",
-                this.verdict.shape or "–",
+                curve_fit.curve.metric,
+                curve_fit.law.title,
+                coefficients(curve_fit) if curve_fit.fit else "not fitted",
+                curve_fit.verdict.shape or "–",
                 error,
             )
         screen.print(table)
@@ -151,9 +151,9 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
     for members in by_place(curve_fits):
         place = place_of(members[0])
         table = Table(title=f"test results: {place}", title_justify="left")
-        for name in ("D_p", *(this.curve.metric for this in members), "learning rate"):
+        for name in ("D_p", *(curve_fit.curve.metric for curve_fit in members), "learning rate"):
             table.add_column(name, justify="right")
-        points = [(*this.curve.baseline, *this.curve.points) for this in members]
+        points = [(*curve_fit.curve.baseline, *curve_fit.curve.points) for curve_fit in members]
         for x in sorted({p.x for on_curve in points for p in on_curve}):
             here = [[p for p in on_curve if p.x == x] for on_curve in points]
             rates = {p.learning_rate: p.at_edge for ps in here for p in ps}
@@ -163,10 +163,10 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
                 ", ".join(f"{r:g}{' *' if edge else ''}" for r, edge in sorted(rates.items())),
             )
         screen.print(table)
-    if any(p.at_edge for this in curve_fits for p in this.curve.points):
+    if any(p.at_edge for curve_fit in curve_fits for p in curve_fit.curve.points):
         screen.print("* the smallest or largest learning rate tried there: possibly under-tuned")
 
 
-def coefficients(this: CurveFit) -> str:
+def coefficients(curve_fit: CurveFit) -> str:
     """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
-    return ", ".join(f"{name} {number(v[0])}" for name, v in this.fit.coefficients.items())
+    return ", ".join(f"{name} {number(v[0])}" for name, v in curve_fit.fit.coefficients.items())

@@ -1,0 +1,1 @@
+"""From what was measured to curves: harvested runs, tables, data and pools."""

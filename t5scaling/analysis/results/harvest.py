@@ -44,7 +44,7 @@ from t5scaling import records, storage
 from t5scaling.analysis.metrics import PARTS
 from t5scaling.analysis.results.alignment import alignment_score
 from t5scaling.errors import UserError
-from t5scaling.records import LOG, NAME, NUMBER
+from t5scaling.records import DONE, FAILED, LOG, NAME, NUMBER, RECORD
 
 COLUMNS = (
     "study", "model", "parameters", "pretrain_data", "alignment", "pretrain_tokens", "task",
@@ -58,7 +58,7 @@ _NAMED = 10  # runs that a message names
 @dataclass(frozen=True)
 class RunRecord:
     """A run as the log has it: `record` is run.json; `failure` the reason in FAILED, None without
-    one; `source` where the record stands. wall_seconds, device_seconds: 0 if nothing was timed."""
+    one; `source` the file of the record. wall_seconds, device_seconds: 0 if nothing was timed."""
 
     record: dict[str, Any]
     done: bool
@@ -168,7 +168,7 @@ def state_of(study_dir: str | os.PathLike) -> str:
     Times of files are compared for being the same, never for being earlier: clocks differ.
     """
     root = storage.path(study_dir) / "runs"
-    said = {"run.json", "DONE", "FAILED"}
+    said = {RECORD, DONE, FAILED}
     names = sorted(n for n in storage.sizes(root) if n.rpartition("/")[2] in said)
     times = storage.at_once(lambda name: storage.modified_ns(root / name), names)
     seen = json.dumps(list(zip(names, times, strict=True)))
@@ -250,11 +250,11 @@ def read_directories(study_dir: str | os.PathLike) -> list[tuple[storage.AnyPath
     if not root.is_dir():
         raise UserError(f"{study_dir}: no study here (no folder {root})")
     names = storage.sizes(root)
-    ids = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == "run.json"}
+    ids = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == RECORD}
     nameless = sorted(
         name.rpartition("/")[0]
         for name in names
-        if name.rpartition("/")[2] == "DONE" and name.rpartition("/")[0] not in ids
+        if name.rpartition("/")[2] == DONE and name.rpartition("/")[0] not in ids
     )
     if nameless:
         raise UserError(
@@ -276,7 +276,7 @@ def _read_directory(root: storage.AnyPath, run_id: str) -> tuple[storage.AnyPath
             f"{folder / records.RECORD} says that it is the run {record['id']!r}: a copy of a run, "
             "or one that was moved, does not belong in the study's runs/"
         )
-    failed, done = records.failure(folder), storage.exists(folder / "DONE")
+    failed, done = records.failure(folder), storage.exists(folder / DONE)
     last = (records.timing(folder, growing=not done) or [{}])[-1]
     wall = float(last.get("wall_s") or 0)
     run = RunRecord(
@@ -295,7 +295,7 @@ def _lost(path: storage.AnyPath, run: RunRecord) -> str:
     text = storage.read_text(path / records.METRICS)
     if text is None:
         return f"{run['id']} (no {records.METRICS})"
-    done = records.read_object(path / "DONE", {"metrics_sha256?": NAME}) or {}
+    done = records.read_object(path / DONE, {"metrics_sha256?": NAME}) or {}
     measured = [line["step"] for line in records.metrics(path) if line["split"] != "train"]
     if not measured:
         return f"{run['id']} (no evaluation in its {records.METRICS})"
@@ -330,7 +330,7 @@ def _rows(path: storage.AnyPath, run: RunRecord) -> Iterator[dict[str, Any]]:
             if where in seen:
                 if not (seen[where] == value or math.isnan(value)):
                     raise UserError(
-                        f"{path / 'metrics.jsonl'}: {metric} of {line['split']} at step "
+                        f"{path / records.METRICS}: {metric} of {line['split']} at step "
                         f"{line['step']} is there twice, as {seen[where]!r} and {value!r}"
                     )
                 continue

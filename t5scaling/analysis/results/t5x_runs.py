@@ -22,7 +22,7 @@ none, or no config.gin |
 | metric, value | the measurement |
 | source | inference_eval, training_eval or train |
 
-Of measurements made twice, as after a restart, the last one stands; the .jsonl stands before the
+Of measurements made twice, as after a restart, the last one counts; the .jsonl comes before the
 event file. Values that are no finite scalar and measurements without a step (SeqIO's -1) are left
 out.
 """
@@ -42,6 +42,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from t5scaling.errors import UserError
+from t5scaling.records import CONFIG, RECORD
 
 COLUMNS = (
     "run", "pretrain_steps", "pretrain_run", "task", "step", "finetune_steps", "metric", "value",
@@ -89,7 +90,7 @@ def _find_runs(folder: Path) -> tuple[list[Path], bool]:
     runs, ours = [], False
     for name, below, files in os.walk(folder):
         place = Path(name)
-        if "run.json" in files:
+        if RECORD in files:
             ours = True
             below.clear()
             continue
@@ -129,7 +130,7 @@ def _rows(run: Path, name: str) -> list[dict[str, Any]]:
                 measured[place], written[place] = value, wall_time
     measured = {place: value for place, value in measured.items() if place[2] >= 0}
 
-    checkpoint = _initial_checkpoint(run / "config.gin")
+    checkpoint = _initial_checkpoint(run / CONFIG)
     pretrain_run, pretrain_steps = checkpoint or ("", 0)
     # T5X restores the step with the weights, unless the run was told to drop it.
     goes_on = all(step >= pretrain_steps for _, _, step, _ in measured)

@@ -1,0 +1,1 @@
+"""The page of a study: views that hand texts and tables to the templates beside them."""

@@ -1,11 +1,14 @@
 """What to pay for, on a study's page: a table per task and metric, and the reasons folded."""
 
 from collections.abc import Sequence
-from html import escape
+from typing import Any
+
+from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.advice import Advice, Choice, CurveAdvice
 from t5scaling.analysis.conclusions.forecast import Crossing
 from t5scaling.analysis.conclusions.selection import Selection
+from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import LOSS, better, metric_name
 from t5scaling.analysis.presentation.advice import (
     lines_of,
@@ -13,48 +16,41 @@ from t5scaling.analysis.presentation.advice import (
     sentence_of_next,
     sentence_of_transfer,
 )
-from t5scaling.analysis.presentation.html.markup import bullets, folded, table, word
+from t5scaling.analysis.presentation.html.render import Table, render, shape_badge
 from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import interval, number, short_size
 
 
-def section(selection: Selection, advice: Advice | None) -> str:
+def section(selection: Selection, advice: Advice | None) -> Markup | str:
     """The tables first, then what holds between pools, then the reasons per curve, folded."""
     if advice is None:
         return ""
     groups: dict[tuple[Place, str], list[CurveAdvice]] = {}
     for one in advice.curves:
         groups.setdefault((one.place.beside_data, one.metric), []).append(one)
-    html = [
-        f"<p>Forecasts are for D_p = {short_size(advice.target)}, in the pools of the figure above."
-        " A gain is over no pretraining, at the largest size measured. In parentheses: 90 % "
-        f"intervals. Costs: {escape(advice.cost_source)}.</p>"
-    ]
-    html += [_group(selection, advice, members) for members in groups.values()]
-    said = [sentence_of_transfer(_place(selection, one.place), one) for one in advice.transfers]
+    worth = [sentence_of_transfer(_place(selection, one.place), one) for one in advice.transfers]
     for one in advice.exchanges:
         sentence = sentence_of_exchange(_place(selection, one.place), one)
         if one.next_runs:
             sentence += f" {sentence_of_next(one.next_runs, one.fit, advice)}"
-        said.append(sentence)
-    if said:
-        html.append(
-            "<h3>Pretraining in finetuning data</h3><p>How many times its finetuning data a model "
-            "without pretraining needs for the same cross-entropy, read off between the pools "
-            f"measured, each with its own steps.</p>{bullets(said)}"
-        )
-    agree = bullets(
-        f"{_place(selection, r.score.curve.place, r.score.curve.metric)}: {r.sentence}"
-        for r in advice.relations
+        worth.append(sentence)
+    scores = [(relation.score.curve, relation.sentence) for relation in advice.relations]
+    return render(
+        "advice.html",
+        level=f"{LEVEL:.0%}",
+        target=short_size(advice.target),
+        cost_source=advice.cost_source,
+        groups=[_group(selection, advice, members) for members in groups.values()],
+        worth=worth,
+        agreement=[
+            f"{_place(selection, curve.place, curve.metric)}: {sentence}"
+            for curve, sentence in scores
+        ],
+        reasons=[
+            (_place(selection, one.place, one.metric), lines_of(one, advice))
+            for one in advice.curves
+        ],
     )
-    html.append(folded("Do score and cross-entropy agree?", agree))
-    reasons = "".join(
-        f"<h3>{escape(_place(selection, one.place, one.metric))}</h3>"
-        f"{bullets(lines_of(one, advice))}"
-        for one in advice.curves
-    )
-    html.append(folded(f"Reasons, and the next runs, for {len(advice.curves)} curves", reasons))
-    return "".join(html)
 
 
 def _place(selection: Selection, place: Place, metric: str = "") -> str:
@@ -69,15 +65,14 @@ def _place(selection: Selection, place: Place, metric: str = "") -> str:
     return ", ".join(text for text in words if text)
 
 
-def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice]) -> str:
+def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice]) -> dict[str, Any]:
     """The data sets of one task, metric, model and pool, side by side."""
     place, metric = members[0].place, members[0].metric
     choice = advice.choice(place, metric)
     chances = choice.chances if choice else {}
     rows = []
     for one in members:
-        gain, this = one.worth_it, one.curve_fit
-        sign = better(metric)
+        gain, sign = one.worth_it, better(metric)
         change = "–" if gain.value is None else f"{sign * gain.value:+.3g}"
         if gain.low is not None:
             low, high = sorted((sign * gain.low, sign * gain.high))
@@ -85,10 +80,10 @@ def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice])
         forecast, even = one.forecast, one.break_even
         rows.append(
             [
-                escape(selection.roles.words(this.curve.place)),
-                escape(gain.answer),
+                selection.roles.words(one.place),
+                gain.answer,
                 change,
-                word(this),
+                shape_badge(one.curve_fit.verdict),
                 f"{number(forecast.value)} ({interval(forecast.low, forecast.high)})"
                 if forecast else "–",
                 f"{chances[one.place.data]:.0%}" if one.place.data in chances else "–",
@@ -100,11 +95,11 @@ def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice])
         "pretrained on", "worth it?", f"change, {unit}", "curve",
         f"at {short_size(advice.target)}", "chance to be best", "as good as none at",
     ]  # fmt: skip
-    return (
-        f"<h3>{escape(_place(selection, place.beside_data, metric))}</h3>"
-        + table(head, rows, html=True, numbers=(5,))
-        + bullets(_crossings(selection, choice, members))
-    )
+    return {
+        "title": _place(selection, place.beside_data, metric),
+        "table": Table(head, rows, numbers=(5,)),
+        "crossings": _crossings(selection, choice, members),
+    }
 
 
 def _crossings(

@@ -1,14 +1,17 @@
 """The claims of the paper on the page: a card for each that is decided, a line for each other."""
 
 from collections.abc import Sequence
-from html import escape
+from typing import Any
+
+from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.claim_rules import Finding, Measurement
 from t5scaling.analysis.conclusions.claims import Claim
 from t5scaling.analysis.conclusions.decisions import Answer
+from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_name
-from t5scaling.analysis.presentation.html.markup import folded, table
-from t5scaling.analysis.wording import interval, number
+from t5scaling.analysis.presentation.html.render import Badge, Table, render
+from t5scaling.analysis.wording import number
 
 WORDS = {
     Answer.YES: "reproduced", Answer.NO: "not reproduced", Answer.OPEN: "cannot tell",
@@ -16,83 +19,75 @@ WORDS = {
 VOTES = {Answer.YES: "for", Answer.NO: "against", Answer.OPEN: "–"}
 
 
-def section(claims: Sequence[Claim], absent: Sequence[str]) -> str:
+def section(claims: Sequence[Claim], absent: Sequence[str]) -> Markup:
     """What Isik et al. claim, beside what this study measured."""
-    decided = [claim for claim in claims if not claim.answer.is_open]
-    cards = "".join(_card(claim) for claim in decided)
-    html = [
-        '<p>The paper is Isik et al., <a href="https://arxiv.org/abs/2402.04177">arXiv 2402.04177'
-        "</a>; the wording of its claims is ours, and so are the rules by which they are judged "
-        "(t5scaling/analysis/conclusions/claims.py). Intervals hold 90 %.</p>"
-    ]
-    html.append(f'<div class="claims">{cards}</div>' if cards else "")
-    html += [_line(claim) for claim in claims if claim.answer.is_open]
-    if absent:
-        html.append(f'<p class="quiet">Not part of this study: {escape("; ".join(absent))}.</p>')
-    return "".join(html)
-
-
-def _card(claim: Claim) -> str:
-    css = WORDS[claim.answer].replace(" ", "-")
-    named = [f for f in claim.findings if not claim.named or f.pair == claim.named]
-    beside = [f for f in claim.findings if f not in named]
-    html = f"<h3>({claim.letter}) {escape(claim.title)} {_badge(claim.answer)}</h3>"
-    html += f'<p class="paper">Paper: {escape(claim.paper)}</p>'
-    if claim.differ:
-        html += f"<p><b>Pairs differ.</b> {escape(_by_verdict(claim))}</p>"
-    html += "".join(_finding(finding, claim) for finding in named)
-    html += folded("Other pairs", "".join(_finding(f, claim) for f in beside))
-    return f'<article class="claim {css}">{html}</article>'
-
-
-def _line(claim: Claim) -> str:
-    html = f'<p class="paper">Paper: {escape(claim.paper)}</p>'
-    html += "".join(_finding(finding, claim) for finding in claim.findings)
-    need = f": needs {escape(claim.needed)}" if claim.needed else ""
-    return (
-        f'<details class="open"><summary><b>({claim.letter}) {escape(claim.title)}</b> '
-        f"{_badge(claim.answer)}{need}.</summary>{html}</details>"
+    return render(
+        "claims.html",
+        level=f"{LEVEL:.0%}",
+        decided=[_claim(claim) for claim in claims if not claim.answer.is_open],
+        undecided=[_claim(claim) for claim in claims if claim.answer.is_open],
+        absent=absent,
     )
 
 
-def _finding(finding: Finding, claim: Claim) -> str:
+def _claim(claim: Claim) -> dict[str, Any]:
+    named = [f for f in claim.findings if not claim.named or f.pair == claim.named]
+    others = [f for f in claim.findings if f not in named]
+    by_answer: dict[str, list[str]] = {}
+    for finding in claim.findings:
+        by_answer.setdefault(WORDS[finding.answer], []).append(finding.pair)
+    words = "; ".join(f"{answer}: {', '.join(pairs)}" for answer, pairs in by_answer.items())
+    return {
+        "letter": claim.letter,
+        "title": claim.title,
+        "paper": claim.paper,
+        "badge": _badge(claim.answer),
+        "css": WORDS[claim.answer].replace(" ", "-"),
+        "needed": claim.needed,
+        "differ": claim.differ,
+        "by_answer": f"{words}.",
+        "named": [_finding(finding, claim) for finding in named],
+        "others": [_finding(finding, claim) for finding in others],
+    }
+
+
+def _finding(finding: Finding, claim: Claim) -> dict[str, Any]:
     """A sentence or two; the numbers that they rest on can be opened."""
-    alone = len(claim.findings) == 1
-    badge = "" if alone and finding.answer is claim.answer else f" {_badge(finding.answer)}"
-    need = f" To decide this: {finding.needed}." if finding.needed else ""
-    sentences = f"<p><b>{escape(finding.pair)}</b>{badge} {escape(finding.measured + need)}</p>"
-    return sentences + folded("The numbers", _numbers(finding.numbers))
+    tables: dict[tuple[str, str], list[Measurement]] = {}
+    for one in finding.numbers:
+        tables.setdefault((one.metric, one.quantity), []).append(one)
+    alone = len(claim.findings) == 1 and finding.answer is claim.answer
+    return {
+        "pair": finding.pair,
+        "badge": _badge(finding.answer),
+        "show_badge": not alone,
+        "measured": finding.measured,
+        "needed": finding.needed,
+        "tables": [
+            _table(f"{metric_name(metric)}: {quantity}", rows)
+            for (metric, quantity), rows in tables.items()
+        ],
+    }
 
 
-def _numbers(numbers: Sequence[Measurement]) -> str:
-    """One table for each kind of number."""
-    quantities: dict[str, list[Measurement]] = {}
-    for one in numbers:
-        quantities.setdefault(one.quantity, []).append(one)
-    return "".join(_table(quantity, rows) for quantity, rows in quantities.items())
-
-
-def _table(quantity: str, rows: Sequence[Measurement]) -> str:
+def _table(title: str, rows: Sequence[Measurement]) -> Table:
+    """The numbers of one kind, with the shapes and votes of curves where there are any."""
     shapes, votes = any(one.shape for one in rows), any(not one.vote.is_open for one in rows)
-    head = ["metric", "data", quantity, *["curve"] * shapes, *["for the claim?"] * votes]
+    head = ["data", title, *["curve"] * shapes, *["for the claim?"] * votes]
     body = []
     for one in rows:
-        value = number(one.value)
+        value = _short(one.value)
         if one.low is not None:
-            value += f" ({interval(one.low, one.high)})"
-        shape, vote = one.shape or "–", VOTES[one.vote]
-        body.append([metric_name(one.metric), one.what, value, *[shape] * shapes, *[vote] * votes])
-    return table(head, body, wrap=(1,))
+            value += f" ({_short(one.low)} to {_short(one.high)})"
+        shape = Badge("word", one.shape) if one.shape else "–"
+        body.append([one.what, value, *[shape] * shapes, *[VOTES[one.vote]] * votes])
+    return Table(head, body, wrap=(0, 1))
 
 
-def _by_verdict(claim: Claim) -> str:
-    """ "reproduced: en-de; not reproduced: en-fr" """
-    groups: dict[str, list[str]] = {}
-    for finding in claim.findings:
-        groups.setdefault(WORDS[finding.answer], []).append(finding.pair)
-    return "; ".join(f"{words}: {', '.join(pairs)}" for words, pairs in groups.items()) + "."
+def _short(value: float | None) -> str:
+    """3 digits: more would say more than the intervals do."""
+    return "–" if value is None else number(float(f"{value:.3g}"))
 
 
-def _badge(answer: Answer) -> str:
-    words = WORDS[answer]
-    return f'<span class="badge {words.replace(" ", "-")}">{escape(words)}</span>'
+def _badge(answer: Answer) -> Badge:
+    return Badge("badge", WORDS[answer])

@@ -1,20 +1,24 @@
 """The main figure: a metric against D_p, a small panel for each task and metric, in HTML and SVG.
 
 Panels keep their text at one size whatever their width: SVG draws lines and points in percent of
-the panel, HTML sets the words around them. A line joins the means over seeds of one pretraining
-data set; a point held out from its law is hollow, and a dashed line shows what the law said there.
+the panel, HTML sets the words around them. On a phone, where six panels share 390 pixels, a figure
+by matplotlib shrinks its text with itself until nobody can read it: that is why these are drawn
+here and not there. A line joins the means over seeds of one pretraining data set; a point held out
+from its law is hollow, and a dashed line shows what the law said there.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.representatives import means
 from t5scaling.analysis.conclusions.selection import Selection
 from t5scaling.analysis.metrics import BLEU, CHRF, LOSS, metric_name, resolution_of
+from t5scaling.analysis.presentation.html.render import render
 from t5scaling.analysis.presentation.style import TEXT_COLOURS, role_colour
 from t5scaling.analysis.results.roles import OTHER, ROLES
 from t5scaling.analysis.wording import number, short_size, size
@@ -24,19 +28,21 @@ LABEL_GAP = 15.0  # percent of the panel's height that a line of text takes on a
 WORDS = {LOSS: "cross-entropy"}
 
 
-def main_figure(selection: Selection) -> str:
+def main_figure(selection: Selection) -> Markup:
     """One panel per task for cross-entropy and one for its score, in its fullest pool."""
-    return _key(selection) + _grid(selection, selection.pools)
+    return _grid(selection, selection.pools, _key(selection))
 
 
-def other_pools(selection: Selection) -> list[tuple[str, str]]:
+def other_pools(selection: Selection) -> list[tuple[str, Markup]]:
     """(pools in words, the same figure) of the other pools."""
     return [
         (selection.pool_words(pools), _grid(selection, pools)) for pools in selection.other_pools()
     ]
 
 
-def _grid(selection: Selection, pools: Mapping[str, int]) -> str:
+def _grid(
+    selection: Selection, pools: Mapping[str, int], key: dict[str, Any] | None = None
+) -> Markup:
     panels, columns = [], 0
     for task, pool in pools.items():
         pair = [
@@ -45,67 +51,69 @@ def _grid(selection: Selection, pools: Mapping[str, int]) -> str:
         ]
         if any(pair):
             columns += 1
-            panels += [one or '<div class="panel none">not measured</div>' for one in pair]
+            panels += pair
     # Tasks stand side by side, their two metrics above each other; one task alone, or many, row by
     # row.
-    rows = " rows" if columns == 1 or columns > 4 else ""
-    style = f"--columns:{columns if 1 < columns <= 4 else 2 if columns == 1 else 4}"
-    return f'<div class="panels{rows}" style="{style}">{"".join(panels)}</div>'
+    return render(
+        "panels.html",
+        key=key,
+        panels=panels,
+        rows=columns == 1 or columns > 4,
+        columns=columns if 1 < columns <= 4 else 2 if columns == 1 else 4,
+    )
 
 
-def _key(selection: Selection) -> str:
+def _key(selection: Selection) -> dict[str, Any]:
     """The roles by their colours, and what the lines mean."""
     shown: dict[str, str] = {}
     for task in selection.tasks:
-        for this in selection.of(task, LOSS) + selection.of(task, selection.score(task)):
-            kind = selection.roles.kind(this.curve.place)
+        for curve_fit in selection.of(task, LOSS) + selection.of(task, selection.score(task)):
+            kind = selection.roles.kind(curve_fit.curve.place)
             if kind != OTHER:
-                shown.setdefault(kind, role_colour(selection.roles, this.curve.place))
-    items = [
-        f'<span style="color:{TEXT_COLOURS.get(shown[kind], shown[kind])}"><i style="background:'
-        f'{shown[kind]}"></i>{escape(kind)}</span>'
-        for kind in ROLES
-        if kind in shown
-    ]
-    items.append(f'<span style="color:{BASELINE}"><b>- -</b> not pretrained</span>')
-    if any(this.fit and this.fit.held_out for this in selection.curve_fits):
-        items.append('<span><i class="hollow"></i>held out from the law</span>')
-    return f'<p class="key">{"".join(items)}</p>'
+                shown.setdefault(kind, role_colour(selection.roles, curve_fit.curve.place))
+    return {
+        "roles": [
+            {"text": kind, "colour": shown[kind],
+             "text_colour": TEXT_COLOURS.get(shown[kind], shown[kind])}
+            for kind in ROLES
+            if kind in shown
+        ],
+        "baseline_colour": BASELINE,
+        "held_out": any(one.fit and one.fit.held_out for one in selection.curve_fits),
+    }  # fmt: skip
 
 
-def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> str:
-    """Empty if there is nothing to draw."""
-    curves = [this for this in curves if this.curve.points]
+def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> dict[str, Any] | None:
+    """None if there is nothing to draw."""
+    curves = [curve_fit for curve_fit in curves if curve_fit.curve.points]
     if not curves:
-        return ""
+        return None
     metric = curves[0].curve.metric
-    courses = {i: means(this.curve) for i, this in enumerate(curves)}
-    base = next((this.curve.baseline_value for this in curves if this.curve.baseline), None)
+    courses = {i: means(curve_fit.curve) for i, curve_fit in enumerate(curves)}
+    base = next(
+        (curve_fit.curve.baseline_value for curve_fit in curves if curve_fit.curve.baseline), None
+    )
     sizes = [x for course in courses.values() for x in course if x]
     shown = [v for course in courses.values() for x, v in course.items() if x]
     shown += [base] if base is not None else []
     axis = _Axis(min(sizes), max(sizes), *_range(shown, metric))
-    marks, labels, courses_said = [], [], []
+    labels, lines, points, courses_said, baseline = [], [], [], [], None
     if base is not None:
         y = axis.y(base)
-        marks.append(
-            f'<line x1="0" x2="100%" y1="{y:.1f}%" y2="{y:.1f}%" stroke="{BASELINE}" '
-            f'stroke-width="1.5" stroke-dasharray="5 4"><title>not pretrained: {number(base)}'
-            "</title></line>"
-        )
+        text = f"not pretrained: {number(base)}"
+        baseline = {"y": f"{y:.1f}", "colour": BASELINE, "text": text}
         labels.append((y, "none", BASELINE))
-    lines, points = [], []
-    for i, this in enumerate(curves):
-        colour, course = role_colour(selection.roles, this.curve.place), courses[i]
+    for i, curve_fit in enumerate(curves):
+        colour, course = role_colour(selection.roles, curve_fit.curve.place), courses[i]
         course = {x: v for x, v in course.items() if x}
         lines.append(_polyline([(axis.x(x), axis.y(v)) for x, v in course.items()], colour))
-        lines.append(_law(this, axis, colour))
-        points += [_point(selection, this, x, v, axis, colour) for x, v in course.items()]
+        lines += _law(curve_fit, axis, colour)
+        points += [_point(selection, curve_fit, x, v, axis, colour) for x, v in course.items()]
         last = list(course.values())[-1]
-        name = selection.roles.role(this.curve.place).label
+        name = selection.roles.role(curve_fit.curve.place).label
         labels.append((axis.y(last), name, TEXT_COLOURS.get(colour, colour)))
         courses_said.append(
-            f"{selection.roles.words(this.curve.place)} from "
+            f"{selection.roles.words(curve_fit.curve.place)} from "
             f"{number(next(iter(course.values())))} at {size(min(course))} to {number(last)} at "
             f"{size(max(course))}"
         )
@@ -115,29 +123,23 @@ def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> str:
         metric_words += " (BLEU is noise)"
     alt = f"{title}, test {metric_words} against D_p: {'; '.join(courses_said)}"
     alt += f"; not pretrained {number(base)}" if base is not None else ""
-    ticks = "".join(
-        f'<span class="y" style="top:{axis.y(v):.1f}%">{number(v)}</span>' for v in axis.ticks
-    )
-    grid = "".join(
-        f'<line x1="0" x2="100%" y1="{axis.y(v):.1f}%" y2="{axis.y(v):.1f}%" stroke="#E3E3E3"/>'
-        for v in axis.ticks
-    )
-    ends = "".join(
-        f'<span class="end" style="top:{top:.1f}%;color:{colour}">{escape(name)}</span>'
-        for top, name, colour in _apart(labels)
-    )
-    xs = "".join(
-        f'<span class="x" style="left:{axis.x(x):.1f}%">{short_size(x)}</span>'
-        for x in sorted({min(sizes), max(sizes)})
-    )
-    return (
-        f'<figure class="panel" role="img" aria-label="{escape(alt)}">'
-        f"<figcaption><b>{escape(title)}</b> {escape(metric_words)}</figcaption>"
-        f'<div class="plot">{ticks}{ends}{xs}<svg width="100%" height="100%">{grid}'
-        f"{''.join(marks)}"
-        '<svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none">'
-        f"{''.join(lines)}</svg>{''.join(points)}</svg></div></figure>"
-    )
+    return {
+        "title": title,
+        "metric": metric_words,
+        "alt": alt,
+        "ticks": [{"y": f"{axis.y(v):.1f}", "text": number(v)} for v in axis.ticks],
+        "ends": [
+            {"y": f"{top:.1f}", "text": name, "colour": colour}
+            for top, name, colour in _apart(labels)
+        ],
+        "sizes": [
+            {"x": f"{axis.x(x):.1f}", "text": short_size(x)}
+            for x in sorted({min(sizes), max(sizes)})
+        ],
+        "baseline": baseline,
+        "lines": lines,
+        "points": points,
+    }
 
 
 class _Axis:
@@ -176,41 +178,41 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _polyline(places: Sequence[tuple[float, float]], colour: str, dash: str = "") -> str:
+def _polyline(
+    places: Sequence[tuple[float, float]], colour: str, dashed: bool = False
+) -> dict[str, Any]:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dashes = f' stroke-dasharray="{dash}" stroke-width="1.2"' if dash else ' stroke-width="1.7"'
-    return (
-        f'<polyline points="{points}" fill="none" stroke="{colour}"{dashes} '
-        'vector-effect="non-scaling-stroke"/>'
-    )
+    return {"points": points, "colour": colour, "dashed": dashed}
 
 
-def _law(this: CurveFit, axis: _Axis, colour: str) -> str:
-    """What the law said of the sizes that it was not shown; no line where none should be read."""
-    if not this.fit or not this.fit.held_out or this.verdict.has_no_law:
-        return ""
-    x = np.geomspace(this.fit.x.max(), max(p.x for p in this.fit.held_out), 9)
-    values = this.fit.predict(x)
+def _law(curve_fit: CurveFit, axis: _Axis, colour: str) -> list[dict[str, Any]]:
+    """What the law predicts for the sizes that were held out; no line where it has no meaning."""
+    if not curve_fit.fit or not curve_fit.fit.held_out or curve_fit.verdict.has_no_law:
+        return []
+    x = np.geomspace(curve_fit.fit.x.max(), max(p.x for p in curve_fit.fit.held_out), 9)
     places = [
         (axis.x(a), min(max(axis.y(v), -200.0), 300.0))
-        for a, v in zip(x, values, strict=True)
+        for a, v in zip(x, curve_fit.fit.predict(x), strict=True)
         if math.isfinite(v)
     ]
-    return _polyline(places, colour, "3 3")
+    return [_polyline(places, colour, dashed=True)]
 
 
-def _point(selection: Selection, this: CurveFit, x, value, axis: _Axis, colour: str) -> str:
-    held_out = bool(this.fitted_sizes) and x not in this.fitted_sizes
-    seeds = [p.value for p in this.curve.points if p.x == x]
-    said = f"{selection.roles.words(this.curve.place)}, D_p = {size(x)}: {number(value)}"
+def _point(
+    selection: Selection, curve_fit: CurveFit, x: float, value: float, axis: _Axis, colour: str
+) -> dict[str, str]:
+    held_out = bool(curve_fit.fitted_sizes) and x not in curve_fit.fitted_sizes
+    seeds = [p.value for p in curve_fit.curve.points if p.x == x]
+    text = f"{selection.roles.words(curve_fit.curve.place)}, D_p = {size(x)}: {number(value)}"
     if len(seeds) > 1:
-        said += f" ({len(seeds)} seeds: {', '.join(number(v) for v in seeds)})"
-    said += ", held out from the law" if held_out else ""
-    fill = "#fff" if held_out else colour
-    return (
-        f'<circle cx="{axis.x(x):.1f}%" cy="{axis.y(value):.1f}%" r="3" fill="{fill}" '
-        f'stroke="{colour}" stroke-width="1.6"><title>{escape(said)}</title></circle>'
-    )
+        text += f" ({len(seeds)} seeds: {', '.join(number(v) for v in seeds)})"
+    return {
+        "x": f"{axis.x(x):.1f}",
+        "y": f"{axis.y(value):.1f}",
+        "colour": colour,
+        "fill": "#fff" if held_out else colour,
+        "text": text + (", held out from the law" if held_out else ""),
+    }
 
 
 def _apart(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
@@ -220,7 +222,7 @@ def _apart(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, s
     tops = [top for top, _, _ in placed]
     for i in range(1, len(tops)):
         tops[i] = max(tops[i], tops[i - 1] + gap)
-    lowest = 97.0  # below stands the size of the last point
+    lowest = 97.0  # below it is the size of the last point
     for i in reversed(range(len(tops))):
         tops[i] = min(tops[i], lowest)
         lowest = tops[i] - gap

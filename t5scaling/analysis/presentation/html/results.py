@@ -1,73 +1,64 @@
 """Results and laws of a study on its page: long tables, folded."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, by_place
-from t5scaling.analysis.metrics import metric_name
-from t5scaling.analysis.presentation import sentences
-from t5scaling.analysis.presentation.html.markup import bullets, folded, table, word
-from t5scaling.analysis.presentation.sentences import INTERVAL, objective_of, place_of
-from t5scaling.analysis.wording import interval, number, size, values
+from t5scaling.analysis.metrics import LOSS, metric_name
+from t5scaling.analysis.presentation.html.render import Table, render, shape_badge
+from t5scaling.analysis.presentation.sentences import (
+    INTERVAL,
+    about_curve,
+    objective_of,
+    place_of,
+)
+from t5scaling.analysis.wording import capitalised, interval, number, size, values
 
 
-def overview(curve_fits: Sequence[CurveFit]) -> str:
-    """One line per curve: its verdict, and how far the law was off."""
-    rows = []
-    for this in curve_fits:
-        off = "–"
-        if this.fit and this.fit.held_out:
-            off = f"{this.fit.held_out_sizes[-1].relative_error:+.1%}"
-        name = escape(metric_name(this.curve.metric))
-        rows.append([name, escape(place_of(this)), word(this), off])
-    head = ["metric", "curve", "verdict", "law off at largest D_p"]
-    return table(head, rows, html=True, wrap=(1,), numbers=(3,))
-
-
-def results(curve_fits: Sequence[CurveFit]) -> str:
-    """One table per (data, task, pool): D_p down, metrics across."""
-    by_task: dict[str, list[str]] = {}
+def results(curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """One table per (data, task, pool), and cross-entropy at every learning rate."""
+    by_task: dict[str, list[tuple[str, Table]]] = {}
     for members in by_place(curve_fits):
-        place = place_of(members[0])
-        curves = [this.curve for this in members]
-        held_out = {
-            p.x for t in members if t.fit for p in t.curve.points if p.x not in t.fitted_sizes
-        }
-        head = ["D_p", *(metric_name(c.metric) for c in curves), "learning rate", "seeds"]
-        rows, marks = [], []
-        sizes = sorted({p.x for c in curves for p in (*c.baseline, *c.points)})
-        for x in sizes:
-            cells, rates, seeds = [], {}, set()
-            for curve in curves:
-                here = [p for p in (*curve.baseline, *curve.points) if p.x == x]
-                found = [p.value for p in here]
-                rates |= {p.learning_rate: p.at_edge for p in here}
-                seeds |= {p.seed for p in here}
-                cells.append(number(sum(found) / len(found)) if found else "–")
-            rate = ", ".join(f"{r:g}{' *' if edge else ''}" for r, edge in sorted(rates.items()))
-            rows.append([size(x) if x else "not pretrained", *cells, rate, values(seeds)])
-            marks.append(x in held_out)
-        alignment = curves[0].facts.get("alignment")
+        curve = members[0].curve
+        alignment = curve.facts.get("alignment")
         score = f", alignment score {alignment:g}" if alignment is not None else ""
-        shown = table(head, rows, numbers=range(1, len(curves) + 1), marks=marks)
-        by_task.setdefault(curves[0].place.task, []).append(
-            f"<h3>{escape(place)}{score}</h3>{shown}"
-        )
+        entry = f"{place_of(members[0])}{score}", _measurements(members)
+        by_task.setdefault(curve.place.task, []).append(entry)
     note = "Shaded: held out from the fits. Means over seeds."
     if any(p.at_edge for t in curve_fits for p in (*t.curve.points, *t.curve.baseline)):
         note += " * the smallest or largest learning rate tried there: possibly under-tuned."
-    html = [folded(f"{task}: {len(t)} tables", "".join(t)) for task, t in by_task.items()]
-    return f'<p class="quiet">{note}</p>' + "".join(html)
+    return render("results.html", note=note, tasks=by_task.items(), rates=_all_rates(rows))
 
 
-def all_rates(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Cross-entropy of every rate, for those who want to see the choice; folded away."""
+def _measurements(members: Sequence[CurveFit]) -> Table:
+    """D_p down, metrics across."""
+    curves = [curve_fit.curve for curve_fit in members]
+    held_out = {p.x for t in members if t.fit for p in t.curve.points if p.x not in t.fitted_sizes}
+    head = ["D_p", *(metric_name(c.metric) for c in curves), "learning rate", "seeds"]
+    rows, marks = [], []
+    for x in sorted({p.x for c in curves for p in (*c.baseline, *c.points)}):
+        cells, rates, seeds = [], {}, set()
+        for curve in curves:
+            here = [p for p in (*curve.baseline, *curve.points) if p.x == x]
+            found = [p.value for p in here]
+            rates |= {p.learning_rate: p.at_edge for p in here}
+            seeds |= {p.seed for p in here}
+            cells.append(number(sum(found) / len(found)) if found else "–")
+        rate = ", ".join(f"{r:g}{' *' if edge else ''}" for r, edge in sorted(rates.items()))
+        rows.append([size(x) if x else "not pretrained", *cells, rate, values(seeds)])
+        marks.append(x in held_out)
+    return Table(head, rows, numbers=range(1, len(curves) + 1), marks=marks)
+
+
+def _all_rates(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Cross-entropy of every rate, for those who want to see the choice; None for one rate."""
     if len({row["learning_rate"] for row in rows}) < 2:
-        return ""
+        return None
     found: dict[tuple, dict[str, float]] = {}
     for row in rows:
-        if row["metric"] == "cross_entropy":
+        if row["metric"] == LOSS:
             place = (
                 row["task"], row["pretrain_data"], row["pretrain_tokens"],
                 row["finetune_examples"], row["learning_rate"], row["seed"], row["steps"],
@@ -79,40 +70,52 @@ def all_rates(rows: Sequence[Mapping[str, Any]]) -> str:
         for (task, data, tokens, pool, rate, seed, steps), losses in sorted(found.items())
     ]  # fmt: skip
     head = ["task", "pretrained on", "D_p", "pool", "rate", "seed", "step", "validation", "test"]
-    shown = table(head, body, numbers=(2, 3, 4, 5, 6, 7, 8))
-    return folded("Cross-entropy at every learning rate", shown)
+    return Table(head, body, numbers=(2, 3, 4, 5, 6, 7, 8))
 
 
-def laws(curve_fits: Sequence[CurveFit]) -> str:
+def laws(curve_fits: Sequence[CurveFit]) -> Markup:
     """What each curve says, its law, and what was held out; folded, by task."""
-    by_task: dict[str, list[str]] = {}
-    for this in curve_fits:
-        head = f"{escape(metric_name(this.curve.metric))}: {escape(place_of(this))} {word(this)}"
-        by_task.setdefault(this.curve.place.task, []).append(
-            f"<details><summary>{head}</summary>{_law(this)}</details>"
-        )
-    return "".join(
-        folded(f"{task}: {len(found)} curves", "".join(found))
-        for task, found in sorted(by_task.items())
-    )
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for curve_fit in curve_fits:
+        by_task.setdefault(curve_fit.curve.place.task, []).append(_law(curve_fit))
+    return render("laws.html", overview=_overview(curve_fits), tasks=sorted(by_task.items()))
 
 
-def _law(this: CurveFit) -> str:
-    fit, said = this.fit, bullets(sentences.about_curve(this))
+def _overview(curve_fits: Sequence[CurveFit]) -> Table:
+    """One line per curve: its shape, and how far the law was off."""
+    rows = []
+    for curve_fit in curve_fits:
+        off = "–"
+        if curve_fit.fit and curve_fit.fit.held_out:
+            off = f"{curve_fit.fit.held_out_sizes[-1].relative_error:+.1%}"
+        name = metric_name(curve_fit.curve.metric)
+        rows.append([name, place_of(curve_fit), shape_badge(curve_fit.verdict), off])
+    return Table(["metric", "curve", "verdict", "law off at largest D_p"], rows, (3,), (1,))
+
+
+def _law(curve_fit: CurveFit) -> dict[str, Any]:
+    fit = curve_fit.fit
+    shown: dict[str, Any] = {
+        "title": f"{metric_name(curve_fit.curve.metric)}: {place_of(curve_fit)}",
+        "badge": shape_badge(curve_fit.verdict),
+        "sentences": about_curve(curve_fit),
+        "note": curve_fit.note,
+        "coefficients": None,
+        "held_out": None,
+    }
     if fit is None:
-        return said + f"<p>Not fitted: {escape(this.note)}.</p>"
-    meanings = {c.name: c for c in this.law.coefficient_table}
+        return shown
+    meanings = {c.name: c.meaning for c in curve_fit.law.coefficient_table}
     rows = [
-        [name, number(value), interval(low, high), f"{meanings[name].meaning}"]
+        [name, number(value), interval(low, high), meanings[name]]
         for name, (value, low, high) in fit.coefficients.items()
     ]
-    html = (
-        said
-        + f"<p>{this.law.title[0].upper()}{this.law.title[1:]}, "
-        + f"<code>{escape(this.law.formula)}</code>, D in text tokens; "
-        f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}.</p>"
-        + table(["coefficient", "value", INTERVAL, "meaning"], rows, numbers=(1,), wrap=(3,))
-    )
+    shown |= {
+        "law": capitalised(curve_fit.law.title),
+        "formula": curve_fit.law.formula,
+        "objective": f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}",
+        "coefficients": Table(["coefficient", "value", INTERVAL, "meaning"], rows, (1,), (3,)),
+    }
     if fit.held_out:
         held = [
             [size(p.x), number(p.value), number(p.predicted), interval(p.low, p.high),
@@ -120,5 +123,5 @@ def _law(this: CurveFit) -> str:
             for p in fit.held_out
         ]  # fmt: skip
         names = ["held out: D_p", "measured", "predicted", INTERVAL, "error", "relative", "log"]
-        html += table(names, held, numbers=(0, 1, 2, 4, 5, 6))
-    return html
+        shown["held_out"] = Table(names, held, (0, 1, 2, 4, 5, 6))
+    return shown

@@ -1,28 +1,30 @@
 """What a study ran, what it cost, and how to read it, on its page."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.shapes import BREAKTHROUGH_SHARE, LAW_TOLERANCE, NOISY_SHARE
 from t5scaling.analysis.fitting.fit import FITTED_SIZES
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_name
-from t5scaling.analysis.presentation.html.markup import bullets, table
+from t5scaling.analysis.presentation.html.render import Table, render
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.pools import pools
 from t5scaling.analysis.wording import hours, size, values
 
 
-def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -> str:
+def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Models, data, runs, what they cost, and the finetuning pools."""
     done = [run for run in runs if run.done]
     failed = [run for run in runs if not run.done and run.failure is not None]
     unfinished = len(runs) - len(done) - len(failed)
     finetuned = [run for run in done if run["kind"] == "finetune"]
-    items = []
+    facts = []
     for model in sorted({(run["model"], run["parameters"]) for run in finetuned}):
-        items.append(f"Model {model[0]}: {model[1]:,} parameters.")
+        facts.append(f"Model {model[0]}: {model[1]:,} parameters.")
     data: dict[str, set[int]] = {}
     shares: dict[str, Mapping[str, float]] = {}
     for run in finetuned:
@@ -31,7 +33,7 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
             shares[run["pretrain_data"]] = run.record.get("pretrain_languages") or {}
     for name, sizes in sorted(data.items()):
         mix = ", ".join(f"{share:.0%} {language}" for language, share in shares[name].items())
-        items.append(
+        facts.append(
             f"Pretraining on {name}{f' ({mix})' if mix else ''}, finetuned from D_p = "
             + ", ".join(size(tokens) for tokens in sorted(sizes))
             + " text tokens"
@@ -42,22 +44,12 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
             )
         )
     seeds = {run["seed"] for run in finetuned}
-    items.append(f"Finetuning with seed {values(seeds)}; steps and learning rates by pool below.")
-    items.append(
+    facts.append(f"Finetuning with seed {values(seeds)}; steps and learning rates by pool below.")
+    facts.append(
         f"{len(done)} runs finished ({len(finetuned)} of them finetuning)"
         + (f", {len(failed)} failed" if failed else "")
         + (f", {unfinished} not finished" if unfinished else "")
         + f"; {len(rows):,} measurements."
-    )
-    html = bullets(items)
-    html += "".join(
-        f"<p>Failed: <code>{escape(run['id'])}</code>: {escape(run.failure)}</p>" for run in failed
-    )
-    html += _costs(runs)
-    all_pools = pools(runs)
-    html += (
-        "<h3>Finetuning pools (D_f)</h3><p>D_f counts the examples that a run may draw from. It is "
-        "a pool, not the amount of training: what a run sees is set by its steps.</p>"
     )
     head = [
         "task", "pool", "examples", "real tokens", "positions with padding", "steps", "a run draws",
@@ -66,15 +58,21 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
     body = [
         [p.task, p.label, f"{p.examples:,}", f"{p.tokens:,}", f"{p.positions:,}", str(p.steps),
          p.seen, values(p.rates)]
-        for p in all_pools
+        for p in pools(runs)
     ]  # fmt: skip
-    return html + table(head, body, numbers=(2, 3, 4, 5))
+    return render(
+        "study.html",
+        facts=facts,
+        failed=[(run["id"], run.failure) for run in failed],
+        costs=_costs(runs),
+        pools=Table(head, body, numbers=(2, 3, 4, 5)),
+    )
 
 
-def _costs(runs: Sequence[RunRecord]) -> str:
+def _costs(runs: Sequence[RunRecord]) -> Table | None:
     """Device time by kind of run, whether finished or not: all of it was spent."""
     if not any(run.device_seconds for run in runs):
-        return ""
+        return None
     rows = []
     for kind in sorted({run["kind"] for run in runs}, reverse=True):
         own = [run for run in runs if run["kind"] == kind]
@@ -82,7 +80,7 @@ def _costs(runs: Sequence[RunRecord]) -> str:
     if len(rows) > 1:
         rows.append(_cost("all", runs))
     head = ["runs", "number", "finished", "steps", "device time", "wall time", "longest"]
-    return "<h3>What it cost</h3>" + table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
+    return Table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
 
 
 def _cost(kind: str, runs: Sequence[RunRecord]) -> list[str]:
@@ -93,8 +91,9 @@ def _cost(kind: str, runs: Sequence[RunRecord]) -> list[str]:
     ]  # fmt: skip
 
 
-def method() -> str:
-    items = [
+def method(curve_fits: Sequence[CurveFit]) -> Markup:
+    """How to read the page, and the signatures of its metrics."""
+    rules = [
         f"Laws are fitted to the {FITTED_SIZES} smallest pretraining sizes and checked on the "
         "rest, as in Isik et al. (arXiv 2402.04177); with few sizes, the largest is held out. "
         "Scores get the log-law (Eq. 1), cross-entropy the power law with floor (Eq. 3).",
@@ -103,7 +102,7 @@ def method() -> str:
         "The log-law has no ceiling and overshoots where scores saturate. The further a "
         "prediction lies from the fitted sizes, the less it is worth: the distance is given in "
         "decades (powers of ten).",
-        "The log-law's A and alpha can hardly be told apart by data. s, D0 and beta can; D0 is "
+        "The log-law's A and alpha can hardly be distinguished by data. s, D0 and beta can; D0 is "
         "the size below which it predicts a score of 0.",
         "Verdict thresholds are ours, the paper gives none: a change counts if noise alone makes "
         f"one as large in fewer than 5 of 100 cases; noise above {NOISY_SHARE:.0%} of the change "
@@ -112,18 +111,11 @@ def method() -> str:
         "twice the noise.",
         "A fitted curve is not a cause: other data, learning rates, steps or seeds can move it.",
     ]
-    return bullets(items)
-
-
-def signatures(curve_fits: Sequence[CurveFit]) -> str:
-    known = sorted(
+    signatures = sorted(
         {
-            (metric_name(t.curve.metric), t.curve.facts["metric_signature"])
-            for t in curve_fits
-            if t.curve.facts["metric_signature"]
+            (metric_name(curve_fit.curve.metric), curve_fit.curve.facts["metric_signature"])
+            for curve_fit in curve_fits
+            if curve_fit.curve.facts["metric_signature"]
         }
     )
-    if not known:
-        return ""
-    lines = "".join(f"<li>{escape(m)}: <code>{escape(s)}</code></li>" for m, s in known)
-    return f"<p>Metric signatures:</p><ul>{lines}</ul>"
+    return render("method.html", rules=rules, signatures=signatures)
