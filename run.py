@@ -98,7 +98,10 @@ def call_with_gin(arguments: argparse.Namespace, overrides: dict[str, str]) -> i
         return study(arguments)
     with distributed.job(arguments.coordinator, arguments.num_processes, arguments.process_id):
         from t5scaling.study.executors import local
+        from t5scaling.training import agreement
 
+        runs = [arguments.study_dir, *arguments.runs] if arguments.verb == "work" else []
+        agreement.check({**agreement.code(), "verb": arguments.verb, "setting": text, "run": runs})
         if arguments.verb == "train":
             local.train(text)
         elif arguments.verb == "work":

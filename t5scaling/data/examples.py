@@ -30,7 +30,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -430,12 +429,6 @@ def find_all_examples(
                 storage.publish(new, there / new.name, last="dataset.json")
                 found[place] = there / new.name
     return [Examples(path) for path in found]
-
-
-def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> None:
-    """Returns when another process has materialised the examples of all specs."""
-    while any(finished(spec, storage.path(root)) is None for spec in specs):
-        time.sleep(1.0)
 
 
 def finished(

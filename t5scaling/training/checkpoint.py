@@ -16,7 +16,7 @@ from t5scaling import storage
 from t5scaling.errors import UserError, first_line
 from t5scaling.interop import t5x, weights
 from t5scaling.model import stacking
-from t5scaling.training import digests, distributed
+from t5scaling.training import agreement, digests, distributed
 
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 
@@ -126,6 +126,7 @@ class Checkpoints:
                 self._set_aside_damaged()
             distributed.wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
+            agreement.check({f"checkpoint in {self.directory}": list(map(str, self.steps()))})
             if not self.steps():
                 break
             step = self.steps()[-1]

@@ -292,6 +292,7 @@ def train(
             write_metrics(waiting)
             jax.block_until_ready(previous)  # at most one call ahead of the device
             previous = logged
+            distributed.going_on(f"step {step_now} of {model_dir}")
             if call.steps not in compiled:
                 compiled.add(call.steps)
                 jax.block_until_ready(logged)
