@@ -299,7 +299,9 @@ def train(
                 clock.start(step_now)
             due = step_now % log_every == 0 or step_now == train_steps
             waiting = (step_now, logged) if due else None
-            if not due:
+            if due:
+                checkpoints.check()
+            else:
                 progress(step_now, train_steps, "")
 
             # What only one process may know, all do at the same step.
