@@ -122,6 +122,10 @@ def test_a_file_where_a_folder_belongs(tmp_path, capsys):
     files = ["--gin_file=gin/models/tiny.gin", "--gin_file=gin/studies/quick.gin"]
     line = error_of(capsys, "study", files[1], f"--gin.STUDY_DIR={tmp_path / 'file/x'}")
     assert "cannot make the folder" in line and "Not a directory" in line
+    table = tmp_path / "t.csv"
+    table.write_text("x,y\n" + "".join(f"{10**i},{5 - i / 2}\n" for i in range(4)))
+    line = error_of(capsys, "figures", str(table), f"--output={table}")
+    assert line == f"error: {table}: File exists"
 
 
 def test_what_is_missing_is_named(capsys):

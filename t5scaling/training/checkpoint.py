@@ -32,6 +32,7 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
 
     `steps`: "last", "all", or a list. Raises UserError if there is no run or no such step.
     """
+    storage.check_fit(model_dir, "MODEL_DIR")
     folder = storage.path(model_dir) / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
