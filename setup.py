@@ -42,9 +42,10 @@ setup(
         "tensorstore>=0.1.60",
         # What the data is: only materialisation imports these.
         "seqio>=0.0.20",
-        "tensorflow>=2.18",
+        "protobuf>=6.31.1",  # tensorflow-metadata is made by it; needs tensorflow 2.20
+        "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.6",
-        "tensorflow-text>=2.18",
+        "tensorflow-text>=2.20",
         "importlib_resources>=6.0",  # `tfds build` needs it and does not ask for it
     ],
     extras_require={
@@ -54,10 +55,10 @@ setup(
         "cuda12": ["jax[cuda12]"],
         # The compiler for GPUs, in the version of jax, without NVIDIA's libraries.
         "plan-gpu": ["jax[cuda13-local]>=0.10"],
-        "beam": ["apache-beam>=2.60"],
+        "beam": ["apache-beam>=2.69"],
         "bench": ["torch>=2.4", "transformers>=4.44"],
         "test": [
-            "apache-beam>=2.60",
+            "apache-beam>=2.69",
             "gcsfs>=2026.8",
             "hypothesis>=6.100",
             "pytest>=8.0",
