@@ -260,8 +260,9 @@ def _last_words(error: BaseException) -> int:
         status = 1
     else:
         text, status = f"{who} ends:\n{''.join(traceback.format_exception(error))}", 1
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more; it ends all the same
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
     return status
 
 
