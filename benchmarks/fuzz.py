@@ -176,7 +176,8 @@ def arguments() -> Door:
                  "--x=x", "--y=y", "--y=z", "--at=inf", "--at=-1", "--law=none", "--to=none",
                  "--hold_out=-3", "--protocol=x", "--gin_file=none.gin", "--gin.X=1", "--gin.=",
                  "--budget=nan", "--step=1", "--output=/dev/null/x", "\udcff", "~nobody/x",
-                 "--unknown", "--interval=?", "--topology=v9:1")  # fmt: skip
+                 "--unknown", "--interval=?", "--topology=v9:1", "--vocabulary=none.model",
+                 f"--output={folder / 'table.csv'}", str(folder / "x[1]"))  # fmt: skip
         argv = [draw.choice(verbs), *(draw.choice(words) for _ in range(draw.randrange(1, 5)))]
 
         def attempt() -> None:
@@ -394,6 +395,37 @@ def runs() -> Door:
     return Door(enter)
 
 
+def studies() -> Door:
+    """Damaged files of a study and of its runs, those of runs at work among them, shown and packed:
+    `status` and `export` end, and leave no half of an archive."""
+    import run
+
+    good = _study(Path(tempfile.mkdtemp(prefix="fuzz_shown_")) / "study")
+    for folder in sorted(path.parent for path in good.glob("runs/finetune/**/run.json"))[:2]:
+        (folder / "DONE").unlink()
+        (folder / "FAILED").write_text(json.dumps({"reason": "a disk", "failures": 1}))
+        (folder / "JOB").write_text(json.dumps({"job": "17"}))
+        (folder / "claims").mkdir()
+        claim = {"owner": "a", "host": "b", "pid": 1, "started": "2", "job": "", "step": 0}
+        (folder / "claims" / "1").write_text(json.dumps(claim | {"beat": 1}))
+    ids = [json.loads(path.read_text())["id"] for path in good.glob("runs/**/run.json")]
+    (good / "study.json").write_text(json.dumps({"study": "quick", "runs": ids}))
+
+    def enter(folder: Path, draw: random.Random) -> Callable[[], Any]:
+        copy = shutil.copytree(good, folder / "study")
+        damage_one(copy, draw)
+        verb = draw.choice(("status", "export"))
+        argv = [verb, str(copy), *(["--output", str(folder / "o.tar.gz")] * (verb == "export"))]
+
+        def attempt() -> None:
+            if run.main(argv):
+                raise SystemExit(2)
+
+        return attempt
+
+    return Door(enter)
+
+
 def archives() -> Door:
     """Damaged archives of a study: unpacked as they were packed, or not at all."""
     from t5scaling.analysis import archive
@@ -427,7 +459,7 @@ def archives() -> Door:
 DOORS = {
     door.__name__: door
     for door in (settings, gin_files, arguments, tables, texts, vocabularies, examples, checkpoints,
-                 foreign_checkpoints, runs, archives)
+                 foreign_checkpoints, runs, studies, archives)
 }  # fmt: skip
 
 

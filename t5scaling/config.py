@@ -33,7 +33,7 @@ def _open(address: str) -> io.StringIO:
     if address in _being_read:
         raise UserError(f"{' includes '.join([*_being_read, address])}, which never ends")
     try:
-        content = storage.path(address).read_bytes()
+        content = storage.content_of(address)
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"

@@ -59,9 +59,14 @@ def convert(
         raise UserError(f"{target} is in a bucket; convert to a local directory and copy it there")
     if os.path.lexists(target):
         raise UserError(f"{target} exists; convert does not overwrite: choose another directory")
+    if to != "huggingface":
+        storage.check_fit(target, "target")
+    model_of_text = None if vocabulary is None else storage.read_bytes(vocabulary)
+    if vocabulary is not None and model_of_text is None:
+        raise UserError(f"there is no {vocabulary}; expected a SentencePiece model")
     kind, weights = read(source, step)
-    if vocabulary is not None:
-        weights = dataclasses.replace(weights, vocabulary=storage.path(vocabulary).read_bytes())
+    if model_of_text is not None:
+        weights = dataclasses.replace(weights, vocabulary=model_of_text)
     if weights.vocabulary is not None:
         _check_vocabulary(weights, vocabulary or source)
     writers: dict[str, Callable[[str], None]] = {
@@ -170,6 +175,7 @@ def _write_t5x(folder: str, weights: Weights) -> None:
 
 def _read_run(path: str) -> Weights:
     """Of one of our own checkpoints, `<run directory>/checkpoints/checkpoint_<step>`."""
+    storage.check_fit(path, "source")
     run = os.path.dirname(os.path.dirname(os.path.normpath(path)))
     if not (storage.path(run) / run_directory.MODEL).is_file():
         raise UserError(

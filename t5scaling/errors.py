@@ -11,7 +11,7 @@ from collections.abc import Iterable
 _OF_FILES = frozenset(
     (
         errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-        errno.ELOOP, errno.ENOSPC, errno.EDQUOT,
+        errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EEXIST,
     )
 )  # fmt: skip
 

@@ -7,10 +7,12 @@ and it is never appended to or renamed, only written anew.
 """
 
 import contextlib
+import errno
 import functools
 import logging
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -123,9 +125,18 @@ def read_bytes(address: str | os.PathLike) -> bytes | None:
     not be read."""
     with _cannot("read", os.fspath(address)):
         try:
-            return path(address).read_bytes()
+            return content_of(address)
         except FileNotFoundError:
             return None
+
+
+def content_of(address: str | os.PathLike) -> bytes:
+    """What a file holds, or a pipe gives. Raises OSError, also for a device: some never end."""
+    if not in_bucket(address):
+        kind = os.stat(address).st_mode
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):
+            raise OSError(errno.ENODEV, "it is a device, not a file", os.fspath(address))
+    return path(address).read_bytes()
 
 
 def read_text(address: str | os.PathLike) -> str | None:

@@ -5,6 +5,7 @@ An action takes its arguments by their names and imports what it needs itself, s
 nothing of the others. It returns the exit status, None for 0.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -104,6 +105,16 @@ def _topology(default: str | None, shown: str) -> Argument:
 # --- data and training ----------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _together(job, verb, text="", runs=()):
+    """As one of the job's processes, which all do the same: UserError says where they differ."""
+    with job:
+        from t5scaling.training import agreement
+
+        agreement.check({**agreement.code(), "verb": verb, "setting": text, "run": list(runs)})
+        yield
+
+
 def _materialize(gin_files, settings, beam):
     from t5scaling import config
     from t5scaling.study import runner
@@ -117,7 +128,7 @@ def _train(gin_files, settings, job):
     from t5scaling.study.executors import local
 
     text = config.load(gin_files, settings)
-    with job:
+    with _together(job, "train", text):
         local.train(text)
 
 
@@ -125,8 +136,9 @@ def _eval(gin_files, settings, job):
     from t5scaling import config
     from t5scaling.evaluation import evaluate
 
-    config.load(gin_files, settings, optional=("MODEL",))  # a run says itself which model it is of
-    with job:
+    # A run says itself which model it is of.
+    text = config.load(gin_files, settings, optional=("MODEL",))
+    with _together(job, "eval", text):
         config.call(evaluate.evaluate_checkpoints)
 
 
@@ -134,8 +146,8 @@ def _infer(gin_files, settings, job):
     from t5scaling import config
     from t5scaling.evaluation import infer
 
-    config.load(gin_files, settings, optional=("MODEL",))
-    with job:
+    text = config.load(gin_files, settings, optional=("MODEL",))
+    with _together(job, "infer", text):
         config.call(infer.infer)
 
 
@@ -175,7 +187,7 @@ def _study(gin_files, settings, dry_run, detach, cancel, topology, utilization, 
 def _work(study_dir, runs, job):
     from t5scaling.study.executors import local
 
-    with job:
+    with _together(job, "work", runs=(study_dir, *runs)):
         return 1 if local.work(study_dir, runs) else 0
 
 

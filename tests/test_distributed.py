@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 
 import run
 from t5scaling.errors import UserError
-from t5scaling.training import distributed
+from t5scaling.training import agreement, distributed
 from tests import mini
 from tests.conftest import REPOSITORY
 
@@ -160,6 +161,109 @@ def test_nobody_to_talk_to(monkeypatch):
         assert process.returncode == 2
         assert said[-1].startswith(f"error: process {place} of 2 has met no others at 127.0.0.1")
         assert any(f"process {place} of 2 waits for the others" in line for line in said)
+
+
+def test_processes_with_other_settings_end_at_once():
+    code = (
+        "import sys\n"
+        "from t5scaling.training import agreement, distributed\n"
+        "with distributed.job(sys.argv[1], 2, int(sys.argv[2])):\n"
+        "    agreement.check({**agreement.code(), 'setting': f'A = 1\\nSEED = {sys.argv[2]}'})"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(place)],
+            stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )
+        for place in (0, 1)
+    ]  # fmt: skip
+    for process in started:
+        said = process.communicate(timeout=100)[1].strip().splitlines()
+        assert process.returncode == 2
+        assert said[-1].startswith(
+            "error: process 1 has another setting (SEED = 1) than process 0 (SEED = 0); "
+        )
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ([{"setting": ["A = 1"]}] * 3, None),
+        (
+            [{"verb": ["train"], "setting": ["A"]}, {"verb": ["eval"], "setting": ["B"]}],
+            "process 1 has another verb (eval) than process 0 (train)",
+        ),
+        (
+            [{"file": ["a 1", "b 2"]}, {"file": ["a 1", "b 2"]}, {"file": ["a 1", "b 2", "c 3"]}],
+            "process 2 has another file (c 3) than process 0 (none)",
+        ),
+        (
+            [{"checkpoint": ["10", "20"]}, {"checkpoint": []}],
+            "process 1 has another checkpoint (none) than process 0 (10)",
+        ),
+        (
+            [{"run": ["a", "b"]}, {"run": ["b", "a"]}],
+            "process 1 has another run (b) than process 0 (a)",
+        ),
+        ([{"run": ["a"]}, {"run": ["a", "a"]}], "process 1 has another run (a) than process 0 (n"),
+        ([{"run": ["a"]}, {}], "process 1 has another run (none) than process 0 (a)"),
+    ],
+)
+def test_what_two_processes_do_not_have_alike_is_named(facts, words):
+    found = agreement.difference(facts)
+    assert found is None if words is None else found.startswith(words)
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """This process is the second of two; the test says what the first one says in their talks."""
+    first_says = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "largest", lambda *mine: (max(*mine, first_says.pop(0)),))
+    monkeypatch.setattr(agreement, "check", lambda facts: None)
+    monkeypatch.setattr(agreement, "SEEN_S", 0.0)
+    return first_says
+
+
+@pytest.mark.parametrize(
+    ("first_says", "words"),
+    [
+        ((0, 0, 1, 0, 0), "does not find mini_translate_en_de test in"),
+        ((1, 1), "process 0 could not make the examples of mini_translate_en_de test"),
+    ],
+)
+def test_a_process_does_not_wait_for_examples_that_will_not_come(
+    second_of_two, first_says, words, tmp_path, capsys
+):
+    second_of_two[:] = first_says
+    with pytest.raises(UserError, match=words):
+        agreement.ready_examples([mini.TEST], str(tmp_path))
+    assert "waits for process 0, which makes the examples of mini_tr" in capsys.readouterr().out
+
+
+def test_examples_that_another_process_lacks_end_this_one_too(second_of_two, mini_root):
+    second_of_two[:] = (1, 0, 1)
+    with pytest.raises(UserError, match="another process does not find the examples"):
+        agreement.ready_examples([mini.TEST], mini_root)
+
+
+def test_a_process_that_does_not_go_on_says_so_and_ends(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "SAY_AFTER_S", 0.05)
+    monkeypatch.setattr(distributed, "END_AFTER_S", 0.2)
+    ended = threading.Event()
+
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    with distributed._watched(lambda: None):
+        distributed.going_on("step 7")
+        assert ended.wait(10)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: process 0 of 1 has not gone on for 0 minutes after step 7")
+    assert last.startswith("error: process 0 of 1 has not gone on")
+    assert last.endswith("start the job again: it goes on from its last checkpoint")
 
 
 def test_one_process_agrees_with_itself():

@@ -276,6 +276,10 @@ def test_parts_of_examples_are_fetched_when_they_are_read(
     assert not list(tmp_path.rglob("part-*"))
     assert there.read(5)["inputs"].tolist() == here.read(5)["inputs"].tolist()
     assert [file.name for file in tmp_path.rglob("part-*")] == ["part-00000-of-00001.array_record"]
+    # A damaged copy is fetched again.
+    (copy,) = tmp_path.rglob("part-*")
+    copy.write_bytes(copy.read_bytes()[:-1] + b"?")
+    assert Examples(there.path).read(5)["inputs"].tolist() == here.read(5)["inputs"].tolist()
     # Not all there yet: its dataset.json comes last.
     name = there.path.name
     storage.publish(here.path, storage.path(f"{bucket}/half/{name}"), last="dataset.json")

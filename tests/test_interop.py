@@ -287,6 +287,11 @@ def test_what_cannot_be_converted_is_named(tmp_path, t5x_folder, vocabulary):
         "is no SentencePiece model",
         vocabulary=f"{tmp_path}/no.model",
     )
+    nowhere = f"{tmp_path}/nowhere.model"
+    refused(f"{HUGGINGFACE}/mt5", tmp_path, f"there is no {nowhere}", vocabulary=nowhere)
+    (tmp_path / "x[1]").mkdir()
+    with pytest.raises(UserError, match=r"target='.*x\[1\]/run': .* taken for a pattern"):
+        convert.convert(f"{HUGGINGFACE}/mt5", f"{tmp_path}/x[1]/run", to="t5scaling")
     (tmp_path / "target").mkdir()
     refused(t5x_folder("legacy"), tmp_path, "target exists; convert does not overwrite")
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5scaling.data import loader
+from t5scaling.data import loader, provenance, writer
 from t5scaling.data.budget import examples_for_tokens
-from t5scaling.data.examples import DataSpec, Examples, find_examples
+from t5scaling.data.examples import DataSpec, Examples, find_examples, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
 from t5scaling.data.runs import FEATURES
@@ -220,18 +220,29 @@ def flip_a_byte(directory):
     shard.write_bytes(data)
 
 
+def flip_the_last_bit(directory):
+    shard = next(directory.glob("part*"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # of what no reader looks at
+    shard.write_bytes(data)
+
+
 def replace_by_zeros(directory):
     shard = next(directory.glob("part*"))
     shard.write_bytes(bytes(shard.stat().st_size))
 
 
-def change(folder, text=None, at=(), value=None):
-    """Makes dataset.json say something else at a place."""
+def change(folder, text=None, at=(), value=None, sealed=False):
+    """Makes dataset.json say something else at a place; `sealed`: with the digest of that."""
     path = folder / "dataset.json"
     if text is None:
         meta = json.loads(path.read_text())
         *way, last = at
         functools.reduce(lambda inner, name: inner[name], way, meta)[last] = value
+        if sealed:
+            meta["dataset_sha256"] = sha256_of(
+                {k: v for k, v in meta.items() if k != "dataset_sha256"}
+            )
         text = json.dumps(meta)
     path.write_text(text)
 
@@ -241,6 +252,7 @@ def change(folder, text=None, at=(), value=None):
     [
         (truncate, "part-00000-of-00001.array_record"),
         (flip_a_byte, "part-00000-of-00001.array_record"),
+        (flip_the_last_bit, "part-00000-of-00001.array_record"),
         (replace_by_zeros, "part-00000-of-00001.array_record"),
         (lambda d: next(d.glob("part*")).unlink(), "part-00000-of-00001.array_record"),
         (lambda d: (d / "vocabulary.model").unlink(), "vocabulary.model"),
@@ -257,6 +269,10 @@ def change(folder, text=None, at=(), value=None):
                 (("knots", "every"), 0),
                 (("knots", "text", 3), 10**9),
                 (("knots", "text", 0), 5),
+                (("knots", "text", 3), 13),  # as it could be
+                (("max_lengths", "inputs"), 5),
+                (("content_sha256",), "0"),
+                (("dataset_sha256",), "0"),
                 (("knots", "text"), []),
                 (("knots", "segments"), None),
                 (("shards", 0, "records"), 999),
@@ -268,7 +284,10 @@ def change(folder, text=None, at=(), value=None):
                 (("truncated",), {"inputs": -1}),
             )
         ),
-        (functools.partial(change, at=("vocabulary",), value={"sha256": "0"}), "vocabulary.model"),
+        (
+            functools.partial(change, at=("vocabulary",), value={"sha256": "0"}, sealed=True),
+            "vocabulary.model",
+        ),
     ],
 )
 def test_damage_is_one_clear_line(thousand, tmp_path, harm, file):
@@ -282,6 +301,31 @@ def test_damage_is_one_clear_line(thousand, tmp_path, harm, file):
     assert str(copy / file) in message
     assert f"delete the directory {copy} and materialise it again" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_files_that_changed_places_are_noticed(thousand, tmp_path, monkeypatch, small):
+    """Each is a sound file of as many records and bytes as is noted: only its digest is another."""
+    monkeypatch.setattr(writer, "PART_BYTES", 1)
+    rows = [([7, 8], [9 + i]) for i in range(4)]
+    made = made_up.write(tmp_path / "made_up-train-0", rows, lengths=LENGTHS)
+    first, second = sorted(made.path.glob("part*"))[:2]
+    assert first.stat().st_size == second.stat().st_size
+    first.rename(tmp_path / "kept")
+    second.rename(first)
+    (tmp_path / "kept").rename(second)
+    if not small:
+        monkeypatch.setattr(provenance, "HASHED_BYTES", 0)
+        again = Examples(made.path)  # large ones are compared when they are read
+        assert again.read(3)["targets"].tolist() == [12]
+    with pytest.raises(UserError, match=f"{first} is not what was written: its digest differs"):
+        Examples(made.path).read(0)
+
+
+def test_a_file_is_compared_once_in_a_process(thousand, monkeypatch):
+    Examples(thousand.path)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert Examples(thousand.path).read(5)["inputs"][0] == 15
 
 
 def test_a_sound_copy_is_read_whole(thousand, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 import run
 from t5scaling import config, verbs
+from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from tests.conftest import REPOSITORY
 
@@ -125,6 +126,24 @@ def test_a_file_where_a_folder_belongs(tmp_path, capsys):
     files = ["--gin_file=gin/models/tiny.gin", "--gin_file=gin/studies/quick.gin"]
     line = error_of(capsys, "study", files[1], f"--gin.STUDY_DIR={tmp_path / 'file/x'}")
     assert "cannot make the folder" in line and "Not a directory" in line
+    table = tmp_path / "t.csv"
+    table.write_text("x,y\n" + "".join(f"{10**i},{5 - i / 2}\n" for i in range(4)))
+    line = error_of(capsys, "figures", str(table), f"--output={table}")
+    assert line == f"error: {table}: File exists"
+
+
+def test_a_device_is_no_file(capsys):
+    """Some never end, and all that they give would be read first."""
+    for argv in (
+        ("fit", "/dev/zero"),
+        ("report", "/dev/zero"),
+        ("train", "--gin_file=/dev/zero"),
+        ("convert", f"{REPOSITORY}/tests/golden/huggingface/mt5", "x", "--to=t5x",
+         "--vocabulary=/dev/zero"),
+    ):  # fmt: skip
+        assert "/dev/zero" in error_of(capsys, *argv)
+    with pytest.raises(UserError, match="cannot read the vocabulary /dev/zero: it is a device"):
+        Vocabulary("/dev/zero")
 
 
 def test_what_is_missing_is_named(capsys):

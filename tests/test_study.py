@@ -16,8 +16,9 @@ import pytest
 
 from t5scaling import config
 from t5scaling.errors import UserError
-from t5scaling.study import expand, runner, status, study
+from t5scaling.study import dry_run, expand, runner, status, study
 from t5scaling.study.executors import local
+from t5scaling.training import checkpoint
 from tests.conftest import REPOSITORY
 
 MINI = "tests/mini/study.gin"
@@ -330,6 +331,10 @@ def test_folders_that_would_be_taken_for_patterns(mini_root, tmp_path, name):
     arguments = load(tmp_path / name / "s", mini_root)
     with pytest.raises(UserError, match=r"STUDY_DIR='.*': .* would be taken for a pattern"):
         runner.run_study(**arguments)
+    with pytest.raises(UserError, match=r"STUDY_DIR='.*': .* would be taken for a pattern"):
+        dry_run.dry_run()
+    with pytest.raises(UserError, match=r"MODEL_DIR='.*': .* would be taken for a pattern"):
+        checkpoint.choose(str(tmp_path / name), "last")
     for macro in ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"):
         files = ["gin/models/tiny.gin", "gin/runs/finetune.gin"]
         settings = {"MODEL_DIR": str(tmp_path / "run"), "INITIAL_CHECKPOINT_PATH": "x/checkpoint_1"}

@@ -1,20 +1,26 @@
 """Promises of the training loop: reproducible, resumable, honest about what it cannot do."""
 
+import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import resource
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import sentencepiece
 
 from t5scaling.data.examples import find_examples
 from t5scaling.errors import Stopped, UserError
 from t5scaling.evaluation import evaluate
+from t5scaling.model import network
 from t5scaling.training import checkpoint, loop, optimizer, run_directory, state, step, tracker
 from tests import mini
 
@@ -216,10 +222,6 @@ def test_batch_size_must_fit_the_devices(mini_root, tmp_path):
 
 
 def test_full_disk_keeps_the_checkpoint_before(reference, mini_root, tmp_path, monkeypatch):
-    import errno
-
-    import orbax.checkpoint as ocp
-
     save = ocp.CheckpointManager.save
 
     def full(self, at, *args, **kwargs):
@@ -232,6 +234,50 @@ def test_full_disk_keeps_the_checkpoint_before(reference, mini_root, tmp_path, m
         mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
     monkeypatch.undo()
     mini.train(tmp_path / "run", mini_root, checkpoint_steps=(4, 8))
+    assert mini.same(mini.parameters(tmp_path / "run", 12), mini.parameters(reference, 12))
+
+
+@contextlib.contextmanager
+def no_large_files_after_step_4():
+    """What the system refuses is refused where Orbax writes: in its own threads, after `save`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = ocp.CheckpointManager.save
+
+    def limited(self, at, *args, **kwargs):
+        if at > 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        return save(self, at, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", limited)
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+NOT_SAVED = "File too large while saving to .*; mend that and run the same command again"
+
+
+def test_a_save_that_fails_in_the_background_is_found_without_waiting(tmp_path):
+    params = network.init_params(mini.CONFIG, jax.random.key(0))
+    checkpoints = checkpoint.Checkpoints(str(tmp_path))
+    with no_large_files_after_step_4(), pytest.raises(UserError, match=NOT_SAVED):
+        for at in (4, 8):
+            checkpoints.save(at, state.create(params, mini.CONFIG))
+        for _ in range(600):
+            checkpoints.check()
+            time.sleep(0.05)
+    checkpoints.close()
+    assert checkpoint.newest_step(str(tmp_path)) == 4
+
+
+def test_a_save_that_fails_in_the_background_stops_the_run(reference, mini_root, tmp_path):
+    settings = {"checkpoint_steps": (4, 8), "log_every": 1}
+    with no_large_files_after_step_4(), pytest.raises(UserError, match=NOT_SAVED):
+        mini.train(tmp_path / "run", mini_root, **settings)
+    assert not (tmp_path / "run/DONE").exists()
+    mini.train(tmp_path / "run", mini_root, **settings)
     assert mini.same(mini.parameters(tmp_path / "run", 12), mini.parameters(reference, 12))
 
 

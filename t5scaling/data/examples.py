@@ -21,6 +21,7 @@ This module needs neither SeqIO nor TensorFlow.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ from t5scaling import records, storage, values
 from t5scaling.data import provenance
 from t5scaling.errors import UserError
 
-FORMAT = 3  # of the directory; part of every hash, so that old directories are never misread
+FORMAT = 4  # of the directory; part of every hash, so that old directories are never misread
 LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
 PARENT = "T5SCALING_PARENT"  # the process for which a child materialises, and with which it ends
@@ -206,7 +206,9 @@ def decode_record(data: bytes) -> dict:
 class Examples:
     """An examples directory, opened for reading.
 
-    Reading is thread-safe. Raises UserError if the directory is incomplete or damaged.
+    Reading is thread-safe. Every file is compared with the digest that was noted when it was
+    written, once in a process: at once where they are small together, else when the first record of
+    a file is asked for. Raises UserError if the directory is incomplete or damaged.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -223,8 +225,9 @@ class Examples:
         self._readers: dict[int, ArrayRecordReader] = {}
         self._opening = threading.Lock()
         self._check_sizes()
-        if not storage.in_bucket(self.path):  # every damage is found before the first step
-            for number in range(len(self._shards)):
+        size = sum(shard["bytes"] for shard in self.meta["shards"])
+        if size <= provenance.HASHED_BYTES and not storage.in_bucket(self.path):
+            for number in range(len(self._shards)):  # damage is found before the first step
                 self._reader(number)
         vocabulary = self.path / "vocabulary.model"
         if not vocabulary.is_file():
@@ -305,15 +308,28 @@ class Examples:
     def _reader(self, number: int) -> ArrayRecordReader:
         with self._opening:
             if number not in self._readers:
-                records = self.meta["shards"][number]["records"]
-                self._readers[number] = self._open(self._shards[number], records)
+                entry = self.meta["shards"][number]
+                file = self._checked(self._shards[number], entry["sha256"])
+                self._readers[number] = self._open(self._shards[number], file, entry["records"])
             return self._readers[number]
 
-    def _open(self, shard: storage.AnyPath, records: int) -> ArrayRecordReader:
-        file = str(storage.fetch(shard))
+    def _checked(self, shard: storage.AnyPath, wanted: str) -> Path:
+        """The file of a shard on this machine, which is what was written."""
+        try:
+            file = storage.fetch(shard)
+            if _sha256_of_file(file) != wanted and file != shard:
+                file.unlink()  # the copy may be what is damaged
+                file = storage.fetch(shard)
+            if _sha256_of_file(file) != wanted:
+                raise self._damaged(shard, "is not what was written: its digest differs")
+        except OSError as error:
+            raise self._damaged(shard, f"cannot be read ({error.strerror})") from error
+        return file
+
+    def _open(self, shard: storage.AnyPath, file: Path, records: int) -> ArrayRecordReader:
         try:
             # Without read-ahead: records are read one by one, from many places.
-            reader = ArrayRecordReader(file, "readahead_buffer_size:0,max_parallelism:0")
+            reader = ArrayRecordReader(str(file), "readahead_buffer_size:0,max_parallelism:0")
             found = reader.num_records()
         except (RuntimeError, ValueError) as error:
             raise self._damaged(shard, "is not a readable ArrayRecord file") from error
@@ -327,13 +343,28 @@ class Examples:
         )
 
 
+def _sha256_of_file(file: Path) -> str:
+    found = os.stat(file)
+    return _digest(str(file), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.cache
+def _digest(file: str, *identity: int) -> str:
+    """Of a file; `identity` makes one that was changed be read anew."""
+    del identity
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 _META = {
     "format": records.COUNT, "spec": records.OBJECT, "spec_sha256?": records.NAME,
     "num_examples": records.COUNT, "tokens": records.COUNT_OF, "knots": records.OBJECT,
     "shards": records.OBJECTS, "vocabulary?": records.OBJECT, "metrics?": records.NAMES,
-    "truncated": records.COUNT_OF, "max_lengths": records.COUNT_OF,
+    "truncated": records.COUNT_OF, "max_lengths": records.COUNT_OF, "dataset_sha256": records.NAME,
 }  # fmt: skip
-_SHARD = {"name": records.NAME, "records": records.COUNT, "bytes": records.COUNT}
+_SHARD = {
+    "name": records.NAME, "records": records.COUNT, "bytes": records.COUNT, "sha256": records.NAME,
+}  # fmt: skip
 
 
 def _read_meta(path: storage.AnyPath) -> dict:
@@ -367,6 +398,9 @@ def _check_meta(meta: dict, file: str) -> None:
         whole = knots["every"] > 0 and len(knots[field]) == 1 + rows // knots["every"]
         if not whole or sums[0] != 0 or sums != sorted(sums):
             raise UserError(f"{file}: the sums of {field} tokens cannot be of {rows:,} examples")
+    rest = {name: value for name, value in meta.items() if name != "dataset_sha256"}
+    if sha256_of(rest) != meta["dataset_sha256"]:
+        raise UserError(f"{file}: it is not what was written: its digest differs")
 
 
 def find_examples(spec: DataSpec, root: str | os.PathLike) -> Examples:
@@ -395,12 +429,6 @@ def find_all_examples(
                 storage.publish(new, there / new.name, last="dataset.json")
                 found[place] = there / new.name
     return [Examples(path) for path in found]
-
-
-def wait_for_examples(specs: Sequence[DataSpec], root: str | os.PathLike) -> None:
-    """Returns when another process has materialised the examples of all specs."""
-    while any(finished(spec, storage.path(root)) is None for spec in specs):
-        time.sleep(1.0)
 
 
 def finished(

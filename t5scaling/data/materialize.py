@@ -10,7 +10,8 @@ with the same bytes in the end.
 
 - `spec`, `spec_sha256`, `fingerprint` (of the task's definition), `made_from` (the files and the
   code behind it, see `provenance`), `vocabulary` (sha256, size, extra_ids, sentinels, eos_id),
-  `metrics` (dotted names of the task's), `content_sha256` (of the sha256 of each part's records);
+  `metrics` (dotted names of the task's), `content_sha256` (of the sha256 of each part's records,
+  which no version of a compression changes), `dataset_sha256` (of all else in dataset.json);
 - `num_examples` (rows), `num_segments` (examples of the task in them), `tokens` (totals of text,
   inputs, targets, and of segments), `knots` (the same counts cumulated, at every `every`-th row
   from 0), `max_lengths`, `truncated` (examples cut to the feature length, per feature);
@@ -18,7 +19,7 @@ with the same bytes in the end.
   problem, count, first places), both of the first pass over each task;
 - `components`: for each task of a mixture its rate, passes, the examples available and used; and
   `ran_out`, the task that ended the list, if the mixture has more than one;
-- `shards`: name, records and bytes of each file.
+- `shards`: name, records, bytes and sha256 of each file.
 
 Run by hand: `python -m t5scaling.data.materialize '{"task": ..., ...}' ROOT`.
 """

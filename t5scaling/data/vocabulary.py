@@ -67,7 +67,7 @@ class Vocabulary:
         none where the model has its own."""
         self.path = storage.path(path)
         try:
-            content = self.path.read_bytes()
+            content = storage.content_of(self.path)
         except OSError as error:
             raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from None
         try:

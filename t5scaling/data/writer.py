@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5scaling.data import work
-from t5scaling.data.examples import FIELDS, DataSpec, encode_record
+from t5scaling.data.examples import FIELDS, DataSpec, encode_record, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
 from t5scaling.data.runs import FEATURES, Block, Run
@@ -185,6 +185,8 @@ def write_part(at: Path, number: int, count: Callable[[int], None] = lambda rows
                     count(1024)
         finally:
             writer.close()
+        with open(temporary, "rb") as file:
+            of_file = hashlib.file_digest(file, "sha256").hexdigest()
     count(len(rows) % 1024)
     table = at / "written" / f"{name}.npy"
     with work.new_file(at, table) as temporary, open(temporary, "wb") as file:
@@ -196,7 +198,8 @@ def write_part(at: Path, number: int, count: Callable[[int], None] = lambda rows
         "name": name,
         "records": len(rows),
         "bytes": size,
-        "sha256": digest.hexdigest(),
+        "sha256": of_file,
+        "records_sha256": digest.hexdigest(),
         "segments": len(order),
         "max_lengths": {feature: int(chosen[feature].max()) for feature in FEATURES},
         "truncated": {
@@ -269,7 +272,7 @@ def finish(at: Path, final: Path, meta: dict, mixture: Mixture, vocabulary: byte
         for field, column in zip(FIELDS, cumulated[:, -(done + 1) % every :: every], strict=True):
             knots[field] += column.tolist()
         totals, done = cumulated[:, -1:], done + table.shape[1]
-    content = hashlib.sha256("".join(found["sha256"] for found in manifests).encode())
+    content = hashlib.sha256("".join(found["records_sha256"] for found in manifests).encode())
     meta = meta | {
         "components": mixture.components,
         "ran_out": mixture.ran_out,
@@ -284,10 +287,13 @@ def finish(at: Path, final: Path, meta: dict, mixture: Mixture, vocabulary: byte
         },
         "knots": {"every": every} | knots,
         "shards": [
-            {key: found[key] for key in ("name", "records", "bytes")} for found in manifests
+            {key: found[key] for key in ("name", "records", "bytes", "sha256")}
+            for found in manifests
         ],
         "content_sha256": content.hexdigest(),
     }
+    meta = json.loads(json.dumps(meta))  # as it is read
+    meta["dataset_sha256"] = sha256_of(meta)
     with work.new_file(at, at / "final" / "vocabulary.model") as temporary:
         temporary.write_bytes(vocabulary)
     work.write_json(at, at / "final" / "dataset.json", meta)

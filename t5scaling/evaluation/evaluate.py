@@ -32,7 +32,15 @@ from t5scaling.evaluation.generate import (
 )
 from t5scaling.model import decoding, network
 from t5scaling.records import COUNT, NAME, NUMBER, Fields, read_lines
-from t5scaling.training import checkpoint, distributed, run_directory, sharding, step, tracker
+from t5scaling.training import (
+    agreement,
+    checkpoint,
+    distributed,
+    run_directory,
+    sharding,
+    step,
+    tracker,
+)
 
 TRIED_EXAMPLES = 8  # with which metrics are tried before a run begins
 
@@ -157,6 +165,7 @@ class Evaluation:
         for loss, weight in one_ahead(dispatched):
             total += float(loss)  # float64 on the host: thousands of batches lose nothing
             tokens += int(weight)
+            distributed.going_on("a batch of cross-entropy")
         if not tokens:
             raise UserError(f"{self.dataset.task} {self.dataset.split} has no target tokens")
         return {
@@ -346,12 +355,21 @@ def evaluate_checkpoints(
     contents = []
     for evaluator in evaluators:
         evaluator.check_settings(layout)
-        distributed.ready_examples([evaluator.dataset], evaluator.examples_root)
+        agreement.ready_examples([evaluator.dataset], evaluator.examples_root)
         examples = find_examples(evaluator.dataset, evaluator.examples_root)
         run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
         evaluator.check_data(examples, model)
         contents.append(examples.meta["content_sha256"])
     log = _Lines(model_dir)
+    agreement.check(
+        {
+            f"checkpoint of {model_dir} to evaluate": [
+                f"step {at}, saved at {storage.modified_ns(path)}" for at, path in wanted
+            ],
+            "content of examples": contents,
+            f"line in {model_dir}/eval.jsonl": list(map(json.dumps, log.lines)),
+        }
+    )
     lines, total = [], len(wanted) * len(evaluators)
     for wanted_step, path in wanted:
         saved, params = storage.modified_ns(path), None
@@ -392,11 +410,11 @@ class _Lines:
     def __init__(self, model_dir: str):
         self._path = storage.path(model_dir) / "eval.jsonl"
         fields = {"step": COUNT, "saved": NUMBER, "evaluation": NAME, "task": NAME, "split": NAME}
-        self._lines = _read_lines(self._path, fields)
+        self.lines = _read_lines(self._path, fields)
 
     def find(self, key: Mapping[str, Any]) -> dict | None:
         """The line that holds all of `key`."""
-        for line in self._lines:
+        for line in self.lines:
             if all(line.get(k) == value for k, value in key.items()) and "missing" not in line:
                 return line
         return None
@@ -408,10 +426,10 @@ class _Lines:
             same_way = old["evaluation"] == line["evaluation"]
             return old["step"] == line["step"] and (same_way or old["saved"] != line["saved"])
 
-        kept = [old for old in self._lines if not replaced(old)]
-        self._lines = sorted([*kept, line], key=lambda entry: entry["step"])
+        kept = [old for old in self.lines if not replaced(old)]
+        self.lines = sorted([*kept, line], key=lambda entry: entry["step"])
         if distributed.is_main():
-            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._lines)
+            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.lines)
             storage.write(self._path, text)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from t5scaling.model import decoding, network
-from t5scaling.training import sharding
+from t5scaling.training import distributed, sharding
 
 # Batches are padded to one of these fractions of the feature lengths: short sentences cost little,
 # and the number of compilations stays small.
@@ -81,6 +81,7 @@ class Generator:
             for index, tokens, score in zip(chosen, tokens_BxL, scores_B, strict=False):
                 answers[index] = Generated(self.vocabulary.decode(tokens), float(score))
             progress(len(answers))
+            distributed.going_on("a batch of answers")
         return [answers[index] for index in range(len(inputs))]
 
     def _outputs(

@@ -18,7 +18,7 @@ from t5scaling import __version__, records, storage, values
 from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
 from t5scaling.model import network
-from t5scaling.training import checkpoint, distributed, run_directory, sharding, tracker
+from t5scaling.training import agreement, checkpoint, distributed, run_directory, sharding, tracker
 from t5scaling.training import step as steps
 
 BLOCK = 4096  # lines that are sorted by length together, and written together
@@ -88,6 +88,7 @@ def infer(
             "version": __version__,
         }
         output = _Output(output_file, made_from)
+        agreement.check({f"record of {output_file}": output.facts()})
         if output.is_finished():
             print(f"{output_file} is done already", flush=True)
             return
@@ -201,6 +202,11 @@ class _Output:
             self._record = before
         elif os.path.exists(path):
             raise UserError(f"{path} is there already: delete it or choose another OUTPUT_FILE")
+
+    def facts(self) -> list[str]:
+        """What it is made from and how far it is, a line each."""
+        there = f"finished: {self.is_finished()}"
+        return [there, *(f"{name}: {value}" for name, value in sorted(self._record.items()))]
 
     def is_finished(self) -> bool:
         return os.path.exists(self._path) and self._record["done"] == self._record["lines"]

@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from t5scaling import config
+from t5scaling import config, storage
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import ahead_of_time, plan, runner, topologies
@@ -84,6 +84,8 @@ def dry_run(
     Raises UserError if no study is configured, or for an unknown topology.
     """
     arguments = config.bindings_of(runner.run_study)
+    if "study_dir" in arguments:
+        storage.check_fit(arguments["study_dir"], "STUDY_DIR")
     if not arguments:
         raise UserError("--dry_run: the gin files describe no study")
     if not 0 < utilization <= 1:

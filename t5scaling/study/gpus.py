@@ -18,9 +18,9 @@ import dataclasses
 import os
 import re
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 from t5scaling.training import throughput
 
@@ -235,7 +235,7 @@ def read(path: str) -> Card:
     Raises UserError if there is none, or if it lacks what a plan needs.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = storage.content_of(path).decode(errors="replace")
     except OSError as error:
         raise UserError(
             f"topology {path!r}: cannot read this description of a GPU: {error.strerror}"

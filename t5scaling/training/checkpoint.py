@@ -1,5 +1,6 @@
 """Checkpoints of a run with Orbax, and where a run starts from."""
 
+import errno
 import os
 import re
 import shutil
@@ -16,8 +17,13 @@ from t5scaling import storage
 from t5scaling.errors import UserError, first_line
 from t5scaling.interop import t5x, weights
 from t5scaling.model import stacking
-from t5scaling.training import digests, distributed
+from t5scaling.training import agreement, digests, distributed
 
+# What a disk does to a file that is written.
+_OF_DISKS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG,
+    errno.ESTALE,
+)  # fmt: skip
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 
 
@@ -26,6 +32,7 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
 
     `steps`: "last", "all", or a list. Raises UserError if there is no run or no such step.
     """
+    storage.check_fit(model_dir, "MODEL_DIR")
     folder = storage.path(model_dir) / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
@@ -66,6 +73,7 @@ class Checkpoints:
 
     def __init__(self, model_dir: str, named_steps: Sequence[int] = ()):
         self.directory = epath.Path(storage.absolute(model_dir)) / "checkpoints"
+        self._saving: int | None = None  # the step that is being written in the background
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -85,16 +93,23 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Copies `state` to the host and writes it in the background. Does nothing if `step` is
-        there already. Raises UserError if the disk is full; earlier checkpoints stay whole."""
+        there already. Raises UserError if it, or the one before, cannot be written; earlier
+        checkpoints stay whole."""
         if step in self._manager.all_steps():
             return
         self.wait()  # the one before still takes its room
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         # (no directory: it is still to be made, or a bucket, which is never full)
         if os.path.isdir(self.directory) and shutil.disk_usage(self.directory).free < needed:
-            raise _disk_full(self.directory)
+            raise _not_saved(self.directory, "disk full")
         with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._saving = step
+
+    def check(self) -> None:
+        """Raises UserError if the save in the background has failed; does not wait for it."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def delete_all_but(self, steps: Sequence[int]) -> None:
         """Removes what nobody wants any more; for the first process of a job."""
@@ -103,12 +118,18 @@ class Checkpoints:
                 self._folder(step).rmtree()
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
+        """Returns when everything saved so far is on disk. Raises UserError as `save`."""
         with _disk_errors(self.directory):
             self._manager.wait_until_finished()
+            saved, self._saving = self._saving, None
             if distributed.is_main():
+                if saved is not None and not self._is_there(saved):
+                    raise _not_saved(self.directory, f"step {saved} was not written")
                 for step in self.steps():
                     digests.write(self._folder(step))
+
+    def _is_there(self, step: int) -> bool:
+        return self._folder(step).exists() and _is_whole(self._folder(step))
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{PREFIX}_{step}"
@@ -126,6 +147,7 @@ class Checkpoints:
                 self._set_aside_damaged()
             distributed.wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
+            agreement.check({f"checkpoint in {self.directory}": list(map(str, self.steps()))})
             if not self.steps():
                 break
             step = self.steps()[-1]
@@ -344,7 +366,7 @@ def _restore(item: epath.Path, abstract: Any, partial: bool = False) -> Any:
 
 
 class _disk_errors:
-    """Says in one line that the disk is full, however deep the error comes from."""
+    """Says in one line why a checkpoint cannot be written, however deep the error comes from."""
 
     def __init__(self, directory: Any):
         self._directory = directory
@@ -353,16 +375,23 @@ class _disk_errors:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and not isinstance(error, UserError):
+        if isinstance(error, Exception) and not isinstance(error, UserError):
             text = str(error)
-            if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "ENOSPC" in text:
-                raise _disk_full(self._directory) from error
+            if "RESOURCE_EXHAUSTED" in text or "ENOSPC" in text:
+                raise _not_saved(self._directory, "disk full") from error
+            number = getattr(error, "errno", None)
+            for of_disk in _OF_DISKS:  # TensorStore has only the words
+                if number == of_disk or os.strerror(of_disk) in text:
+                    full = of_disk == errno.ENOSPC
+                    reason = "disk full" if full else os.strerror(of_disk)
+                    raise _not_saved(self._directory, reason) from error
 
 
-def _disk_full(directory: Any) -> UserError:
+def _not_saved(directory: Any, reason: str) -> UserError:
+    mend = "free some space" if reason == "disk full" else "mend that"
     return UserError(
-        f"disk full while saving to {directory}; free some space and run the same command again: "
-        "it goes on from the last whole checkpoint"
+        f"{reason} while saving to {directory}; {mend} and run the same command again: it goes on "
+        "from the last whole checkpoint"
     )
 
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,11 +20,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5scaling.data.examples import DataSpec, find_all_examples, wait_for_examples
 from t5scaling.errors import Stopped, UserError
 
 HEARTBEAT_TIMEOUT_S = 30  # a process not heard of for so long is dead, and ends the job
 START_TIMEOUT_S = 300  # for all processes to come
+SAY_AFTER_S = 600.0  # without a step, a batch or a word between processes
+END_AFTER_S = 6 * 3600.0  # longer than anything that one process may do while the others wait
 
 
 @contextlib.contextmanager
@@ -64,7 +66,8 @@ def job(
         return
     with _if_killed() as lives:
         try:
-            yield
+            with _watched(lives):
+                yield
         except Stopped:  # at the same step in all: an orderly end
             raise
         except BaseException as error:
@@ -113,6 +116,51 @@ def _if_killed() -> Iterator[Callable[[], None]]:
         raise
     else:
         lives()
+
+
+_went_on = (0.0, "its start")  # when this process last did, by its monotonic clock, and at what
+
+
+def going_on(place: str) -> None:
+    """Notes that this process has come to a place: it does not wait for the others for ever."""
+    global _went_on
+    _went_on = (time.monotonic(), place)
+
+
+@contextlib.contextmanager
+def _watched(lives: Callable[[], None]) -> Iterator[None]:
+    """Says when this process has not gone on for SAY_AFTER_S, and ends it after END_AFTER_S.
+
+    Where another process of the job hangs, or does something else, but lives, whoever waits for it
+    in a collective would wait for ever.
+    """
+    going_on("its start")
+    over = threading.Event()
+
+    def watch() -> None:
+        said = None
+        while not over.wait(min(SAY_AFTER_S, END_AFTER_S) / 20):
+            since, place = _went_on
+            silent_s = time.monotonic() - since
+            who = f"process {jax.process_index()} of {jax.process_count()}"
+            stays = (
+                f"has not gone on for {silent_s / 60:.0f} minutes after {place}: another process "
+                "of the job may hang or do something else; look at what each said last"
+            )
+            if silent_s >= END_AFTER_S:
+                lives()
+                print(f"error: {who} {stays}; start the job again: it goes on from its last "
+                      "checkpoint", file=sys.stderr, flush=True)  # fmt: skip
+                os._exit(1)
+            if silent_s >= SAY_AFTER_S and said != since:
+                said = since
+                print(f"warning: {who} {stays}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager
@@ -212,8 +260,9 @@ def _last_words(error: BaseException) -> int:
         status = 1
     else:
         text, status = f"{who} ends:\n{''.join(traceback.format_exception(error))}", 1
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more; it ends all the same
+        print(text, file=sys.stderr, flush=True)
+        sys.stdout.flush()
     return status
 
 
@@ -227,6 +276,7 @@ def largest(*values: int) -> tuple[int, ...]:
     if jax.process_count() == 1:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
+    going_on("a word with the others")
     return tuple(int(value) for value in gathered.max(axis=0))
 
 
@@ -234,14 +284,7 @@ def wait_for_all(place: str) -> None:
     """Returns when all processes have come to this place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
-
-
-def ready_examples(specs: Sequence[DataSpec], root: str) -> None:
-    """Returns when the examples are on disk: process 0 materialises what is missing."""
-    if is_main():
-        find_all_examples(specs, root)
-    else:
-        wait_for_examples(specs, root)
+        going_on(place)
 
 
 def _first_line(error: BaseException) -> str:

@@ -292,13 +292,16 @@ def train(
             write_metrics(waiting)
             jax.block_until_ready(previous)  # at most one call ahead of the device
             previous = logged
+            distributed.going_on(f"step {step_now} of {model_dir}")
             if call.steps not in compiled:
                 compiled.add(call.steps)
                 jax.block_until_ready(logged)
                 clock.start(step_now)
             due = step_now % log_every == 0 or step_now == train_steps
             waiting = (step_now, logged) if due else None
-            if not due:
+            if due:
+                checkpoints.check()
+            else:
                 progress(step_now, train_steps, "")
 
             # What only one process may know, all do at the same step.

@@ -18,6 +18,7 @@ from t5scaling.study.display import Display
 from t5scaling.study.executors import State
 from t5scaling.study.expand import Run, data_specs, run_directory_of
 from t5scaling.training import (
+    agreement,
     checkpoint,
     checks,
     claim,
@@ -121,11 +122,18 @@ def train(
         storage.check_fit(arguments["initial_checkpoint_path"], "INITIAL_CHECKPOINT_PATH")
     if distributed.is_main():
         run_directory.refuse_changed(model_dir, config_text, may_grow=record is None)
+    agreement.check(
+        {
+            "setting": config_text,
+            f"newest checkpoint in {model_dir}": str(checkpoint.newest_step(model_dir)),
+            f"number of steps done in {model_dir}": str(run_directory.steps_done(model_dir)),
+        }
+    )
     try:
         checks.check_settings(**arguments)
         # All the run's examples in one child process, and every mistake in them before the first
         # step.
-        distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
+        agreement.ready_examples(data_specs(arguments), arguments["examples_root"])
     except UserError as error:
         # (a mistake of somebody who starts one run leaves no directory)
         if record is not None and distributed.is_main():
