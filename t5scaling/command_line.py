@@ -200,7 +200,9 @@ def parser() -> argparse.ArgumentParser:
             )
             sub.add_argument("--step", type=int, help="of the checkpoint (default: the last)")
             sub.add_argument(
-                "--vocabulary", metavar="FILE", help="SentencePiece model, if the source has none"
+                "--vocabulary",
+                metavar="FILE",
+                help='SentencePiece model, or "bytes", if the source has none',
             )
         elif verb == "comet-setup":
             sub.add_argument("--folder", help="of the environment (default: in the user's cache)")

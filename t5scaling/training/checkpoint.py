@@ -14,28 +14,40 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5scaling import storage
 from t5scaling.errors import UserError, first_line
-from t5scaling.interop import t5x, weights
+from t5scaling.interop import huggingface, t5x, weights
 from t5scaling.model import stacking
 from t5scaling.training import digests, distributed
 
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 
 
-def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
+def is_run(model_dir: str) -> bool:
+    """Whether this is a run directory of this program."""
+    return (storage.path(model_dir) / "checkpoints").is_dir()
+
+
+def choose(
+    model_dir: str, steps: Sequence[int] | str, of_t5x: bool = False
+) -> list[tuple[int, str]]:
     """(step, path) of the checkpoints of a run, which may still be training.
 
-    `steps`: "last", "all", or a list. Raises UserError if there is no run or no such step.
+    `steps`: "last", "all", or a list. `of_t5x`: whether `model_dir` may be a model directory of
+    T5X, or one of its checkpoints. Raises UserError if there is no run or no such step.
     """
     folder = storage.path(model_dir) / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
-    there = sorted(
-        int(name[1])
-        for path in folder.iterdir()
-        if (name := re.fullmatch(rf"{PREFIX}_(\d+)", path.name)) and _is_whole(path)
-    )
-    if not there:
-        raise UserError(f"{model_dir} has no checkpoint yet")
+    if is_run(model_dir):
+        paths = {
+            int(name[1]): str(path)
+            for path in folder.iterdir()
+            if (name := re.fullmatch(rf"{PREFIX}_(\d+)", path.name)) and _is_whole(path)
+        }
+        if not paths:
+            raise UserError(f"{model_dir} has no checkpoint yet")
+    else:
+        paths = t5x.checkpoints(model_dir) if of_t5x else {}
+        if not paths:
+            raise UserError(_no_run(model_dir, of_t5x))
+    there = sorted(paths)
     if isinstance(steps, str) and steps not in ("last", "all"):
         raise UserError(f"steps is {steps!r}; expected 'last', 'all' or a list of steps")
     wanted = there[-1:] if steps == "last" else there if steps == "all" else list(steps)
@@ -44,7 +56,21 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
             raise UserError(
                 f"{model_dir} has no checkpoint of step {step}; there: {', '.join(map(str, there))}"
             )
-    return [(step, str(folder / f"{PREFIX}_{step}")) for step in wanted]
+    return [(step, paths[step]) for step in wanted]
+
+
+def _no_run(model_dir: str, of_t5x: bool) -> str:
+    folder = storage.path(model_dir)
+    said = f"{model_dir} is no run directory: it has no checkpoints"
+    if of_t5x:
+        said += ", of this program or of T5X"
+    if not folder.exists():
+        return f"{said}; there is no {model_dir}"
+    if huggingface.is_checkpoint(model_dir):
+        return f"{said}; it is a model of Hugging Face: run.py convert makes a run directory of it"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["a file"]
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{said}; there: {listed or 'nothing'}"
 
 
 def newest_step(model_dir: str) -> int:
@@ -368,5 +394,6 @@ def _disk_full(directory: Any) -> UserError:
 
 def _is_whole(path: storage.AnyPath) -> bool:
     """Orbax gives a checkpoint its name when it is whole; in a bucket, where nothing is renamed,
-    its objects have their names from the start and a last one says so."""
-    return not storage.in_bucket(path) or (path / "commit_success.txt").exists()
+    its objects have their names from the start and a last one says so, or T5X's older file."""
+    last = (path / "commit_success.txt", path / t5x.FILE)
+    return not storage.in_bucket(path) or any(map(storage.exists, last))
