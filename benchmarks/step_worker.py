@@ -4,9 +4,10 @@
 
 `ours` is this package's step, `peer` that of Hugging Face transformers on PyTorch, `t5x` that of
 stock T5X, all with the model and the batch of tiny.py. `ours` writes its initial parameters to the
-npz file EXCHANGE, the others begin with them. The first line of output is a JSON object: the number of `parameters` and
-the `loss` before any step (nats per target token, without z-loss). Then each line of input, a
-number of steps, is answered by a line of JSON, see `Block`; in between the process does nothing.
+npz file EXCHANGE, the others begin with them. The first line of output is a JSON object: the number
+of `parameters` and the `loss` before any step (nats per target token, without z-loss). Then each
+line of input, a number of steps, is answered by a line of JSON, see `Block`; in between the process
+does nothing.
 """
 
 import dataclasses

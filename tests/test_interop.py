@@ -391,7 +391,7 @@ def test_infer_takes_a_checkpoint_of_t5x_as_it_is(t5x_folder, tmp_path):
         answer(tmp_path / "run", "c.jsonl", vocabulary_file=corpus)
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_what_is_no_model_is_named(t5x_folder, tmp_path):
     """Where a run or a directory of T5X is expected."""
     for name, match in (
         (f"{HUGGINGFACE}/mt5", "is a model of Hugging Face: run.py convert makes"),
@@ -402,16 +402,32 @@ def test_what_is_no_model_is_named(tmp_path):
         with pytest.raises(UserError, match=match):
             checkpoint.choose(name, "last", of_t5x=True)
     assert checkpoint.newest_step(str(tmp_path)) == 0
+    config = network.T5Config(
+        vocab_size=8, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,
+        num_decoder_layers=1, mlp_dim=8,
+    )  # fmt: skip
+    abstract = step.abstract_params(config, sharding.make_layout())
+    for name, match in (
+        (t5x_folder("orbax"), "orbax is no checkpoint, of this program or of T5X; there: checkp"),
+        (f"{HUGGINGFACE}/mt5", "is a model of Hugging Face"),
+    ):
+        with pytest.raises(UserError, match=match):
+            checkpoint.check_params(name, abstract)
 
 
 def scanned(found, changed=0.0):
-    """The tree of scalable_t5: layers along the second axis, and their biases too."""
+    """The tree of scalable_t5: layers along the second axis, and their biases too; heads apart."""
     target = {}
+    config = found.config
+    heads = (config.num_heads, config.head_dim)
     for name, leaf in flatten(found.params):
         stack, layer, rest = (*name.split("/", 2), "")[:3]
         if name.endswith("relpos_bias/rel_embedding"):
             target[f"{stack}/{stack}/{layer}/{rest}"] = np.stack([leaf, leaf + changed], axis=1)
         elif layer.startswith("layers_"):
+            if "attention/" in rest:
+                out = rest.endswith("out/kernel")
+                leaf = leaf.reshape((*heads, -1) if out else (-1, *heads))
             target[f"{stack}/{stack}/{rest}"] = np.stack([leaf, 2 * leaf], axis=1)
         else:
             target[name] = leaf
@@ -437,9 +453,7 @@ def test_scanned_layers_of_t5x_are_read_one_by_one(t5x_folder, tmp_path):
         times = 2 if "/layers_1/" in name else 1
         np.testing.assert_array_equal(leaf, times * before[name.replace("layers_1", "layers_0")])
     write(scanned(found, changed=0.5))
-    with pytest.raises(
-        UserError, match=r"biases of its own in every layer of the encoder, as umT5"
-    ):
+    with pytest.raises(UserError, match=r"biases of its own in every layer of the \w+, as umT5"):
         convert.read(str(tmp_path))
 
 

@@ -9,8 +9,9 @@ legacy  checkpoint_<step>/checkpoint is msgpack, {"version", "optimizer": {"stat
 Orbax   checkpoint_<step>/state holds the tree {"state": {"step", "param_states"}, "target"}.
 
 In either the layers may be scanned, as scalable_t5's are: encoder/encoder/mlp/wo/kernel (M, L, E)
-has those of all L layers along its second axis. They are read one by one. Its relative position
-biases are of each layer; where all are alike, as in a T5 brought into this form, it is a T5.
+has those of all L layers along its second axis, and the attention's have heads and their dimensions
+apart, (E, L, H, D) and out (H, L, D, E). They are read one by one. The relative position biases are
+of each layer; where all are alike, as in a T5 brought into this form, it is a T5.
 
 What is written is the legacy file with every leaf inside it, which T5X restores in both of its
 modes. T5X then wants the optimizer's slots too: m, v, v_row and v_col of every parameter; those not
@@ -109,7 +110,8 @@ def _each_layer(leaves: Mapping[str, Any], path: str) -> dict[str, Any]:
             found[name] = leaf
             continue
         stack, rest = scanned[1], name[scanned.end() :]
-        layers = [leaf[:, i] for i in range(np.shape(leaf)[1] if np.ndim(leaf) > 1 else 0)]
+        count = np.shape(leaf)[1] if np.ndim(leaf) > 1 else 0
+        layers = [_join_heads(leaf[:, i], rest) for i in range(count)]
         if not layers:
             raise UserError(
                 f"{path}: parameter {name} has shape {np.shape(leaf)}: no scanned layers"
@@ -124,6 +126,15 @@ def _each_layer(leaves: Mapping[str, Any], path: str) -> dict[str, Any]:
                 "umT5; this model shares one in a stack"
             )
     return found
+
+
+def _join_heads(kernel: np.ndarray, name: str) -> np.ndarray:
+    """(E, H*D) of (E, H, D), or (H*D, E) of (H, D, E); all else as it is."""
+    if kernel.ndim != 3:
+        return kernel
+    first, middle, last = kernel.shape
+    shape = (first * middle, last) if name.endswith("/out/kernel") else (first, middle * last)
+    return kernel.reshape(shape) if any(kernel.strides) else _of_shape(shape)
 
 
 def _of_shape(shape: Sequence[int]) -> np.ndarray:

@@ -60,17 +60,20 @@ def choose(
 
 
 def _no_run(model_dir: str, of_t5x: bool) -> str:
-    folder = storage.path(model_dir)
     said = f"{model_dir} is no run directory: it has no checkpoints"
     if of_t5x:
         said += ", of this program or of T5X"
-    if not folder.exists():
-        return f"{said}; there is no {model_dir}"
-    if huggingface.is_checkpoint(model_dir):
-        return f"{said}; it is a model of Hugging Face: run.py convert makes a run directory of it"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["a file"]
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{said}; there: {listed or 'nothing'}"
+    return f"{said}; {_what_there_is(model_dir)}"
+
+
+def _what_there_is(path: str) -> str:
+    folder = storage.path(path)
+    if not folder.is_dir():
+        return f"{path} is a file" if folder.exists() else f"there is no {path}"
+    if huggingface.is_checkpoint(path):
+        return "it is a model of Hugging Face: run.py convert makes a run directory of it"
+    names = sorted(child.name for child in folder.iterdir())
+    return f"there: {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}"
 
 
 def newest_step(model_dir: str) -> int:
@@ -284,8 +287,13 @@ def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
     if not (directory.exists() and _is_whole(directory)):
         there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*") if _is_whole(p))
         raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
+    of_t5x = t5x.is_checkpoint(path)
+    if not (of_t5x or (directory / "default").exists()):
+        raise UserError(
+            f"{path} is no checkpoint, of this program or of T5X; {_what_there_is(path)}"
+        )
     try:
-        if t5x.is_checkpoint(path):
+        if of_t5x:
             shapes = t5x.shapes(path)
             stored = weights.unflatten(
                 {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
