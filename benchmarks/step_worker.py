@@ -1,12 +1,13 @@
 """A train step in a process of its own, driven by train_step.py a block of steps at a time.
 
-    python benchmarks/step_worker.py ours|peer EXCHANGE
+    python benchmarks/step_worker.py ours|peer|t5x EXCHANGE
 
-`ours` is this package's step, `peer` that of Hugging Face transformers on PyTorch, both with the
-model and the batch of tiny.py. `ours` writes its initial parameters to the npz file EXCHANGE,
-`peer` begins with them. The first line of output is a JSON object: the number of `parameters` and
-the `loss` before any step (nats per target token, without z-loss). Then each line of input, a
-number of steps, is answered by a line of JSON, see `Block`; in between the process does nothing.
+`ours` is this package's step, `peer` that of Hugging Face transformers on PyTorch, `t5x` that of
+stock T5X, all with the model and the batch of tiny.py. `ours` writes its initial parameters to the
+npz file EXCHANGE, the others begin with them. The first line of output is a JSON object: the number
+of `parameters` and the `loss` before any step (nats per target token, without z-loss). Then each
+line of input, a number of steps, is answered by a line of JSON, see `Block`; in between the process
+does nothing.
 """
 
 import dataclasses
@@ -114,6 +115,34 @@ def start_peer(exchange: str) -> tuple[dict[str, Any], Callable[[int], Block]]:
     return {"parameters": parameters, "loss": loss}, run_block
 
 
+def start_t5x(exchange: str) -> tuple[dict[str, Any], Callable[[int], Block]]:
+    """As `start_ours`."""
+    tiny.prepare()
+    import jax
+    import t5x_peer
+
+    with np.load(exchange) as file:
+        params = dict(file)
+    state, train_step = t5x_peer.make(tiny.VOCABULARY, tiny.ARCHITECTURE, params)
+    batch = tiny.make_batch()
+    tokens = float(batch["decoder_loss_weights"].sum())
+    arrays = jax.device_put(batch)
+
+    def run_block(steps: int) -> Block:
+        def run() -> float:
+            nonlocal state
+            for _ in range(steps):
+                state, (total, z_loss) = train_step(state, arrays, np.float32(LEARNING_RATE))
+            jax.block_until_ready(state)
+            return (float(total) - float(z_loss)) / tokens
+
+        return measure(steps, run)
+
+    parameters = sum(param.size for param in params.values())
+    first = run_block(1)  # whose loss is that before any update
+    return {"parameters": parameters, "loss": first.loss}, run_block
+
+
 def peer_model(
     vocab_size: int, architecture: Mapping[str, Any], params: Mapping[str, np.ndarray]
 ) -> Any:
@@ -216,7 +245,7 @@ def main() -> None:
     # What libraries print must not be mistaken for an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    facts, run_block = {"ours": start_ours, "peer": start_peer}[who](exchange)
+    facts, run_block = {"ours": start_ours, "peer": start_peer, "t5x": start_t5x}[who](exchange)
     print(json.dumps(facts), file=answers)
     for line in sys.stdin:
         print(json.dumps(dataclasses.asdict(run_block(int(line)))), file=answers)

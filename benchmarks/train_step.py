@@ -1,7 +1,7 @@
 """The train step against its peer, what it costs when compiled, and what surrounds it: ratios.
 
     pip install -c constraints.txt -e ".[bench]"
-    python benchmarks/train_step.py [--parts=speed,flops,memory,rss,peak,loop] [--blocks=8]
+    python benchmarks/train_step.py [--parts=speed,t5x,flops,memory,rss,peak,loop] [--blocks=8]
                                     [--examples_root=runs/examples]
 
 The model is a T5 1.1 of 1.84 million parameters in float32 (2 + 2 layers, width 128, 4 heads of 32,
@@ -9,6 +9,7 @@ MLP of 256, vocabulary 4,096), a step is 32 x (128 + 128) tokens with Adafactor,
 on the CPU with all its cores. About 6 minutes on 2 cores.
 
 speed   our step and that of Hugging Face transformers' T5, in turn, each in a process of its own
+t5x     our step and that of stock T5X in the same way, where T5X can be imported
 flops   floating-point operations of the compiled step, loop bodies times their trips, against T5X
 memory  temporary memory of the compiled step, against T5X
 rss     resident memory of a process that trains with the largest vocabulary, against its bound
@@ -43,6 +44,7 @@ FLOPS_TARGET = {4096: 0.68, 32128: 0.48, 250112: 0.44}
 MEMORY_TARGET = {4096: 0.5, 32128: 0.15, 250112: 0.05}
 RATE_TARGET = 6700  # token positions per CPU-second, twice stock T5X's 3,360
 PEER_TARGET = 4.0
+T5X_TARGET = 2.0
 LOOP_TARGET = 1.03
 
 
@@ -88,15 +90,25 @@ class Worker:
         self._process.wait()
 
 
-def speed(blocks: int) -> None:
-    names = {"ours": "t5scaling", "peer": "transformers"}
-    steps = {"ours": 8, "peer": 3}  # a few seconds a block
+def t5x(blocks: int) -> None:
+    import t5x_peer
+
+    if not t5x_peer.is_there():
+        note(f"not measured: {t5x_peer.MISSING}")
+        return
+    speed(blocks, "t5x", "T5X", T5X_TARGET)
+
+
+def speed(blocks: int, peer: str, peer_name: str, target: float) -> None:
+    """`peer` is a kind of step_worker.py's."""
+    names = {"ours": "t5scaling", peer: peer_name}
+    steps = {"ours": 8, peer: 3}  # a few seconds a block
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         workers = {}
         for who in names:
             workers[who] = Worker(who, f"{scratch}/parameters.npz")
             stack.callback(workers[who].close)
-        check_equal(workers["ours"].facts, workers["peer"].facts)
+        check_equal(workers["ours"].facts, workers[peer].facts)
         for who, worker in workers.items():
             worker.block(steps[who])  # compiles, and takes the memory that later blocks use
         seen: dict[str, list[dict[str, Any]]] = {who: [] for who in names}
@@ -116,18 +128,19 @@ def speed(blocks: int) -> None:
             f"{sum(cpu) / sum(wall):.2f} cores used; "
             f"{statistics.median(per_step(who, 'page_faults')):,.0f} page faults a step"
         )
-    used = sum(per_step("peer", "cpu_s")) / sum(per_step("peer", "wall_s"))
+    used = sum(per_step(peer, "cpu_s")) / sum(per_step(peer, "wall_s"))
     if used < 0.8 * os.cpu_count():
+        spinning = (
+            "PyTorch's threads spin while they wait for one another, which counts as CPU time"
+        )
         note(
-            f"NOT TO BE KEPT: other work held the cores ({used:.2f} of {os.cpu_count()} used); "
-            "PyTorch's threads spin while they wait for one another, and that counts as CPU time"
+            f"NOT TO BE KEPT: other work held the cores ({used:.2f} of {os.cpu_count()} used)"
+            + (f"; {spinning}" if peer == "peer" else "")
         )
     for unit, words in (("cpu_s", "CPU time"), ("wall_s", "wall time")):
-        ratios = [
-            b / a for a, b in zip(per_step("ours", unit), per_step("peer", unit), strict=True)
-        ]
-        met = verdict(statistics.median(ratios), PEER_TARGET, at_least=True)
-        note(f"transformers / t5scaling in {words}: {spread(ratios, 2)}; {met}")
+        ratios = [b / a for a, b in zip(per_step("ours", unit), per_step(peer, unit), strict=True)]
+        met = verdict(statistics.median(ratios), target, at_least=True)
+        note(f"{peer_name} / t5scaling in {words}: {spread(ratios, 2)}; {met}")
     rate = tiny.POSITIONS / statistics.median(per_step("ours", "cpu_s"))
     note(f"positions per CPU-s: {rate:,.0f}; {verdict(rate, RATE_TARGET, at_least=True)}")
 
@@ -251,7 +264,7 @@ def loop(examples_root: str, legs: int) -> None:
 
 
 def main() -> None:
-    everything = ("speed", "flops", "memory", "rss", "peak", "loop")
+    everything = ("speed", "t5x", "flops", "memory", "rss", "peak", "loop")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default=",".join(everything), help="comma-separated")
     parser.add_argument("--blocks", type=int, default=8, help="pairs that are timed")
@@ -263,7 +276,8 @@ def main() -> None:
     tiny.prepare()
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f}", flush=True)
     calls = {
-        "speed": lambda: speed(arguments.blocks),
+        "speed": lambda: speed(arguments.blocks, "peer", "transformers", PEER_TARGET),
+        "t5x": lambda: t5x(arguments.blocks),
         "flops": flops,
         "memory": memory,
         "rss": rss,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5scaling import __version__, storage
-from t5scaling.data.vocabulary import Vocabulary
+from t5scaling.data.vocabulary import BYTES, Vocabulary
 from t5scaling.errors import UserError, nearest
 from t5scaling.interop import huggingface, t5x
 from t5scaling.interop.weights import Weights, flatten, shapes_of, unflatten
@@ -48,7 +47,7 @@ def convert(
         target: must not exist yet; appears when it is whole.
         to: a key of FORMATS.
         step: which checkpoint of a run or a model directory (default: the last).
-        vocabulary: a SentencePiece model, where the source has none.
+        vocabulary: a SentencePiece model or "bytes", where the source has none.
 
     Raises UserError if the source is nothing of that kind, is damaged or holds another model, or if
     the target exists.
@@ -61,9 +60,11 @@ def convert(
         raise UserError(f"{target} exists; convert does not overwrite: choose another directory")
     if to != "huggingface":
         storage.check_fit(target, "target")
-    model_of_text = None if vocabulary is None else storage.read_bytes(vocabulary)
-    if vocabulary is not None and model_of_text is None:
-        raise UserError(f"there is no {vocabulary}; expected a SentencePiece model")
+    model_of_text = BYTES if vocabulary == "bytes" else None
+    if vocabulary not in (None, "bytes"):
+        model_of_text = storage.read_bytes(vocabulary)
+        if model_of_text is None:
+            raise UserError(f'there is no {vocabulary}; expected a SentencePiece model, or "bytes"')
     kind, weights = read(source, step)
     if model_of_text is not None:
         weights = dataclasses.replace(weights, vocabulary=model_of_text)
@@ -100,7 +101,7 @@ def summary(weights: Weights, source: str, kind: str, target: str, to: str) -> l
         f"  parameters     {count:,}, float32",
         f"  step           {weights.step:,}",
         f"  vocabulary     {config.vocab_size:,} rows of the embedding; "
-        + ("its SentencePiece model goes along" if _takes_vocabulary(weights, to) else "no model"),
+        + ("its vocabulary goes along" if _takes_vocabulary(weights, to) else "no vocabulary"),
         f"  optimizer      {'moments go along' if moved else 'starts anew'}",
     ]
     return lines + [f"  left out       {sentence}" for sentence in weights.left_out]
@@ -124,17 +125,12 @@ def read(source: str, step: int | None = None) -> tuple[str, Weights]:
         return "t5x", _with_fitting_moments(t5x.read(source))
     if huggingface.is_checkpoint(source):
         return "huggingface", huggingface.read(source)
-    there = {
-        int(found[1]): path.name
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (found := re.fullmatch(r"checkpoint_(\d+)", path.name)) and t5x.is_checkpoint(str(path))
-    }
-    if there:
+    if there := t5x.checkpoints(source):
         wanted = max(there) if step is None else step
         if wanted not in there:
             steps_there = ", ".join(map(str, sorted(there)))
             raise UserError(f"{source} has no checkpoint of step {step}; there: {steps_there}")
-        weights = t5x.read(os.path.join(source, there[wanted]))
+        weights = t5x.read(there[wanted])
         return "t5x", _with_fitting_moments(weights)
     names = sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else ["a file"]
     raise UserError(
@@ -218,7 +214,7 @@ def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
     else:
         print(
             f"warning: {source} has no vocabulary, without which nothing can be evaluated or "
-            "answered; give a SentencePiece model by --vocabulary",
+            "answered; give one by --vocabulary",
             file=sys.stderr,
         )
     origin: dict[str, Any] = {
@@ -228,8 +224,7 @@ def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
 
 
 def _check_vocabulary(weights: Weights, where: str) -> None:
-    """Raises UserError unless the vocabulary is a SentencePiece model that the embedding has room
-    for."""
+    """Raises UserError unless the vocabulary is one that the embedding has room for."""
     with tempfile.NamedTemporaryFile(suffix=".model") as file:
         file.write(weights.vocabulary or b"")
         file.flush()

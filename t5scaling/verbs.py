@@ -455,7 +455,11 @@ VERBS = {
             Argument("target", "the directory to make; it must not exist"),
             Argument("--to", "t5scaling, t5x or huggingface", required=True, metavar="FORMAT"),
             Argument("--step", "of the checkpoint (default: the last)", type=int),
-            Argument("--vocabulary", "SentencePiece model, if the source has none", metavar="FILE"),
+            Argument(
+                "--vocabulary",
+                'SentencePiece model, or "bytes", if the source has none',
+                metavar="FILE",
+            ),
         ),
         needs="train",
     ),

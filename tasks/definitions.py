@@ -5,8 +5,8 @@ A definition is a mapping. Its `kind` is one of
   translation      prompt, metrics
   superglue        benchmark
   mixture          rates: {task: rate}
-Every kind but mixture has `vocabulary`, the path of a SentencePiece model, "mc4" or "techdoc", and
-says where its text comes from, either
+Every kind but mixture has `vocabulary`, the path of a SentencePiece model, "mc4", "techdoc" or
+"bytes" (ByT5's), and says where its text comes from, either
   tfds             "name/config:version"; tfds_splits: {split: split of the data set}, data_dir
 or
   files            {split: pattern, [patterns] or [[source pattern, target pattern]]}

@@ -28,7 +28,8 @@ def concatenate_documents(
     @seqio.map_over_dataset
     @tf.autograph.experimental.do_not_convert  # no Python control flow: saves a second of start-up
     def tokenize(batch):
-        return {"tokens": vocabulary.encode_tf(_valid(batch["text"])).flat_values}
+        tokens = vocabularies.encode_batch(vocabulary, _valid(batch["text"]))
+        return {"tokens": tokens.flat_values}
 
     return tokenize(dataset.batch(documents))
 
@@ -245,7 +246,7 @@ def _tokenized(text: Mapping[str, tf.Tensor], output_features: Features) -> dict
     example = {"text_tokens": 0}
     for name, strings in text.items():
         feature = output_features[name]
-        tokens = feature.vocabulary.encode_tf(strings)
+        tokens = vocabularies.encode_batch(feature.vocabulary, strings)
         example["text_tokens"] += tf.cast(tokens.row_lengths(), tf.int32)
         if feature.add_eos:
             eos = tf.fill([tf.size(strings), 1], feature.vocabulary.eos_id)

@@ -25,7 +25,10 @@ def _mixtures(corpus: str) -> dict[str, definitions.Definition]:
 TECHDOC = {
     f"techdoc_span_{language}": {
         "kind": "span_corruption",
-        "files": {"train": str(vocabularies.CORPUS / f"pretrain.{language}.jsonl.xz")},
+        "files": {
+            split: str(vocabularies.CORPUS / f"{stem}.{language}.jsonl.xz")
+            for split, stem in {"train": "pretrain", "validation": "valid"}.items()
+        },
         "format": "jsonl",
         "vocabulary": vocabularies.TECHDOC,
     }

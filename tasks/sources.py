@@ -34,8 +34,41 @@ class Broken(ValueError):
 LineReader = Callable[..., Row]
 
 
+_SLICE = re.compile(r"([^][]+)\[(-?\d+%?)?:(-?\d+%?)?\]")
+
+
+class _Splits(tuple):
+    """Names of splits. A slice of one, "train[:1%]", is among them, which is what SeqIO asks."""
+
+    def __contains__(self, split: object) -> bool:
+        return super().__contains__(str(split).partition("[")[0])
+
+
+def parse_split(split: str) -> tuple[str, str | None, str | None]:
+    """(name, where a slice begins, where it ends) of "train" or "train[10%:]"; None for no bound.
+
+    Raises ValueError for anything else.
+    """
+    if "[" not in split and "]" not in split:
+        return split, None, None
+    match = _SLICE.fullmatch(split)
+    bounds = match.groups()[1:] if match else ()
+    if not match or any(b and b[-1] == "%" and abs(int(b[:-1])) > 100 for b in bounds):
+        name = split.partition("[")[0] or "train"
+        raise ValueError(
+            f"{split!r} is no slice of a split; expected such as {name}[:1000], {name}[:1%] or "
+            f"{name}[10%:]"
+        )
+    return match[1], *bounds
+
+
 class LocalFiles(seqio.DataSource):
     """Text files, read line by line: {name: string} for each line that can be read.
+
+    Of a split one can ask for a slice, as TFDS has them: "train[:1000]", "train[:1%]",
+    "train[10%:]", "train[-5%:]". They count lines, of all files in their order, also those that
+    cannot be read; a percentage is rounded to whole lines, so that [:1%] and [1%:] are together the
+    whole. All lines are counted before the first one is read.
 
     Lines that cannot are counted and left out (`take_report`), or end the reading if `strict`.
     Never more than a chunk is held in memory. Files may end in .gz or .xz. They are UTF-8, with or
@@ -55,13 +88,15 @@ class LocalFiles(seqio.DataSource):
         `open_reader`: shard -> (what reads its lines, lines to skip at the start).
         `fields`: the keys of a row. `description`: the same for sources that read the same rows.
         """
-        super().__init__(splits=tuple(files))
+        super().__init__(splits=files)
+        self._splits = _Splits(files)
         self._files = {split: _patterns(patterns) for split, patterns in files.items()}
         self._open_reader = open_reader
         self._fields = tuple(fields)
         self._description = description
         self._strict = strict
         self._report: dict[str, dict] = {}
+        self._counts: dict[tuple, int] = {}
         self.error: Exception | None = None  # what ended the reading, as TensorFlow hides it
 
     def __repr__(self) -> str:
@@ -74,11 +109,12 @@ class LocalFiles(seqio.DataSource):
         return False
 
     def list_shards(self, split: str) -> list[str]:
-        return ["+".join(shard) for shard in self.shards(split)]
+        return ["+".join(shard) for shard, _, _ in self._pieces(split)]
 
     def patterns(self, split: str) -> list[str]:
         """What names the files of a split."""
-        return [pattern for patterns in self._files[split] for pattern in patterns]
+        name, _, _ = parse_split(split)
+        return [pattern for patterns in self._files[name] for pattern in patterns]
 
     def files(self, split: str) -> list[str]:
         """All files of a split."""
@@ -91,6 +127,7 @@ class LocalFiles(seqio.DataSource):
         Raises ValueError if a pattern matches none, for files without a partner, and for a file
         that two patterns match.
         """
+        split, _, _ = parse_split(split)
         found: list[Shard] = []
         for patterns in self._files[split]:
             columns = [_matches(pattern) for pattern in patterns]
@@ -115,14 +152,14 @@ class LocalFiles(seqio.DataSource):
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
         """The rows in file order. Of several shards, those of `shard_info`."""
-        shards = self.shards(split)
+        pieces = self._pieces(split)
         if shard_info is not None:
-            shards = shards[shard_info.index :: shard_info.num_shards]
+            pieces = pieces[shard_info.index :: shard_info.num_shards]
 
         def chunks() -> Iterator[dict[str, list[str]]]:
             try:
-                for shard in shards:
-                    for rows in _chunks(self._rows(shard)):
+                for piece in pieces:
+                    for rows in _chunks(self._rows(*piece)):
                         yield {name: [row[name] for row in rows] for name in self._fields}
             except Exception as error:
                 self.error = error
@@ -140,11 +177,43 @@ class LocalFiles(seqio.DataSource):
         report, self._report = self._report, {}
         return [{"problem": problem, **found} for problem, found in sorted(report.items())]
 
-    def _rows(self, shard: Shard) -> Iterator[Row]:
+    def _pieces(self, split: str) -> list[tuple[Shard, int, int | None]]:
+        """(shard, first line, line after the last, or None for all) of a split or a slice of it.
+
+        Raises ValueError as `parse_split` and `shards`, and for a slice that has no lines.
+        """
+        _, begin, end = parse_split(split)
+        shards = self.shards(split)
+        if begin is end is None:
+            return [(shard, 0, None) for shard in shards]
+        counts = [self._count(shard) for shard in shards]
+        first, last = (_line(bound, sum(counts), split) for bound in (begin or "0", end or "100%"))
+        if first >= last:
+            raise ValueError(f"{split!r} has no lines; the whole has {sum(counts):,}")
+        pieces, before = [], 0
+        for shard, count in zip(shards, counts, strict=True):
+            mine = max(first - before, 0), min(last - before, count)
+            if mine[0] < mine[1]:
+                pieces.append((shard, *mine))
+            before += count
+        return pieces
+
+    def _count(self, shard: Shard) -> int:
+        """How many lines a shard has, without the header."""
+        found = os.stat(shard[0])
+        key = (shard, found.st_size, found.st_mtime_ns)
+        if key not in self._counts:
+            lines = sum(1 for _ in open_lines(shard[0]))
+            self._counts[key] = max(lines - self._open_reader(shard)[1], 0)
+        return self._counts[key]
+
+    def _rows(self, shard: Shard, first: int, last: int | None) -> Iterator[Row]:
         read, skipped = self._open_reader(shard)
         for number, lines in enumerate(_lines(shard), 1):
-            if number <= skipped:
+            if number <= skipped + first:
                 continue
+            if last is not None and number > skipped + last:
+                return
             try:
                 if None in lines:
                     raise Broken(f"line of more than {LINE_BYTES >> 20} MiB")
@@ -161,6 +230,15 @@ class LocalFiles(seqio.DataSource):
         found["count"] += 1
         if len(found["first"]) < FIRST:
             found["first"].append(f"{file}:{line}")
+
+
+def _line(bound: str, count: int, split: str) -> int:
+    """The number of a line, from 0, at which a slice begins or ends."""
+    share = bound.removesuffix("%")
+    number = int(share) if share == bound else round(int(share) * count / 100)
+    if abs(number) > count:
+        raise ValueError(f"{split!r}: there are only {count:,} lines")
+    return count + number if bound.startswith("-") else number
 
 
 def _patterns(patterns: str | Sequence) -> list[tuple[str, ...]]:

@@ -73,7 +73,8 @@ class SuperGlue(seqio.DataSource):
     """Text examples of a benchmark, from `source`: TFDS, or `LocalFiles` with this `reader`."""
 
     def __init__(self, source: seqio.DataSource, benchmark: str):
-        super().__init__(splits=tuple(source.splits))
+        super().__init__(splits=source.splits)
+        self._splits = source.splits  # with their slices
         self._source, self._benchmark = source, benchmark
 
     def __repr__(self) -> str:

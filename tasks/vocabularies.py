@@ -1,4 +1,4 @@
-"""Vocabularies of the tasks: the embedded one, mC4's, and those of the user."""
+"""Vocabularies of the tasks: the embedded one, mC4's, bytes, and those of the user."""
 
 import functools
 import os
@@ -7,25 +7,29 @@ from pathlib import Path
 
 import sentencepiece
 import seqio
+import tensorflow as tf
 
 CORPUS = Path(__file__).parent / "corpus"
-TECHDOC, MC4 = "techdoc", "mc4"
+TECHDOC, MC4, BYTES = "techdoc", "mc4", "bytes"
 PATHS = {
     TECHDOC: str(CORPUS / "spm8k.model"),
     # 250,000 pieces and 100 sentinels; models round up to 250,112.
     MC4: "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model",
 }
 SENTINELS = 100
+BYTE_SENTINELS = 125  # so that ByT5's vocabulary has its 384 tokens
 _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
 @functools.cache
-def load(name: str) -> seqio.SentencePieceVocabulary:
-    """The vocabulary of a SentencePiece model, by its path or as "techdoc" or "mc4".
+def load(name: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
+    """The vocabulary of a SentencePiece model, by its path or as "techdoc" or "mc4"; or "bytes".
 
     It has 100 sentinels after its pieces unless they are its last pieces already, as in mC4's.
     Nothing is read from afar before it is needed.
     """
+    if name == BYTES:
+        return seqio.ByteVocabulary(extra_ids=BYTE_SENTINELS)
     path = PATHS.get(name, name)
     inside = name == MC4
     if os.path.isfile(path):
@@ -42,9 +46,17 @@ def techdoc() -> seqio.SentencePieceVocabulary:
     return load(TECHDOC)
 
 
-def count_sentinels(vocabulary: seqio.SentencePieceVocabulary) -> int:
+def encode_batch(vocabulary: seqio.Vocabulary, strings: tf.Tensor) -> tf.RaggedTensor:
+    """The tokens of each of `strings`, (n,)."""
+    if not isinstance(vocabulary, seqio.ByteVocabulary):
+        return vocabulary.encode_tf(strings)
+    tokens = vocabulary.encode_tf(tf.strings.reduce_join(strings))  # it takes one at a time
+    return tf.RaggedTensor.from_row_lengths(tokens, tf.strings.length(strings))
+
+
+def count_sentinels(vocabulary: seqio.SentencePieceVocabulary | seqio.ByteVocabulary) -> int:
     """How many sentinels there are; the first has the highest id of all tokens."""
-    if vocabulary.extra_ids:
+    if vocabulary.extra_ids or isinstance(vocabulary, seqio.ByteVocabulary):
         return vocabulary.extra_ids
     count, pieces = 0, vocabulary.tokenizer
     while _is_sentinel(pieces.id_to_piece(pieces.get_piece_size() - 1 - count)):

@@ -13,7 +13,7 @@ GROUND = ("errors", "storage", "records", "values")
 ALLOWED = {
     "model": set(),
     "data": set(),
-    "interop": {"model"},
+    "interop": {"model", "data"},
     "training": {"model", "data", "interop"},
     "evaluation": {"model", "data", "training"},
     "study": {"model", "data", "training", "evaluation", "config", "compilation"},

@@ -1,5 +1,6 @@
 """Promises of checkpoints from and to other systems: the same numbers, the same function."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,10 +12,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from rich.console import Console
 
 from t5scaling import convert
 from t5scaling.data import vocabulary as vocabulary_module
+from t5scaling.data.examples import DataSpec
+from t5scaling.data.materialize import materialize
 from t5scaling.errors import UserError
+from t5scaling.evaluation import evaluate, infer
 from t5scaling.interop import huggingface, t5x, tokenizer, weights
 from t5scaling.interop.weights import flatten
 from t5scaling.model import decoding, network
@@ -311,6 +316,175 @@ def test_moments_of_another_shape_stay_behind(t5x_folder):
     assert kept.left_out == (
         "the optimizer's moments: token_embedder/embedding/v has none, expected (256, 32)",
     )
+
+
+@pytest.fixture(scope="module")
+def byte_spec(tmp_path_factory):
+    """(spec, root) of a test set over bytes, which the models of 512 tokens can read."""
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "test.tsv").write_text("open\tauf\nThe file\tDie Datei\n", encoding="utf-8")
+    definition = {
+        "kind": "translation", "vocabulary": "bytes", "format": "tsv", "source": 0, "target": 1,
+        "prompt": "", "files": {"test": str(folder / "test.tsv")},
+    }  # fmt: skip
+    lengths = {"inputs": 12, "targets": 10}
+    spec = DataSpec("pairs", "test", lengths, definitions={"pairs": definition})
+    materialize(spec, folder / "examples", Console(quiet=True))
+    return spec, str(folder / "examples")
+
+
+def test_eval_takes_a_checkpoint_of_t5x_as_it_is(t5x_folder, byte_spec, tmp_path):
+    """Its folder or the one around it; and measures what is measured after a conversion."""
+    spec, root = byte_spec
+    source, out = t5x_folder("orbax"), str(tmp_path / "out")
+    before = sorted(os.listdir(source))
+    convert.convert(source, str(tmp_path / "run"), to="t5scaling", vocabulary="bytes")
+    config = run_directory.model_of(tmp_path / "run", None)
+
+    def measure(model_dir, **changes):
+        arguments = {"model": config, "evaluators": [evaluate.Evaluation(spec, root, 2)]}
+        evaluate.evaluate_checkpoints(
+            model_dir=str(model_dir), progress=lambda *_: None, **(arguments | changes)
+        )
+
+    with pytest.raises(UserError, match=r"set EVAL_OUTPUT_DIR"):
+        measure(source)
+    with pytest.raises(UserError, match=r"no model.json .* name its gin file"):
+        measure(source, model=None, output_dir=out)
+    with pytest.raises(UserError, match=r"has no checkpoint of step 4; there: 3"):
+        measure(source, steps=[4], output_dir=out)
+    elsewhere = [evaluate.Evaluation(dataclasses.replace(spec, task="none"), "nowhere")]
+    with pytest.raises(UserError, match=r"holds another model: its .*mlp.* has the shape"):
+        wider = dataclasses.replace(config, mlp_dim=96)
+        measure(source, model=wider, output_dir=out, evaluators=elsewhere)
+    assert not os.path.exists(out)
+    measure(tmp_path / "run")
+    measure(source, output_dir=out)
+    measure(f"{source}/checkpoint_3", output_dir=str(tmp_path / "more"))
+    assert sorted(os.listdir(source)) == before
+    expected, *found = [
+        json.loads((tmp_path / name / "eval.jsonl").read_text()) for name in ("run", "out", "more")
+    ]
+    for line in found:
+        assert line["step"] == 3 and line["target_tokens"] == expected["target_tokens"] == 14
+        assert line["cross_entropy"] == expected["cross_entropy"]
+
+
+def test_infer_takes_a_checkpoint_of_t5x_as_it_is(t5x_folder, tmp_path):
+    source = t5x_folder("orbax")
+    convert.convert(source, str(tmp_path / "run"), to="t5scaling", vocabulary="bytes")
+    (tmp_path / "in").write_text("open\nThe file\n")
+    config = run_directory.model_of(tmp_path / "run", None)
+
+    def answer(model_dir, name, **changes):
+        infer.infer(
+            model_dir=str(model_dir), input_file=str(tmp_path / "in"), step="last",
+            output_file=str(tmp_path / name), decoder=decoding.Greedy(), model=config,
+            input_length=12, max_decode_len=6, batch_size=2, **changes,
+        )  # fmt: skip
+        return (tmp_path / name).read_text()
+
+    with pytest.raises(UserError, match=r"has no vocabulary\.model; VOCABULARY_FILE names"):
+        answer(source, "a.jsonl")
+    corpus = os.path.join(REPOSITORY, "tasks", "corpus", "spm8k.model")
+    with pytest.raises(UserError, match=r"8,100 tokens, but .* its embedding has 512 rows"):
+        answer(source, "a.jsonl", vocabulary_file=corpus)
+    expected = answer(tmp_path / "run", "expected.jsonl")
+    assert answer(source, "a.jsonl", vocabulary_file="bytes") == expected
+    assert answer(f"{source}/checkpoint_3", "b.jsonl", vocabulary_file="bytes") == expected
+    with pytest.raises(UserError, match=r"has another vocabulary of its own"):
+        answer(tmp_path / "run", "c.jsonl", vocabulary_file=corpus)
+
+
+def test_what_is_no_model_is_named(t5x_folder, tmp_path):
+    """Where a run or a directory of T5X is expected."""
+    for name, match in (
+        (f"{HUGGINGFACE}/mt5", "is a model of Hugging Face: run.py convert makes"),
+        (str(tmp_path), r"no checkpoints, of this program or of T5X; there: nothing"),
+        (f"{tmp_path}/x", "there is no .*/x"),
+        (f"{GOLDEN}/t5x", r"there: v1_0-orbax.tar.xz, v1_0_expected.npz, "),
+    ):
+        with pytest.raises(UserError, match=match):
+            checkpoint.choose(name, "last", of_t5x=True)
+    assert checkpoint.newest_step(str(tmp_path)) == 0
+    config = network.T5Config(
+        vocab_size=8, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,
+        num_decoder_layers=1, mlp_dim=8,
+    )  # fmt: skip
+    abstract = step.abstract_params(config, sharding.make_layout())
+    for name, match in (
+        (t5x_folder("orbax"), "orbax is no checkpoint, of this program or of T5X; there: checkp"),
+        (f"{HUGGINGFACE}/mt5", "is a model of Hugging Face"),
+    ):
+        with pytest.raises(UserError, match=match):
+            checkpoint.check_params(name, abstract)
+
+
+def scanned(found, changed=0.0):
+    """The tree of scalable_t5: layers along the second axis, and their biases too; heads apart."""
+    target = {}
+    config = found.config
+    heads = (config.num_heads, config.head_dim)
+    for name, leaf in flatten(found.params):
+        stack, layer, rest = (*name.split("/", 2), "")[:3]
+        if name.endswith("relpos_bias/rel_embedding"):
+            target[f"{stack}/{stack}/{layer}/{rest}"] = np.stack([leaf, leaf + changed], axis=1)
+        elif layer.startswith("layers_"):
+            if "attention/" in rest:
+                out = rest.endswith("out/kernel")
+                leaf = leaf.reshape((*heads, -1) if out else (-1, *heads))
+            target[f"{stack}/{stack}/{rest}"] = np.stack([leaf, 2 * leaf], axis=1)
+        else:
+            target[name] = leaf
+    return weights.unflatten(target)
+
+
+def test_scanned_layers_of_t5x_are_read_one_by_one(t5x_folder, tmp_path):
+    _, found = convert.read(t5x_folder("legacy"))
+    assert found.config.num_encoder_layers == 1  # the second one is made here
+
+    def write(target):
+        optimizer = {"target": target, "state": {"step": np.int32(7), "param_states": {}}}
+        content = {"version": 3, "optimizer": optimizer}
+        (tmp_path / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(content))
+
+    write(scanned(found))
+    _, both = convert.read(str(tmp_path))
+    assert (both.step, both.config.num_decoder_layers, both.moments) == (7, 2, None)
+    assert t5x.shapes(str(tmp_path)) == weights.shapes_of(both.params)
+    assert checkpoint.choose(str(tmp_path), "last", of_t5x=True) == [(7, str(tmp_path))]
+    before = dict(flatten(found.params))
+    for name, leaf in flatten(both.params):
+        times = 2 if "/layers_1/" in name else 1
+        np.testing.assert_array_equal(leaf, times * before[name.replace("layers_1", "layers_0")])
+    write(scanned(found, changed=0.5))
+    with pytest.raises(UserError, match=r"biases of its own in every layer of the \w+, as umT5"):
+        convert.read(str(tmp_path))
+
+
+def test_bytes_are_a_vocabulary_for_a_conversion(tmp_path):
+    """ByT5's tokenizer of transformers needs no file but its name."""
+    convert.convert(f"{HUGGINGFACE}/byt5", str(tmp_path / "none"), to="t5x")
+    source = str(tmp_path / "none")
+    with pytest.raises(UserError, match=r"has 259 pieces, more than the embedding's 48 rows"):
+        convert.convert(source, str(tmp_path / "small"), to="huggingface", vocabulary="bytes")
+    _, found = convert.read(source)
+    wide = np.resize(found.params["token_embedder"]["embedding"], (384, 16))
+    params = found.params | {"token_embedder": {"embedding": wide}}
+    params["decoder"]["logits_dense"]["kernel"] = wide.T.copy()
+    config = weights.architecture(weights.shapes_of(params), "here")
+    huggingface.write(
+        str(tmp_path / "byt5"), weights.Weights(config, params, vocabulary=vocabulary_module.BYTES)
+    )
+    there = {path.name for path in (tmp_path / "byt5").iterdir()}
+    assert there == {"config.json", "model.safetensors", "tokenizer_config.json"}
+    convert.convert(str(tmp_path / "byt5"), str(tmp_path / "run"), to="t5scaling")
+    found = run_directory.vocabulary_of(str(tmp_path / "run"), None, 384)
+    assert found.size() == 384 and found.decode(found.encode("\u00e9")) == "\u00e9"
+    with pytest.raises(UserError, match=r"cannot read the vocabulary .*nothing"):
+        convert.convert(
+            source, str(tmp_path / "x"), to="t5scaling", vocabulary=f"{tmp_path}/nothing"
+        )
 
 
 TEXTS = (

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5scaling.model import loss
 from t5scaling.model.loss import cross_entropy, log_likelihood
 from t5scaling.training import sharding
 
@@ -92,7 +93,7 @@ def test_split_over_a_mesh(mesh_shape, tied, vocab):
     layout = sharding.make_layout(mesh_shape)
     axes = ("vocab", "embed") if tied else ("embed", "vocab")
 
-    def loss(hidden, kernel, targets, weights, split):
+    def total(hidden, kernel, targets, weights, split):
         return cross_entropy(
             hidden,
             kernel,
@@ -105,7 +106,7 @@ def test_split_over_a_mesh(mesh_shape, tied, vocab):
             split=split,
         )[0]
 
-    differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnames="split")
+    differentiate = jax.jit(jax.value_and_grad(total, argnums=(0, 1)), static_argnames="split")
     rows = sharding.batch_sharding(layout)
     arrays = [jax.device_put(x, rows) for x in (hidden, targets, weights)]
     with jax.default_matmul_precision("highest"):
@@ -177,6 +178,33 @@ def test_extreme_logits_stay_finite():
     loss, grad = jax.value_and_grad(_loss_of_logits)(logits, ones, ones, z_loss=0.0)
     assert float(loss) == pytest.approx(6e4)
     np.testing.assert_allclose(grad, [[[1.0, -1.0, 0.0]]])
+
+
+def test_the_shares_of_a_sequence_sum_to_one():
+    """Rows of 4, 1 and 0 target tokens; then packed: segments of 2 and 3 tokens, and of 1."""
+    weights = np.array([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    padded = [[0.25, 0.25, 0.25, 0.25, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(loss.shares_of_sequences(weights), np.float32(padded))
+    weights = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
+    segments = np.array([[1, 1, 2, 2, 2], [1, 0, 0, 0, 0]])
+    packed = [[0.5, 0.5, 1 / 3, 1 / 3, 1 / 3], [1, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(loss.shares_of_sequences(weights, segments), np.float32(packed))
+
+
+def test_the_gradient_may_weigh_positions_in_a_way_of_its_own():
+    hidden, kernel, targets, weights = _problem()
+    others = np.random.default_rng(1).random(weights.shape).astype(np.float32)
+
+    def gradient(weights, **options):
+        def total(hidden, kernel):
+            return cross_entropy(hidden, kernel, targets, weights, chunk_positions=5, **options)[0]
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(hidden, kernel)
+
+    value, got = gradient(weights, gradient_weights=others)
+    assert value == gradient(weights)[0]
+    for a, b in zip(got, gradient(others)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_log_likelihood_counts_weighted_positions_of_each_row():

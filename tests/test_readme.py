@@ -52,6 +52,7 @@ UNMATCHED = {"en_de": ("en", "fr"), "en_fr": ("en", "de"), "en_ro": ("en", "de")
 
 # What needs more than this machine: part of the command -> the test that runs its like.
 ELSEWHERE = {
+    "MODEL_DIR=t5_1_1_small": "test_interop.test_eval_takes_a_checkpoint_of_t5x_as_it_is",
     "--topology=v5e:": "test_plan.test_the_child_compiles_for_what_is_described",
     "--topology=h100": "test_plan_gpus.test_the_child_compiles_for_the_card",
     "--coordinator=": "test_distributed.test_two_processes_train_as_one_and_survive_a_kill",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -135,13 +136,16 @@ def test_rows_of_this_process():
     assert {s.data.shape for s in put.addressable_shards} == {(3, 2)}
 
 
-@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
-def test_microbatches_equal_the_whole_batch(dropout_rate):
-    """Rows with few and with many target tokens in different parts: tokens weigh, not rows; and a
-    row is dropped the same in each."""
+@pytest.mark.parametrize(
+    ("dropout_rate", "factor"),
+    [(0.0, "AVERAGE_PER_SEQUENCE"), (0.3, "NUM_REAL_TARGET_TOKENS")],
+)
+def test_microbatches_equal_the_whole_batch(dropout_rate, factor):
+    """Rows with few and with many target tokens in different parts: tokens weigh, or sequences, but
+    not parts; and a row is dropped the same in each."""
     layout = sharding.make_layout()
     batch = sharding.put_batch(_batch(8), layout)
-    objective = step.Objective(loss_normalizing_factor="target_tokens", chunk_positions=16)
+    objective = step.Objective(loss_normalizing_factor=factor, chunk_positions=16)
     params = step.jit_init(CONFIG, layout)(np.uint32(0)).params
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -155,6 +159,69 @@ def test_microbatches_equal_the_whole_batch(dropout_rate):
         parts = jax.device_get(gradients(microbatches, params, batch))
         for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
             assert np.linalg.norm(got - wanted) <= 1e-6 * np.linalg.norm(wanted)
+
+
+FACTORS = (None, 7.0, *step.NORMALIZERS)
+ONE_LAYER = dataclasses.replace(
+    CONFIG, num_encoder_layers=1, num_decoder_layers=1, scan_layers=False
+)
+
+
+def _losses(params, batch, segments):
+    """The loss divided by each of FACTORS, one sequence after the other."""
+    sides = {k: batch[k] for k in ("encoder_segment_ids", "decoder_segment_ids") if k in batch}
+    inputs = (batch["encoder_input_tokens"], batch["decoder_input_tokens"])
+    logits = network.Transformer(ONE_LAYER).apply({"params": params}, *inputs, **sides)
+    targets = batch["decoder_target_tokens"]
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    sequences = [
+        losses[row][mine]
+        for row in range(len(targets))
+        for segment in np.unique(segments[row])
+        if (mine := (segments[row] == segment) & (targets[row] > 0)).any()
+    ]
+    total = sum(map(jnp.sum, sequences))
+    of_sequences = sum(map(jnp.mean, sequences)) / len(sequences)
+    tokens = sum(map(len, sequences))
+    return jnp.stack(
+        [total, total / 7, total / tokens, total / targets.size, of_sequences]
+    ), total / tokens
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_loss_is_divided_by_what_t5x_divides_by(packed):
+    """Rows of 1 to 12 target tokens, one of them with none; or packed, two segments a row."""
+    batch, segments = _batch(8), np.ones((8, 12), np.int32)
+    batch["decoder_target_tokens"][3] = batch["decoder_loss_weights"][3] = 0
+    if packed:
+        segments = np.where(np.arange(12) < np.arange(2, 10)[:, None], 1, 2).astype(np.int32)
+        segments[batch["decoder_target_tokens"] == 0] = 0
+        halves = np.where(np.arange(16) < 7, 1, 2) * np.ones((8, 1), np.int32)
+        batch |= {"decoder_segment_ids": segments, "encoder_segment_ids": halves.astype(np.int32)}
+    layout = sharding.make_layout(devices=jax.devices()[:1])
+    params = step.jit_init(ONE_LAYER, layout)(np.uint32(0)).params
+
+    @jax.jit
+    def ours(params, batch):
+        return [
+            step.gradients(
+                params, batch, None, network.Transformer(ONE_LAYER),
+                step.Objective(z_loss=0.0, loss_normalizing_factor=factor), layout, 1,
+            )
+            for factor in FACTORS
+        ]  # fmt: skip
+
+    expected, mean = jax.jit(jax.jacrev(lambda p: _losses(p, batch, segments), has_aux=True))(
+        params
+    )
+    for number, (grads, total, _, tokens) in enumerate(jax.device_get(ours(params, batch))):
+        for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+            difference = np.linalg.norm(got - wanted[number])
+            assert difference <= 1e-5 * np.linalg.norm(wanted[number]), FACTORS[number]
+        # What is logged is in nats per target token all the same.
+        assert total / tokens == pytest.approx(float(mean), rel=1e-6)
+    with pytest.raises(UserError, match=r"is 'average'; expected None, a number > 0 or one of NUM"):
+        step.Objective(loss_normalizing_factor="average")
 
 
 def test_every_mesh_trains_the_same():
@@ -190,7 +257,10 @@ def print_losses():
         sharding.check(layout, CONFIG)
         split = jax.device_put(params, sharding.param_shardings(CONFIG, layout))
         state = step.jit_create(CONFIG, layout)(split)
-        train_step = step.jit_train_step(_plain(CONFIG), step.Objective(chunk_positions=7), layout)
+        objective = step.Objective(
+            loss_normalizing_factor="AVERAGE_PER_SEQUENCE", chunk_positions=7
+        )
+        train_step = step.jit_train_step(_plain(CONFIG), objective, layout)
         batch = sharding.put_batch(_batch(8), layout)
         losses[name] = []
         for _ in range(4):

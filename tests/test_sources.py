@@ -14,6 +14,7 @@ import tensorflow as tf  # noqa: E402
 from t5scaling import config  # noqa: E402
 from t5scaling.data import reading  # noqa: E402
 from t5scaling.data.examples import DataSpec  # noqa: E402
+from t5scaling.errors import UserError  # noqa: E402
 from t5scaling.training import loop  # noqa: E402
 from tasks import (  # noqa: E402
     definitions,
@@ -54,6 +55,58 @@ def _clean():
     yield
     if OWN in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(OWN)
+
+
+def test_slices_of_a_split_are_its_lines(tmp_path):
+    """Over files of 3, 0 and 4 lines; a broken one counts."""
+    for name, numbers in (("a", (0, 1, 2)), ("b", ()), ("c", (3, 4, 5, 6))):
+        write(tmp_path / f"{name}.tsv", ["source\ttarget\n", *(f"s{n}\tt{n}\n" for n in numbers)])
+    write(tmp_path / "c.tsv", ["source\ttarget\n", "s3\tt3\n", "broken\n", "s5\tt5\n", "s6\tt6\n"])
+    task = define({"train": str(tmp_path / "*.tsv")}, "tsv", source="source", target="target")
+
+    def numbers(split, **options):
+        return [int(source[1:]) for source, _ in rows(task, split, **options)]
+
+    for split, expected in {
+        "train": [0, 1, 2, 3, 5, 6],
+        "train[:3]": [0, 1, 2],
+        "train[2:4]": [2, 3],
+        "train[-2:]": [5, 6],
+        "train[:-5]": [0, 1],
+        "train[:]": [0, 1, 2, 3, 5, 6],
+        "train[:50%]": [0, 1, 2, 3],  # 3.5 lines
+        "train[50%:]": [5, 6],
+        "train[-14%:]": [6],
+        "train[5:100%]": [5, 6],
+    }.items():
+        assert numbers(split) == expected, split
+        assert split in task.splits
+    assert task.source.list_shards("train[:4]") == [
+        str(tmp_path / "a.tsv"),
+        str(tmp_path / "c.tsv"),
+    ]
+    assert numbers("train[:4]", shard_info=seqio.ShardInfo(1, 2)) == [3]
+    assert task.source.files("train[:1]") == task.source.files("train")
+    for split, words in {
+        "train[:1.5%]": r"no slice of a split; expected such as train\[:1000\], train\[:1%\] or",
+        "train[1]": "no slice", "train[:1%": "no slice", "train[:101%]": "no slice",
+        "train[:1%]+test": "no slice", "train[a:]": "no slice",
+        "train[:9]": "there are only 7 lines", "train[-8:]": "there are only 7 lines",
+        "train[3:3]": "has no lines; the whole has 7", "train[:1%]": "has no lines",
+        "train[-1%:]": "has no lines",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            numbers(split)
+    with pytest.raises(UserError, match=r"has no split 'test\[:1\]'; slices are"):
+        reading.find(DataSpec(OWN, "test[:1]", {"inputs": 9, "targets": 9}, modules=()))
+    seqio.MixtureRegistry.add("own_mixture", [(OWN, 1)])
+    try:  # which asks whether its tasks have the split
+        mixture = seqio.MixtureRegistry.get("own_mixture")
+        lengths = {"inputs": 9, "targets": 9}
+        found = mixture.get_dataset(lengths, "train[:2]", shuffle=False, num_epochs=1)
+        assert len(list(found)) == 2
+    finally:
+        seqio.MixtureRegistry.remove("own_mixture")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])

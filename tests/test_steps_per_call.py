@@ -174,7 +174,7 @@ def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
     }
     rates = np.linspace(0.1, 0.3, count, dtype=np.float32)
     new = np.arange(count) % 2 == 0
-    arguments = (model, step.Objective(loss_normalizing_factor="target_tokens"), layout)
+    arguments = (model, step.Objective(loss_normalizing_factor="NUM_REAL_TARGET_TOKENS"), layout)
     start = step.jit_init(model, layout)
 
     state, one_step = start(np.uint32(0)), step.jit_train_step(*arguments, microbatches)

@@ -95,6 +95,8 @@ def test_stock_t5x_trains_on_our_tasks(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "checkpoint_20").is_dir()
+    # It was measured on the validation split.
+    assert list((tmp_path / "run" / "training_eval").rglob("events.out.tfevents.*"))
     from t5scaling import convert
 
     convert.convert(str(tmp_path / "run"), str(tmp_path / "ours"), to="t5scaling")

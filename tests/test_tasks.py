@@ -1,7 +1,8 @@
 """The SeqIO tasks, read as anybody reads SeqIO tasks: with nothing of ours around them."""
 
-import importlib
+import importlib.util
 import itertools
+import lzma
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tensorflow as tf  # noqa: E402
 
 import tasks.registry  # noqa: E402
 from tasks import preprocessors, vocabularies  # noqa: E402
+from tests.conftest import REPOSITORY  # noqa: E402
 
 LENGTHS = {"inputs": 128, "targets": 64}
 EOS, FIRST_SENTINEL = 1, 8099
@@ -53,6 +55,23 @@ def test_every_language_has_its_tasks_and_mixtures():
             mixture = seqio.get_mixture_or_task(f"techdoc_span_en{english}_{other}{100 - english}")
             rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
             assert rates == {"techdoc_span_en": english, f"techdoc_span_{other}": 100 - english}
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "ro"])
+def test_pretraining_is_validated_on_the_validation_pairs(language):
+    """The validation split of span corruption is a copy of the cells that translation has; the
+    training split is the text that it was before there was one."""
+    path = f"{REPOSITORY}/tasks/corpus/build/validation_texts.py"
+    spec = importlib.util.spec_from_file_location("validation_texts", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with lzma.open(vocabularies.CORPUS / f"valid.{language}.jsonl.xz", "rt") as file:
+        assert file.read() == script.documents(language)
+    source = seqio.get_mixture_or_task(f"techdoc_span_{language}").source
+    (path,) = source.list_shards("train")
+    assert path == str(vocabularies.CORPUS / f"pretrain.{language}.jsonl.xz")
+    mixture = seqio.get_mixture_or_task("techdoc_span_en50_de50")
+    assert set(mixture.splits) == {"train", "validation"}
 
 
 @pytest.mark.parametrize("language", ["en", "de", "fr", "ro"])

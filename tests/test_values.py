@@ -54,6 +54,8 @@ WRONG = {
     ("finetune", "POOL"): ("0", "1.5", "''", "(1,)"),
     ("eval", "STEPS"): ("6", "lst", "(1.5,)", "None", "@decoding.Greedy()"),
     ("eval", "MIXTURE_OR_TASK_NAME"): ("1", "''", "(1,)", "None"),
+    ("eval", "EVAL_OUTPUT_DIR"): ("''", "200", "False"),
+    ("infer", "VOCABULARY_FILE"): ("''", "200", "False"),
     ("infer", "STEP"): ("lst", "1.5", "(1,)", "all", "None"),
     ("infer", "BEAM_SIZE"): ("2.5", "0", "four", "1_000_000"),
     ("infer", "BEAM_ALPHA"): ("x", "None", "(1,)"),

@@ -3,7 +3,8 @@
 An examples directory `<root>/<task>-<split>-<hash>/` is written once by `materialize` and holds
 
 - `dataset.json`: the spec that was asked for, counts and provenance (see `materialize`);
-- `vocabulary.model`: the SentencePiece model, without the sentinels;
+- `vocabulary.model`: the SentencePiece model, without the sentinels (or what says that tokens are
+  bytes, see `vocabulary`);
 - `part-00000-of-0000N.array_record`, ...: the records in order.
 
 A record is a msgpack map: `inputs` and `targets`, the tokens without padding as little-endian

@@ -101,9 +101,10 @@ def find(spec: DataSpec):
     tasks = tasks_of(provider)
     for task in tasks:
         if spec.split not in task.splits:
-            raise UserError(
-                f"task {task.name} has no split {spec.split!r}{nearest(spec.split, task.splits)}"
-            )
+            hint = nearest(spec.split, task.splits)
+            if "[" in spec.split:
+                hint = "; slices are of local files, and of TFDS named in a task's tfds_splits"
+            raise UserError(f"task {task.name} has no split {spec.split!r}{hint}")
     task_names = [task.name for task in tasks]
     for name, passes in (spec.passes or {}).items():
         if name not in task_names:
@@ -149,30 +150,18 @@ def rate_of(provider, task) -> float:
 
 
 def read_vocabulary(provider) -> tuple[bytes, dict]:
-    """The SentencePiece model's bytes, and what dataset.json says of it."""
+    """The contents of the vocabulary's file, and what dataset.json says of it."""
     seqio = import_seqio()
-    import tensorflow as tf
-
     found = provider.output_features["inputs"].vocabulary
-    if (
-        not isinstance(found, seqio.SentencePieceVocabulary)
-        or found != provider.output_features["targets"].vocabulary
-    ):
+    known = isinstance(found, seqio.SentencePieceVocabulary | seqio.ByteVocabulary)
+    if not known or found != provider.output_features["targets"].vocabulary:
         raise UserError(
-            f"{provider.name} must use one SentencePieceVocabulary for inputs and targets"
+            f"{provider.name} must use one SentencePieceVocabulary or ByteVocabulary for inputs "
+            "and targets"
         )
-    file = found.sentencepiece_model_file
-    try:
-        content = tf.io.gfile.GFile(file, "rb").read()
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
-        vocabulary.check(pieces, f"the vocabulary {file} of {provider.name}")
-    except (OSError, tf.errors.OpError, RuntimeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"cannot read the vocabulary {file} of {provider.name} ({first[:200]}): name a local "
-            "copy as 'vocabulary' in the task's definition, as gin/tasks shows"
-        ) from None
-    inside = pieces.get_piece_size() - vocabulary.text_pieces(pieces)
+    content, inside = vocabulary.BYTES, 0
+    if isinstance(found, seqio.SentencePieceVocabulary):
+        content, inside = _read_model(found.sentencepiece_model_file, provider.name)
     return content, {
         "sha256": hashlib.sha256(content).hexdigest(),
         "size": found.vocab_size,
@@ -180,6 +169,23 @@ def read_vocabulary(provider) -> tuple[bytes, dict]:
         "sentinels": found.extra_ids or inside,
         "eos_id": found.eos_id,
     }
+
+
+def _read_model(file: str, name: str) -> tuple[bytes, int]:
+    """A SentencePiece model's bytes, and how many of its pieces are sentinels."""
+    import tensorflow as tf
+
+    try:
+        content = tf.io.gfile.GFile(file, "rb").read()
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
+        vocabulary.check(pieces, f"the vocabulary {file} of {name}")
+    except (OSError, tf.errors.OpError, RuntimeError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"cannot read the vocabulary {file} of {name} ({first[:200]}): name a local "
+            "copy as 'vocabulary' in the task's definition, as gin/tasks shows"
+        ) from None
+    return content, pieces.get_piece_size() - vocabulary.text_pieces(pieces)
 
 
 def fingerprint(provider) -> str:
@@ -211,7 +217,8 @@ def made_from(provider, spec: DataSpec) -> dict:
                 files += task.source.files(spec.split)
             else:
                 files += filter(os.path.isfile, task.source.list_shards(spec.split))
-    model = provider.output_features["inputs"].vocabulary.sentencepiece_model_file
+    found = provider.output_features["inputs"].vocabulary
+    model = getattr(found, "sentencepiece_model_file", "")  # bytes need none
     return provenance.describe(spec.code_modules, patterns, files, model)
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import sentencepiece
@@ -13,6 +14,9 @@ from t5scaling import storage
 from t5scaling.errors import UserError
 
 SENTINELS = 100  # that come after the pieces of a model without any of its own
+BYTES = b"bytes of UTF-8\n"  # the file of the vocabulary that needs no model
+BYTE_SENTINELS = 125  # of ByT5's: with them its 3 + 256 tokens are 384
+_FIRST_BYTE = 3  # after padding, end of sequence and the unknown token
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 _HOW_TO_MAKE_ONE = (
     "train one by `spm_train --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1 --byte_fallback "
@@ -47,12 +51,39 @@ def text_pieces(pieces: sentencepiece.SentencePieceProcessor) -> int:
     return count
 
 
+class Bytes:
+    """ByT5's vocabulary, seqio.ByteVocabulary, by the names of SentencePieceProcessor.
+
+    Token 3 is byte 0, token 258 byte 255. Sentinels come after them; in a text they are bytes like
+    all others, and a sentinel that a model generates is no text, nor are bytes that are no UTF-8.
+    """
+
+    def __init__(self, extra_ids: int = BYTE_SENTINELS):
+        self._size = _FIRST_BYTE + 256 + extra_ids
+
+    def get_piece_size(self) -> int:
+        return self._size
+
+    def eos_id(self) -> int:
+        return 1
+
+    def unk_id(self) -> int:
+        return 2
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + _FIRST_BYTE for byte in text.encode()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        found = bytes(i - _FIRST_BYTE for i in ids if _FIRST_BYTE <= i < _FIRST_BYTE + 256)
+        return found.decode(errors="ignore")
+
+
 class Vocabulary:
-    """A SentencePiece model as SeqIO uses it.
+    """A SentencePiece model, or the bytes of UTF-8, as SeqIO uses them.
 
     Sentinels, <extra_id_0> and so on, may be pieces of the model, its last ones, as in mC4's, or
     come after them. In a text each is one token either way, and a sentinel that a model generates
-    is text again.
+    is text again. A file that holds `BYTES` stands for the vocabulary `Bytes`.
 
     Attributes:
         path: the model's file.
@@ -63,23 +94,20 @@ class Vocabulary:
     """
 
     def __init__(self, path: str | os.PathLike, extra_ids: int | None = None):
-        """`extra_ids`: how many sentinels come after the pieces; None for SENTINELS of them, or
-        none where the model has its own."""
+        """`path`: of a SentencePiece model; or "bytes".
+        `extra_ids`: how many sentinels come after the pieces; None for SENTINELS of them, or
+        none where the model has its own, or BYTE_SENTINELS after bytes."""
         self.path = storage.path(path)
         try:
-            content = storage.content_of(self.path)
+            content = BYTES if path == "bytes" else storage.content_of(self.path)
         except OSError as error:
             raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from None
-        try:
-            pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except RuntimeError:
-            raise UserError(f"{path} is no SentencePiece model") from None
-        check(pieces, f"the vocabulary {path}")
-        if extra_ids is None:
-            extra_ids = 0 if text_pieces(pieces) < pieces.get_piece_size() else SENTINELS
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.eos_id = pieces.eos_id()
-        self._pieces = _with_sentinels(content, extra_ids)
+        if content == BYTES:
+            self._pieces = Bytes(BYTE_SENTINELS if extra_ids is None else extra_ids)
+        else:
+            self._pieces = _sentencepiece(content, extra_ids, path)
+        self.eos_id = self._pieces.eos_id()
 
     def size(self) -> int:
         """How many pieces the model has: tokens of text, and sentinels that are pieces of it."""
@@ -100,6 +128,19 @@ class Vocabulary:
             ids = ids[: ids.index(self.eos_id)]
         size, unknown = self._pieces.get_piece_size(), self._pieces.unk_id()
         return self._pieces.decode([i if i < size else unknown for i in ids if i > 0])
+
+
+def _sentencepiece(
+    content: bytes, extra_ids: int | None, path: str | os.PathLike
+) -> sentencepiece.SentencePieceProcessor:
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
+        raise UserError(f"{path} is no SentencePiece model") from None
+    check(pieces, f"the vocabulary {path}")
+    if extra_ids is None:
+        extra_ids = 0 if text_pieces(pieces) < pieces.get_piece_size() else SENTINELS
+    return _with_sentinels(content, extra_ids)
 
 
 @functools.lru_cache(maxsize=4)

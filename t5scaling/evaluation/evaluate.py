@@ -312,17 +312,19 @@ def evaluate_checkpoints(
     evaluators: Sequence[Evaluation],
     model: network.T5Config | None = None,
     steps: Sequence[values.NonNegative] | Literal["last", "all"] = "last",
+    output_dir: values.Path | None = None,
     mesh_shape: values.MeshShape | None = None,
     rules: sharding.Rules | None = None,
     progress: tracker.Progress | None = None,
 ) -> None:
-    """Evaluates checkpoints of a run, finished or not; the results go to `<model_dir>/eval.jsonl`.
+    """Evaluates checkpoints of a run, finished or not; the results go to `<output_dir>/eval.jsonl`.
 
     Args:
-        model_dir: the run directory.
+        model_dir: the run directory; or a model directory of T5X, or one of its checkpoints.
         evaluators: what to measure.
-        model: its architecture; None for what the run itself says.
+        model: its architecture; None for what the run itself says, which T5X's do not.
         steps: "last", "all", or a list of steps.
+        output_dir: where the results go; None for the run directory. Nothing is written in T5X's.
         mesh_shape, rules: as of `training.loop.train`.
         progress: called with (evaluations done, in all, note); a progress bar if None.
 
@@ -337,21 +339,29 @@ def evaluate_checkpoints(
                 model=model,
                 evaluators=evaluators,
                 steps=steps,
+                output_dir=output_dir,
                 mesh_shape=mesh_shape,
                 rules=rules,
                 progress=bar,
             )
         return
-    wanted = checkpoint.choose(model_dir, steps)
-    if distributed.is_main():  # another user's run: better now than after all is measured
-        storage.check_writable(model_dir)
-        storage.check_writable(storage.path(model_dir) / "inference_eval")
+    wanted = checkpoint.choose(model_dir, steps, of_t5x=True)
+    if output_dir is None:
+        if not checkpoint.is_run(model_dir):
+            raise UserError(
+                f"{model_dir} is of T5X, and nothing is written there: set EVAL_OUTPUT_DIR to the "
+                "directory for the results"
+            )
+        output_dir = model_dir
     model = run_directory.model_of(model_dir, model)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
     abstract = step.abstract_params(model, layout)
     for _, path in wanted:
         checkpoint.check_params(path, abstract)
+    if distributed.is_main():  # another user's run: better now than after all is measured
+        storage.check_writable(output_dir)
+        storage.check_writable(storage.path(output_dir) / "inference_eval")
     contents = []
     for evaluator in evaluators:
         evaluator.check_settings(layout)
@@ -360,14 +370,14 @@ def evaluate_checkpoints(
         run_directory.check_vocabulary(model_dir, examples, model.vocab_size)
         evaluator.check_data(examples, model)
         contents.append(examples.meta["content_sha256"])
-    log = _Lines(model_dir)
+    log = _Lines(output_dir)
     agreement.check(
         {
             f"checkpoint of {model_dir} to evaluate": [
                 f"step {at}, saved at {storage.modified_ns(path)}" for at, path in wanted
             ],
             "content of examples": contents,
-            f"line in {model_dir}/eval.jsonl": list(map(json.dumps, log.lines)),
+            f"line in {output_dir}/eval.jsonl": list(map(json.dumps, log.lines)),
         }
     )
     lines, total = [], len(wanted) * len(evaluators)
@@ -388,7 +398,7 @@ def evaluate_checkpoints(
                     params,
                     config=model,
                     layout=layout,
-                    model_dir=model_dir,
+                    model_dir=output_dir,
                     step=wanted_step,
                     note=lambda text: progress(len(lines), total, text),
                 )
@@ -401,14 +411,14 @@ def evaluate_checkpoints(
 
 
 class _Lines:
-    """`<model_dir>/eval.jsonl`: a line for each checkpoint, test set and way to measure.
+    """`<output_dir>/eval.jsonl`: a line for each checkpoint, test set and way to measure.
 
     What is there is not measured again, so that a long evaluation can be killed and started
     again. Lines without one of their metrics, and those of a checkpoint that was saved anew, are.
     """
 
-    def __init__(self, model_dir: str):
-        self._path = storage.path(model_dir) / "eval.jsonl"
+    def __init__(self, output_dir: str):
+        self._path = storage.path(output_dir) / "eval.jsonl"
         fields = {"step": COUNT, "saved": NUMBER, "evaluation": NAME, "task": NAME, "split": NAME}
         self.lines = _read_lines(self._path, fields)
 

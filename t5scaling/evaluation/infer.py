@@ -32,6 +32,7 @@ def infer(
     output_file: values.Path,
     decoder: Decoder,
     model: network.T5Config | None = None,
+    vocabulary_file: values.Path | None = None,
     prompt: str = "",
     step: values.NonNegative | Literal["last"] = "last",
     input_length: values.Length = 256,
@@ -45,11 +46,12 @@ def infer(
     """Answers every line of `input_file`, UTF-8 text.
 
     Args:
-        model_dir: the run directory.
+        model_dir: the run directory; or a model directory of T5X, or one of its checkpoints.
         output_file: `.jsonl` gives {"input", "prediction", "score"} a line, any other name plain
             text. An empty line gets an empty answer.
         decoder: how text is generated.
-        model: the run's architecture; None for what the run itself says.
+        model: the run's architecture; None for what the run itself says, which T5X's do not.
+        vocabulary_file: for a checkpoint of T5X, which has none: a SentencePiece model, or "bytes".
         prompt: what stands before each line, as in training: "translate English to German: ".
         step: of the checkpoint, or "last".
         input_length: tokens of a line and its prompt that are read; longer ones are cut, counted
@@ -71,9 +73,10 @@ def infer(
             bar = tracker.console_progress("infer", shown=distributed.is_main())
             progress = stack.enter_context(bar)
         sha256, total = _scan(input_file)
-        [(found_step, path)] = checkpoint.choose(model_dir, [step] if step != "last" else step)
+        chosen = [step] if step != "last" else step
+        [(found_step, path)] = checkpoint.choose(model_dir, chosen, of_t5x=True)
         model = run_directory.model_of(model_dir, model)
-        vocabulary = run_directory.vocabulary_of(model_dir)
+        vocabulary = run_directory.vocabulary_of(model_dir, vocabulary_file, model.vocab_size)
         made_from = {
             "input_sha256": sha256,
             "lines": total,
@@ -87,6 +90,8 @@ def infer(
             "max_decode_len": max_decode_len,
             "version": __version__,
         }
+        if vocabulary_file is not None:
+            made_from["vocabulary_sha256"] = vocabulary.sha256
         output = _Output(output_file, made_from)
         agreement.check({f"record of {output_file}": output.facts()})
         if output.is_finished():

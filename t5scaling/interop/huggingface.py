@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from t5scaling import storage
+from t5scaling.data.vocabulary import BYTES
 from t5scaling.errors import UserError, first_line
 from t5scaling.interop import tokenizer
 from t5scaling.interop.weights import (
@@ -78,10 +79,22 @@ def read(path: str) -> Weights:
     params = unflatten({p: np.ascontiguousarray(leaf) for p, leaf in leaves.items()})
     config = architecture(shapes_of(params), path, mlp_activations=activations)
     _check_sizes(settings, config, path)
-    vocabulary = folder / VOCABULARY
-    content = vocabulary.read_bytes() if vocabulary.is_file() else None
+    content = _read_vocabulary(path)
     left_out = () if content else (f"the tokenizer: the folder has no {VOCABULARY}",)
     return Weights(config, params, vocabulary=content, left_out=left_out)
+
+
+def _read_vocabulary(path: str) -> bytes | None:
+    """The SentencePiece model, or BYTES for ByT5's tokenizer; None if there is neither."""
+    folder = storage.path(path)
+    if (folder / VOCABULARY).is_file():
+        return (folder / VOCABULARY).read_bytes()
+    try:
+        settings = json.loads((folder / tokenizer.SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    named = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    return BYTES if named == tokenizer.BYTE_TOKENIZER else None
 
 
 def _check_settings(settings: Mapping[str, Any], path: str) -> tuple[str, ...]:
@@ -258,7 +271,8 @@ def write(path: str, weights: Weights) -> None:
     (folder / WEIGHTS).write_bytes(content)
     (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     if weights.vocabulary is not None:
-        (folder / VOCABULARY).write_bytes(weights.vocabulary)
+        if weights.vocabulary != BYTES:
+            (folder / VOCABULARY).write_bytes(weights.vocabulary)
         for name, text in tokenizer.files(weights.vocabulary).items():
             (folder / name).write_text(text, encoding="utf-8")
 

@@ -8,6 +8,11 @@ legacy  checkpoint_<step>/checkpoint is msgpack, {"version", "optimizer": {"stat
         checkpoints are of this kind.
 Orbax   checkpoint_<step>/state holds the tree {"state": {"step", "param_states"}, "target"}.
 
+In either the layers may be scanned, as scalable_t5's are: encoder/encoder/mlp/wo/kernel (M, L, E)
+has those of all L layers along its second axis, and the attention's have heads and their dimensions
+apart, (E, L, H, D) and out (H, L, D, E). They are read one by one. The relative position biases are
+of each layer; where all are alike, as in a T5 brought into this form, it is a T5.
+
 What is written is the legacy file with every leaf inside it, which T5X restores in both of its
 modes. T5X then wants the optimizer's slots too: m, v, v_row and v_col of every parameter; those not
 in use are zeros of shape (1,).
@@ -15,7 +20,7 @@ in use are zeros of shape (1,).
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -37,6 +42,9 @@ FILE, ITEM = "checkpoint", "state"
 VERSION = 3
 SLOTS = ("m", "v", "v_row", "v_col")
 SECOND_MOMENTS = SLOTS[1:]
+_NAME = re.compile(r"checkpoint_(\d+)")
+_SCANNED = re.compile(r"(encoder|decoder)/\1/")
+_BIAS = "relpos_bias/rel_embedding"
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
@@ -45,16 +53,30 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     return (folder / FILE).is_file() or (folder / ITEM / "_METADATA").is_file()
 
 
+def checkpoints(path: str | os.PathLike) -> dict[int, str]:
+    """Step -> path of the checkpoints in a model directory of T5X; or of `path`, if it is one."""
+    folder = storage.path(path)
+    if is_checkpoint(path):
+        named = _NAME.fullmatch(folder.name)
+        return {int(named[1]) if named else _step_of(str(path)): str(path)}
+    return {
+        int(named[1]): os.path.join(path, child.name)
+        for child in (folder.iterdir() if folder.is_dir() else ())
+        if (named := _NAME.fullmatch(child.name)) and is_checkpoint(child)
+    }
+
+
 def shapes(path: str) -> dict[str, tuple[int, ...]]:
     """Path and shape of every parameter. Reads no array that lies in a file of its own.
 
     Raises UserError as `read`.
     """
     if (storage.path(path) / FILE).is_file():
-        target = _legacy_tree(path)["target"]
-        return {name: tuple(np.shape(leaf)) for name, leaf in _flat_specifications(target)}
-    tree = _orbax_metadata(path)
-    return {name: tuple(leaf.shape) for name, leaf in flatten(tree["target"])}
+        leaves = dict(_flat_specifications(_legacy_tree(path)["target"]))
+    else:
+        target = _orbax_metadata(path)["target"]
+        leaves = {name: _of_shape(leaf.shape) for name, leaf in flatten(target)}
+    return {name: np.shape(leaf) for name, leaf in _each_layer(leaves, path).items()}
 
 
 def read(path: str) -> Weights:
@@ -66,18 +88,58 @@ def read(path: str) -> Weights:
         step, target, states = _read_legacy(path)
     else:
         step, target, states = _read_orbax(path)
-    if any(re.match(r"(encoder|decoder)/(encoder|decoder|layers)/", p) for p, _ in flatten(target)):
-        raise UserError(
-            f"{path} is a checkpoint of T5X's scanned layers (scalable_t5), which cannot be read; "
-            "expected one of its unrolled T5"
-        )
-    params = unflatten({p: as_float32(p, leaf, path) for p, leaf in flatten(target)})
+    leaves = {p: as_float32(p, leaf, path) for p, leaf in flatten(target)}
+    params = unflatten(_each_layer(leaves, path))
     config = architecture(shapes_of(params), path)
+    if any(map(_SCANNED.match, leaves)):
+        left_out = ("the optimizer's moments, which T5X factors otherwise for scanned layers",)
+        return Weights(config, params, step, left_out=left_out)
     slots = {p: np.asarray(leaf) for p, leaf in flatten(states)}
     used = {p: leaf.astype(np.float32) for p, leaf in slots.items() if leaf.shape != (1,)}
     moments = {p: leaf for p, leaf in used.items() if p.endswith(SECOND_MOMENTS)}
     left_out = ("Adafactor's momentum, which is not used here",) if len(moments) < len(used) else ()
     return Weights(config, params, step, unflatten(moments) or None, left_out=left_out)
+
+
+def _each_layer(leaves: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The leaves, with one for each layer in place of one for all."""
+    found: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        scanned = _SCANNED.match(name)
+        if scanned is None:
+            found[name] = leaf
+            continue
+        stack, rest = scanned[1], name[scanned.end() :]
+        count = np.shape(leaf)[1] if np.ndim(leaf) > 1 else 0
+        layers = [_join_heads(leaf[:, i], rest) for i in range(count)]
+        if not layers:
+            raise UserError(
+                f"{path}: parameter {name} has shape {np.shape(leaf)}: no scanned layers"
+            )
+        if rest != _BIAS:
+            found |= {f"{stack}/layers_{i}/{rest}": layer for i, layer in enumerate(layers)}
+        elif all(np.array_equal(layer, layers[0]) for layer in layers):
+            found[f"{stack}/{_BIAS}"] = layers[0]
+        else:
+            raise UserError(
+                f"{path} has relative position biases of its own in every layer of the {stack}, as "
+                "umT5; this model shares one in a stack"
+            )
+    return found
+
+
+def _join_heads(kernel: np.ndarray, name: str) -> np.ndarray:
+    """(E, H*D) of (E, H, D), or (H*D, E) of (H, D, E); all else as it is."""
+    if kernel.ndim != 3:
+        return kernel
+    first, middle, last = kernel.shape
+    shape = (first * middle, last) if name.endswith("/out/kernel") else (first, middle * last)
+    return kernel.reshape(shape) if any(kernel.strides) else _of_shape(shape)
+
+
+def _of_shape(shape: Sequence[int]) -> np.ndarray:
+    """An array that takes no memory."""
+    return np.broadcast_to(np.float32(0), tuple(shape))
 
 
 def _legacy_tree(path: str) -> Tree:
@@ -102,7 +164,7 @@ def _flat_specifications(tree: Mapping[str, Any], prefix: str = "") -> Iterator[
             yield name, value
         elif "kvstore" in value or "base" in value:
             shape = value.get("base", value).get("metadata", {}).get("shape", ())
-            yield name, np.broadcast_to(np.float32(0), shape)
+            yield name, _of_shape(shape)
         else:
             yield from _flat_specifications(value, name)
 
@@ -163,6 +225,12 @@ def _step(state: Mapping[str, Any], path: str) -> int:
     if step.dtype.kind not in "iu" or step.size != 1:
         raise UserError(f"{path} is damaged: it does not say which step it is of")
     return int(step.item())
+
+
+def _step_of(path: str) -> int:
+    """Of a checkpoint whose folder does not say it."""
+    legacy = (storage.path(path) / FILE).is_file()
+    return _step(_legacy_tree(path).get("state") or {}, path) if legacy else _read_orbax(path)[0]
 
 
 def _orbax_metadata(path: str) -> Tree:

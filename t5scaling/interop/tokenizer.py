@@ -1,4 +1,4 @@
-"""A SentencePiece model as the files that Hugging Face's `AutoTokenizer` loads, with the same ids.
+"""A vocabulary as the files that Hugging Face's `AutoTokenizer` loads, with the same ids.
 
 From `spiece.model` alone transformers builds a tokenizer without byte fallback, which splits rare
 characters otherwise. `tokenizer.json` states everything: pieces and scores, the normaliser's
@@ -12,9 +12,11 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
+from t5scaling.data.vocabulary import BYTE_SENTINELS, BYTES
 from t5scaling.errors import UserError
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+BYTE_TOKENIZER = "ByT5Tokenizer"
 SENTINELS = 100  # after the pieces, of a model that has none of its own; SeqIO's number
 _SPACE = "▁"
 _UNIGRAM, _BPE = 1, 2
@@ -22,11 +24,17 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
 
 def files(vocabulary: bytes) -> dict[str, str]:
-    """{name of a file: its text} for a SentencePiece model's bytes.
+    """{name of a file: its text} for a SentencePiece model's bytes, or `BYTES`.
+
+    Of bytes, text and the end of sequence have the same ids; transformers numbers the sentinels the
+    other way round, <extra_id_0> being 259.
 
     Raises UserError for a model that is neither of the unigram kind nor escapes spaces as all T5s'
     do: those can only be loaded from `spiece.model`.
     """
+    if vocabulary == BYTES:
+        settings = {"tokenizer_class": BYTE_TOKENIZER, "extra_ids": BYTE_SENTINELS}
+        return {SETTINGS: json.dumps(settings, indent=2) + "\n"}
     model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     if trained.model_type != _UNIGRAM:

@@ -30,7 +30,8 @@ class Weights:
         step: training steps done.
         moments: Adafactor's second moments, a tree like `params` whose leaves are {"v"} or
             {"v_row", "v_col"}, float32; None where they are not known.
-        vocabulary: bytes of the SentencePiece model; None where the source has none.
+        vocabulary: contents of the vocabulary's file (`data.vocabulary`); None where the source
+            has none.
         left_out: sentences about what the source holds and this does not.
     """
 

@@ -77,6 +77,7 @@ def cross_entropy(
     tied=False,
     chunk_positions=None,
     split=None,
+    gradient_weights=None,
 ):
     """Sums over the weighted positions of a batch.
 
@@ -94,6 +95,8 @@ def cross_entropy(
       chunk_positions: positions a device takes at a time, by default `positions_at_a_time` of the
         device; the sums do not depend on it but for rounding.
       split: how the arrays are split over a mesh; None on one device.
+      gradient_weights: (B, T) weight of each position in the gradient, if it is not `weights`:
+        what is learned may weigh tokens in another way than what is measured.
 
     Returns:
       (total, z_loss_part, weight_sum), float32 scalars: `total` includes the z-loss and is what is
@@ -104,7 +107,8 @@ def cross_entropy(
         chunk_positions = positions_at_a_time(placement().platform, vocab_size)
     settings = _Settings(z_loss, label_smoothing, tied, chunk_positions, split)
     weights = weights.astype(jnp.float32)
-    total, z_part = _sums(hidden, kernel, targets, weights, settings)
+    both = (weights, weights if gradient_weights is None else gradient_weights)
+    total, z_part = _sums(hidden, kernel, targets, both, settings)
     return total, jax.lax.stop_gradient(z_part), jnp.sum(weights)
 
 
@@ -161,7 +165,7 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
     def bring_together(x):
         return jax.lax.all_gather(x, shared, axis=0, tiled=True) if shared else x
 
-    hidden, targets, weights = (bring_together(x) for x in (hidden, targets, weights))
+    hidden, targets, weights = jax.tree.map(bring_together, (hidden, targets, weights))
     positions = targets.size
     chunks = -(-positions // at_a_time)
     size = -(-positions // chunks)
@@ -182,7 +186,7 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
 
     zero = jnp.zeros((), jnp.float32)
     start = ((zero, zero), jnp.zeros(kernel.shape, jnp.float32) if with_gradients else None)
-    parts = (split(hidden), split(targets), split(weights))
+    parts = jax.tree.map(split, (hidden, targets, weights))
     if chunks == 1:
         ((totals, dkernel), dhidden) = one(start, jax.tree.map(lambda x: x[0], parts))
     else:
@@ -198,8 +202,9 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
     return totals, (dhidden.astype(hidden.dtype), dkernel.astype(kernel_dtype))
 
 
-def _chunk(hidden_CxE, targets_C, weights_C, kernel, settings, with_gradients):
+def _chunk(hidden_CxE, targets_C, both_weights_C, kernel, settings, with_gradients):
     """One chunk's ((total, z part), (gradient by hidden (C, E) float32, by kernel) or None)."""
+    weights_C, gradient_weights_C = both_weights_C
     vocab_axis, embed_axis = (0, 1) if settings.tied else (1, 0)
     axes = settings.split.vocab if settings.split else ()
     local_vocab = kernel.shape[vocab_axis]
@@ -240,9 +245,11 @@ def _chunk(hidden_CxE, targets_C, weights_C, kernel, settings, with_gradients):
         return sums, None
 
     # The scalars of a position are combined first: one multiply-subtract per logit.
-    scale_C = weights_C * (1.0 + 2.0 * settings.z_loss * log_z_C) / normaliser_C
+    scale_C = gradient_weights_C * (1.0 + 2.0 * settings.z_loss * log_z_C) / normaliser_C
     at_label = jax.lax.broadcasted_iota(jnp.int32, logits_CxV.shape, 1) == label_C[:, None]
-    label_part = jnp.where(at_label, (on * weights_C)[:, None], (off * weights_C)[:, None])
+    label_part = jnp.where(
+        at_label, (on * gradient_weights_C)[:, None], (off * gradient_weights_C)[:, None]
+    )
     dlogits_CxV = (exp_CxV * scale_C[:, None] - label_part).astype(hidden_CxE.dtype)
     dhidden_CxE = product(dlogits_CxV, kernel, 1, vocab_axis)
     operands = (dlogits_CxV, hidden_CxE) if settings.tied else (hidden_CxE, dlogits_CxV)
@@ -255,6 +262,21 @@ def _smoothing(label_smoothing, vocab_size):
     off = label_smoothing / (vocab_size - 1)
     entropy = -(on * math.log(on) + (vocab_size - 1) * off * math.log(off + 1e-20))
     return on, off, entropy
+
+
+def shares_of_sequences(weights, segment_ids=None):
+    """Each position's weight as a share of its sequence's, (B, T) float32: 0 where it has none.
+
+    The shares of a sequence with targets sum to 1, however long it is. A sequence is a row or, of a
+    packed row, a segment. weights (B, T); segment_ids (B, T) int32.
+    """
+    weights = weights.astype(jnp.float32)
+    if segment_ids is None:
+        sums = jnp.sum(weights, axis=1, keepdims=True)
+    else:  # a comparison of all pairs, whose sum has a fixed order on every device
+        same_BxTxT = segment_ids[:, :, None] == segment_ids[:, None, :]
+        sums = jnp.sum(jnp.where(same_BxTxT, weights[:, None, :], 0.0), axis=2)
+    return jnp.where(weights > 0, weights / jnp.where(sums > 0, sums, 1.0), 0.0)
 
 
 def log_likelihood(logits, targets, weights):

@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from t5scaling import storage
 from t5scaling.errors import UserError, first_line
-from t5scaling.interop import t5x, weights
+from t5scaling.interop import huggingface, t5x, weights
 from t5scaling.model import stacking
 from t5scaling.training import agreement, digests, distributed
 
@@ -27,22 +27,34 @@ _OF_DISKS = (
 PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 
 
-def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
+def is_run(model_dir: str) -> bool:
+    """Whether this is a run directory of this program."""
+    return (storage.path(model_dir) / "checkpoints").is_dir()
+
+
+def choose(
+    model_dir: str, steps: Sequence[int] | str, of_t5x: bool = False
+) -> list[tuple[int, str]]:
     """(step, path) of the checkpoints of a run, which may still be training.
 
-    `steps`: "last", "all", or a list. Raises UserError if there is no run or no such step.
+    `steps`: "last", "all", or a list. `of_t5x`: whether `model_dir` may be a model directory of
+    T5X, or one of its checkpoints. Raises UserError if there is no run or no such step.
     """
     storage.check_fit(model_dir, "MODEL_DIR")
     folder = storage.path(model_dir) / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{model_dir} is no run directory: it has no checkpoints")
-    there = sorted(
-        int(name[1])
-        for path in folder.iterdir()
-        if (name := re.fullmatch(rf"{PREFIX}_(\d+)", path.name)) and _is_whole(path)
-    )
-    if not there:
-        raise UserError(f"{model_dir} has no checkpoint yet")
+    if is_run(model_dir):
+        paths = {
+            int(name[1]): str(path)
+            for path in folder.iterdir()
+            if (name := re.fullmatch(rf"{PREFIX}_(\d+)", path.name)) and _is_whole(path)
+        }
+        if not paths:
+            raise UserError(f"{model_dir} has no checkpoint yet")
+    else:
+        paths = t5x.checkpoints(model_dir) if of_t5x else {}
+        if not paths:
+            raise UserError(_no_run(model_dir, of_t5x))
+    there = sorted(paths)
     if isinstance(steps, str) and steps not in ("last", "all"):
         raise UserError(f"steps is {steps!r}; expected 'last', 'all' or a list of steps")
     wanted = there[-1:] if steps == "last" else there if steps == "all" else list(steps)
@@ -51,7 +63,24 @@ def choose(model_dir: str, steps: Sequence[int] | str) -> list[tuple[int, str]]:
             raise UserError(
                 f"{model_dir} has no checkpoint of step {step}; there: {', '.join(map(str, there))}"
             )
-    return [(step, str(folder / f"{PREFIX}_{step}")) for step in wanted]
+    return [(step, paths[step]) for step in wanted]
+
+
+def _no_run(model_dir: str, of_t5x: bool) -> str:
+    said = f"{model_dir} is no run directory: it has no checkpoints"
+    if of_t5x:
+        said += ", of this program or of T5X"
+    return f"{said}; {_what_there_is(model_dir)}"
+
+
+def _what_there_is(path: str) -> str:
+    folder = storage.path(path)
+    if not folder.is_dir():
+        return f"{path} is a file" if folder.exists() else f"there is no {path}"
+    if huggingface.is_checkpoint(path):
+        return "it is a model of Hugging Face: run.py convert makes a run directory of it"
+    names = sorted(child.name for child in folder.iterdir())
+    return f"there: {', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}"
 
 
 def newest_step(model_dir: str) -> int:
@@ -280,8 +309,13 @@ def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
     if not (directory.exists() and _is_whole(directory)):
         there = sorted(p.name for p in directory.parent.glob(f"{PREFIX}_*") if _is_whole(p))
         raise UserError(f"no checkpoint at {path}; there: {', '.join(there) if there else 'none'}")
+    of_t5x = t5x.is_checkpoint(path)
+    if not (of_t5x or (directory / "default").exists()):
+        raise UserError(
+            f"{path} is no checkpoint, of this program or of T5X; {_what_there_is(path)}"
+        )
     try:
-        if t5x.is_checkpoint(path):
+        if of_t5x:
             shapes = t5x.shapes(path)
             stored = weights.unflatten(
                 {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
@@ -397,5 +431,6 @@ def _not_saved(directory: Any, reason: str) -> UserError:
 
 def _is_whole(path: storage.AnyPath) -> bool:
     """Orbax gives a checkpoint its name when it is whole; in a bucket, where nothing is renamed,
-    its objects have their names from the start and a last one says so."""
-    return not storage.in_bucket(path) or (path / "commit_success.txt").exists()
+    its objects have their names from the start and a last one says so, or T5X's older file."""
+    last = (path / "commit_success.txt", path / t5x.FILE)
+    return not storage.in_bucket(path) or any(map(storage.exists, last))

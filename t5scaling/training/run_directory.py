@@ -4,7 +4,7 @@ config.gin        every gin binding of the run; `run.py train --gin_file=.../con
 run.json          its place in a study, if it has one
 model.json        the architecture (`T5Config`), which eval, infer and finetuning go by
 start.json        what it started from: the checkpoint's path, and what its parameters were
-vocabulary.model  the SentencePiece model that its tokens come from
+vocabulary.model  the SentencePiece model of its tokens, or what says that they are bytes
 examples.json     which examples it is trained on: {"task", "split", "content_sha256", "path",
                   "extra_ids": sentinels after the vocabulary's pieces}
 DONE              {"step": n, "metrics_sha256": of metrics.jsonl}, written last of all
@@ -31,6 +31,7 @@ from t5scaling.model.config import T5Config
 from t5scaling.training import checkpoint
 
 VOCABULARY, MODEL, EXAMPLES = "vocabulary.model", "model.json", "examples.json"
+SPARE_ROWS = 1024  # of an embedding, which is rounded up to what devices share; in T5s to 128
 CONFIG, RECORD, DONE = records.CONFIG, records.RECORD, records.DONE
 FAILED, JOB = records.FAILED, records.JOB
 _EXAMPLES_FIELDS: records.Fields = {
@@ -174,8 +175,25 @@ def keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None
         write_json(path, record)
 
 
-def vocabulary_of(model_dir: str) -> Vocabulary:
-    """The vocabulary of a run's model. Raises UserError if there is none."""
+def vocabulary_of(model_dir: str, given: str | None, vocab_size: int) -> Vocabulary:
+    """The vocabulary of a run's model; `given` for a model of T5X, which has none: a file, or
+    "bytes".
+
+    Raises UserError if there is none, or if `given` is not that of the model.
+    """
+    there = storage.exists(storage.path(model_dir) / VOCABULARY)
+    if given is None and not there:
+        raise UserError(f"{model_dir} has no {VOCABULARY}; VOCABULARY_FILE names that of its model")
+    if given is not None:
+        vocabulary = Vocabulary(given)
+        if not there:
+            check_own_vocabulary(f"{given} is", vocabulary.size(), vocab_size, model_dir)
+            return vocabulary
+        if Vocabulary(os.path.join(model_dir, VOCABULARY), 0).sha256 != vocabulary.sha256:
+            raise UserError(
+                f"VOCABULARY_FILE is {given}, but the model in {model_dir} has another vocabulary "
+                "of its own; leave it out"
+            )
     path = os.path.join(model_dir, EXAMPLES)
     record = records.read_object(path, _EXAMPLES_FIELDS) or {}
     return Vocabulary(os.path.join(model_dir, VOCABULARY), record.get("extra_ids"))
@@ -246,11 +264,23 @@ def check_vocabulary(
             f"{vocab_size:,}; set its vocab_size or choose another model"
         )
     path = storage.path(model_dir) / VOCABULARY if model_dir is not None else None
-    if path is not None and path.exists() and Vocabulary(path, 0).sha256 != vocabulary["sha256"]:
+    if path is not None and not path.exists():
+        check_own_vocabulary(f"{what} have", vocabulary["size"], vocab_size, str(model_dir))
+    elif path is not None and Vocabulary(path, 0).sha256 != vocabulary["sha256"]:
         raise UserError(
             f"{what} were made with another vocabulary ({vocabulary['sha256'][:12]}...) than the "
             f"model in {model_dir} ({Vocabulary(path, 0).sha256[:12]}...); its tokens would mean "
             "nothing to the model"
+        )
+
+
+def check_own_vocabulary(what: str, size: int, vocab_size: int, model_dir: str) -> None:
+    """Raises UserError if a vocabulary of `size` tokens cannot be that of a model of T5X, which
+    keeps none beside it: the rows of an embedding are no more than a vocabulary rounded up."""
+    if not 0 <= vocab_size - size < SPARE_ROWS:
+        raise UserError(
+            f"{what} a vocabulary of {size:,} tokens, but the model in {model_dir} was trained "
+            f"with another one: its embedding has {vocab_size:,} rows"
         )
 
 

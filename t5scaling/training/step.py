@@ -16,18 +16,27 @@ from t5scaling.model import network
 from t5scaling.training import optimizer, sharding, state
 
 Batch = Mapping[str, jax.Array]
-TARGET_TOKENS = "target_tokens"
+# What the loss may be divided by beside a number, by T5X's names.
+REAL_TOKENS = "NUM_REAL_TARGET_TOKENS"
+ALL_POSITIONS = "NUM_TOTAL_TARGET_TOKENS"
+PER_SEQUENCE = "AVERAGE_PER_SEQUENCE"
+NORMALIZERS = (REAL_TOKENS, ALL_POSITIONS, PER_SEQUENCE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What a step minimises: cross-entropy summed over target tokens, as T5X.
 
+    Whatever is minimised, metrics.jsonl has nats per target token.
+
     z_loss: weight of log(Z)^2, which keeps the logits' scale bounded.
     label_smoothing: probability mass spread over the vocabulary.
-    loss_normalizing_factor: the sum is divided by it, or by the batch's target tokens if it is
-        "target_tokens"; None keeps the sum (Adafactor's updates do not depend on the gradient's
-        scale).
+    loss_normalizing_factor: the sum is divided by it; None keeps the sum (Adafactor's updates
+        hardly depend on the gradient's scale). Or one of T5X's names: "NUM_REAL_TARGET_TOKENS"
+        divides by the batch's target tokens, "NUM_TOTAL_TARGET_TOKENS" by its target positions,
+        padding included, and "AVERAGE_PER_SEQUENCE" takes the mean over the sequences of the means
+        over their target tokens; a packed row has a sequence for each segment. All three are of
+        the whole batch, however many MICROBATCHES it is done in.
     chunk_positions: target positions whose logits a device holds at a time; None for what suits
         the device and the vocabulary.
     """
@@ -48,10 +57,10 @@ class Objective:
                 f"Objective.chunk_positions is {positions!r}; expected None or a number >= 1"
             )
         factor = self.loss_normalizing_factor
-        if not (factor is None or factor == TARGET_TOKENS or _positive(factor)):
+        if not (factor is None or factor in NORMALIZERS or _positive(factor)):
             raise UserError(
-                f"Objective.loss_normalizing_factor is {factor!r}; expected None, "
-                f"{TARGET_TOKENS!r} or a number > 0"
+                f"Objective.loss_normalizing_factor is {factor!r}; expected None, a number > 0 or "
+                f"one of {', '.join(NORMALIZERS)}"
             )
 
 
@@ -69,7 +78,8 @@ def loss_fn(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """-> (loss sum with z-loss, to differentiate; (its z-loss part, target tokens)).
 
-    With a `dropout_key`, `batch` holds the rows' numbers in the whole batch, `row_numbers` (B,).
+    If `batch` has `gradient_weights` (B, T), they weigh its target positions in the gradient. With
+    a `dropout_key` it has the rows' numbers in the whole batch, `row_numbers` (B,).
     """
     dropout_keys = None
     if dropout_key is not None:  # a key for each row: its masks do not depend on the others
@@ -94,6 +104,7 @@ def loss_fn(
         tied=model.config.logits_via_embedding,
         chunk_positions=objective.chunk_positions,
         split=layout.loss_split(),
+        gradient_weights=batch.get("gradient_weights"),
     )
     return total, (z_loss, weight_sum)
 
@@ -116,6 +127,13 @@ def gradients(
     if dropout_key is not None:
         rows = len(batch["encoder_input_tokens"])
         batch = dict(batch) | {"row_numbers": jnp.arange(rows, dtype=jnp.uint32)}
+    factor = objective.loss_normalizing_factor
+    divisor = None if factor in NORMALIZERS else factor
+    if factor == PER_SEQUENCE:
+        weights, segments = batch["decoder_loss_weights"], batch.get("decoder_segment_ids")
+        shares = losses.shares_of_sequences(weights, segments)
+        batch = dict(batch) | {"gradient_weights": shares}
+        divisor = jnp.maximum(jnp.sum(shares), 1.0)  # how many sequences have targets
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         (total, (z_loss, weight_sum)), grads = differentiate(
@@ -137,9 +155,11 @@ def gradients(
         start = ((zero, (zero, zero)), jax.tree.map(jnp.zeros_like, params))
         parts = jax.tree.map(split, dict(batch))
         ((total, (z_loss, weight_sum)), grads), _ = jax.lax.scan(one, start, parts)
-    factor = objective.loss_normalizing_factor
-    if factor is not None:
-        divisor = jnp.maximum(weight_sum, 1.0) if factor == TARGET_TOKENS else factor
+    if factor == REAL_TOKENS:
+        divisor = jnp.maximum(weight_sum, 1.0)
+    elif factor == ALL_POSITIONS:
+        divisor = batch["decoder_target_tokens"].size
+    if divisor is not None:
         grads = jax.tree.map(lambda grad: grad / divisor, grads)
     return grads, total, z_loss, weight_sum
 
