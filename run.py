@@ -50,6 +50,10 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
             from t5scaling.evaluation import comet
 
             comet.setup(arguments.folder)
+        case "t5x-setup":
+            from t5scaling.interop import t5x_environment
+
+            t5x_environment.setup(arguments.folder, **chosen(arguments, "source extra"))
         case "convert":
             from t5scaling import compilation, convert
 

@@ -84,6 +84,12 @@ VERBS = {
         "which evaluations use it.",
         "run.py comet-setup",
     ),
+    "t5x-setup": (
+        "Install stock T5X into an environment of its own, from which gin/runs/t5x.gin and "
+        "gin/executors/t5x.gin have it train: packages in versions that go together, and T5X, "
+        "airio and jestimator from GitHub or from clones.",
+        "run.py t5x-setup",
+    ),
     "convert": (
         "Convert a trained model between t5scaling, T5X and Hugging Face: parameters, vocabulary "
         "and, between the first two, the optimizer's moments. The source's format is recognised.",
@@ -202,8 +208,15 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--vocabulary", metavar="FILE", help="SentencePiece model, if the source has none"
             )
-        elif verb == "comet-setup":
+        elif verb in ("comet-setup", "t5x-setup"):
             sub.add_argument("--folder", help="of the environment (default: in the user's cache)")
+            if verb == "t5x-setup":
+                sub.add_argument(
+                    "--source",
+                    metavar="DIR",
+                    help="folder with clones named t5x, airio and jestimator (default: GitHub)",
+                )
+                sub.add_argument("--extra", help="for devices: gpu, cuda12 or tpu")
         elif verb == "doctor":
             sub.add_argument("--examples_root", default="runs/examples", help="of the runs")
         else:

@@ -14,6 +14,7 @@ import jax
 
 from t5scaling import config, records, storage
 from t5scaling.errors import Stopped, UserError, nearest
+from t5scaling.study import t5x
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
 from t5scaling.study.expand import Run, data_specs, run_directory_of
@@ -49,6 +50,8 @@ class Local:
 
         Raises Stopped; the run in progress is saved.
         """
+        if any(run.record.get("trainer") == "t5x" for run in runs):
+            t5x.leave_the_devices()
         for run in runs:
             if _all_agree(distributed.is_main() and _is_ready(run, study_dir)):
                 self._do(run)
@@ -114,6 +117,9 @@ def train(
     """
     config.require(loop.train)
     arguments = config.bindings_of(loop.train)
+    by_t5x = t5x.asked_for()
+    if by_t5x:
+        t5x.leave_the_devices()
     model_dir = arguments["model_dir"]
     storage.check_fit(model_dir, "MODEL_DIR")
     if arguments.get("initial_checkpoint_path"):
@@ -121,7 +127,7 @@ def train(
     if distributed.is_main():
         run_directory.refuse_changed(model_dir, config_text, may_grow=record is None)
     try:
-        checks.check_settings(**arguments)
+        (t5x.check_settings if by_t5x else checks.check_settings)(**arguments)
         # All the run's examples in one child process, and every mistake in them before the first
         # step.
         distributed.ready_examples(data_specs(arguments), arguments["examples_root"])
@@ -137,7 +143,10 @@ def train(
     with claim.hold(model_dir, step=checkpoint.newest_step(model_dir)):
         run_directory.begin(model_dir, config_text, record)
         try:
-            config.call(loop.train, progress=progress)
+            if by_t5x:
+                t5x.train(by_t5x, **arguments, progress=progress)
+            else:
+                config.call(loop.train, progress=progress)
         except Stopped:
             raise
         except Exception as error:
