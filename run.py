@@ -43,6 +43,13 @@ def call(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
 
             archive.export(arguments.study_dir, **chosen(arguments, "output predictions"))
         case "status":
+            from t5scaling.analysis import harvest
+
+            if harvest.is_of_t5x(arguments.study_dir):
+                from t5scaling.analysis import t5x_study
+
+                t5x_study.show(arguments.study_dir)
+                return 0
             from t5scaling.study import status
 
             status.show(arguments.study_dir, every_run=arguments.all)

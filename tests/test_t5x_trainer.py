@@ -114,8 +114,7 @@ def test_metrics_are_per_target_token(normalizer):
     found = t5x.train_line(scalars, 5, normalizer)
     assert found["target_tokens"] == 500 and found["learning_rate"] == 0.01
     assert math.isclose(found["loss"], 3.0) and math.isclose(found["z_loss"], 0.5)
-    timing = t5x._timing(scalars, 10.0, found, 5)
-    assert timing == {"wall_s": 10.0, "device_s": 20.0, "target_tokens_per_s": 250.0}
+    assert t5x._devices(scalars) == 2
 
 
 def test_other_lines_are_no_metrics():

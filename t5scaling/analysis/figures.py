@@ -163,7 +163,7 @@ def _some_at_edge(members: Sequence[CurveFit]) -> bool:
 
 def _x_label(this: CurveFit) -> str:
     if this.curve.x_name == "pretrain_tokens":
-        return "pretraining size D_p (text tokens, log scale)"
+        return f"pretraining size D_p ({this.curve.unit}, log scale)"
     return f"{this.curve.x_name} (log scale)"
 
 

@@ -23,6 +23,7 @@ from t5scaling.analysis import (
 from t5scaling.analysis.advise import Advice
 from t5scaling.analysis.claims import judge_claims
 from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.curves import Curve
 from t5scaling.analysis.evidence import Evidence
 from t5scaling.analysis.figures import StudyFigure
 from t5scaling.analysis.harvest import RunRecord
@@ -98,16 +99,22 @@ def _first_screen(
         folded(f"The same in the {pools}", html) for pools, html in panels.other_pools(selection)
     )
     pools = escape(selection.pool_words(selection.pools))
+    first = curve_fits[0].curve
     translates = any("-" in pair for pair in selection.roles.pairs.values())
     what = "in translation" if translates else "downstream"
     return (
         f"<h1>How much does more pretraining data buy {what}, and which data?</h1>\n"
         f'<p class="lead">{_one_line(study, runs, curve_fits, selection)}</p>\n'
         f"{panels.main_figure(selection)}"
-        f'<p class="quiet fine">Test set, finetuning {pools}; nats per target token; across: D_p, '
-        "text tokens of pretraining.</p>"
+        f'<p class="quiet fine">{_measured_on(first)}, finetuning {pools}; nats per target token; '
+        f"across: D_p, {first.unit} of pretraining.</p>"
         f'<div class="answers">{answered}</div>{others}'
     )
+
+
+def _measured_on(curve: Curve) -> str:
+    split = curve.facts.get("split", "test")
+    return "Test set" if split == "test" else f"Split {escape(str(split))}"
 
 
 def _one_line(study, runs, curve_fits, selection: Selection) -> str:

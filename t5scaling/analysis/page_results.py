@@ -115,7 +115,7 @@ def _law(this: CurveFit) -> str:
     html = (
         said
         + f"<p>{this.law.title[0].upper()}{this.law.title[1:]}, "
-        + f"<code>{escape(this.law.formula)}</code>, D in text tokens; "
+        + f"<code>{escape(this.law.formula)}</code>, D in {this.curve.unit}; "
         f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}.</p>"
         + table(["coefficient", "value", INTERVAL, "meaning"], rows, numbers=(1,), wrap=(3,))
     )

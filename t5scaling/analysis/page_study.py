@@ -6,6 +6,7 @@ from typing import Any
 
 from t5scaling.analysis import sentences
 from t5scaling.analysis.curve_fit import CurveFit
+from t5scaling.analysis.curves import T5X_UNIT
 from t5scaling.analysis.fit import FITTED_SIZES
 from t5scaling.analysis.harvest import RunRecord
 from t5scaling.analysis.intervals import LEVEL
@@ -24,6 +25,8 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
         items.append(f"Model {model[0]}: {model[1]:,} parameters.")
     data: dict[str, set[int]] = {}
     shares: dict[str, Mapping[str, float]] = {}
+    by_t5x = any(row["metric_signature"].startswith("T5X ") for row in rows)
+    unit = T5X_UNIT if by_t5x else "text tokens"
     for run in finetuned:
         if run["pretrain_tokens"]:
             data.setdefault(run["pretrain_data"], set()).add(run["pretrain_tokens"])
@@ -33,7 +36,7 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
         items.append(
             f"Pretraining on {name}{f' ({mix})' if mix else ''}, finetuned from D_p = "
             + ", ".join(size(tokens) for tokens in sorted(sizes))
-            + " text tokens"
+            + f" {unit}"
             + (
                 ", and without pretraining."
                 if any(not run["pretrain_tokens"] for run in finetuned)

@@ -193,6 +193,7 @@ def train(
         )  # fmt: skip
         stack.callback(log.close)
         progress(start, train_steps, "T5X is starting")
+        devices = 1
         if start < train_steps:
             arguments = [*command, "-m", "t5x.train", f"--gin_file={gin_file}", "--verbosity=0",
                          "--alsologtostderr"]  # fmt: skip
@@ -215,14 +216,20 @@ def train(
                 found = train_line(scalars, steps, objective.loss_normalizing_factor)
                 log.metrics({"step": last, "split": "train", "task": dataset.task, **found,
                              "examples_seen": last * batch_size})  # fmt: skip
-                log.timing({"step": last, **_timing(scalars, log.wall_s(), found, steps)})
+                devices = _devices(scalars)
+                wall = log.wall_s()
+                timing = {"step": last, "wall_s": wall, "device_s": wall * devices}
+                if seconds := scalars.get("timing/seconds"):
+                    timing["target_tokens_per_s"] = found["target_tokens"] / seconds
+                log.timing(timing)
                 log.flush()
                 progress(last, train_steps, f"loss {found['loss']:.3f}")
         wanted = [*checkpoint_steps, train_steps]
         _check_checkpoints(model_dir, wanted, model)
         for line in _measured(model_dir, train_steps, evaluators, progress):
             log.metrics({"step": train_steps, **line})
-        log.timing({"step": train_steps, "wall_s": log.wall_s()})
+        wall = log.wall_s()
+        log.timing({"step": train_steps, "wall_s": wall, "device_s": wall * devices})
         log.flush()
         run_directory.finish(model_dir, train_steps)
         kept = wanted if keep_checkpoint else list(checkpoint_steps)
@@ -268,17 +275,10 @@ def train_line(
     }
 
 
-def _timing(
-    scalars: Mapping[str, float], wall_s: float, line: Mapping[str, Any], steps: int
-) -> dict[str, float]:
-    """What timing.jsonl has of a window of steps; T5X gives rates for all devices and for each."""
-    all_devices = scalars.get("timing/seqs_per_second", 0.0)
+def _devices(scalars: Mapping[str, float]) -> int:
+    """How many T5X has: it gives a rate for all of them and for each."""
     each = scalars.get("timing/seqs_per_second_per_core", 0.0)
-    devices = round(all_devices / each) if each else 1
-    timing = {"wall_s": wall_s, "device_s": wall_s * devices}
-    if seconds := scalars.get("timing/seconds"):
-        timing["target_tokens_per_s"] = line["target_tokens"] / seconds
-    return timing
+    return round(scalars.get("timing/seqs_per_second", 0.0) / each) if each else 1
 
 
 def _factors(schedule: optimizer.Schedule) -> tuple[str, float, int]:
