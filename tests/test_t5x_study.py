@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -74,7 +75,7 @@ def test_report_status_and_export(folder, tmp_path, capsys):
 
     packed = archive.export(folder, str(tmp_path / "ours.tar.gz"))
     again = archive.opened(str(packed))
-    assert (again / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+    assert Path(again, "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
 
 
 def test_an_evaluation_apart_belongs_to_its_run(folder):

@@ -50,8 +50,6 @@ class Local:
 
         Raises Stopped; the run in progress is saved.
         """
-        if any(run.record.get("trainer") == "t5x" for run in runs):
-            t5x.leave_the_devices()
         for run in runs:
             if _all_agree(distributed.is_main() and _is_ready(run, study_dir)):
                 self._do(run)
@@ -90,6 +88,8 @@ def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
     Returns the ids of those that are not done. Raises UserError for an unknown run.
     """
     runs = [_from_directory(study_dir, run_id) for run_id in run_ids]
+    if any(run.record.get("trainer") == "t5x" for run in runs):
+        t5x.leave_the_devices()
     if distributed.is_main():  # a job before this one may have died on its machine
         claim.watch(run.directory for run in runs if not run_directory.is_done(run.directory))
     with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
