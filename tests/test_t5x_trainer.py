@@ -12,11 +12,12 @@ import pytest
 
 from gin import config_parser
 from t5scaling import config
+from t5scaling.data import loader
 from t5scaling.errors import Stopped, UserError
 from t5scaling.interop import t5x_environment, t5x_gin
 from t5scaling.study import t5x
 from t5scaling.training import optimizer
-from tests import mini
+from tests import made_up, mini
 from tests.conftest import REPOSITORY
 from tests.test_t5x_gin import _Delegate
 
@@ -111,10 +112,24 @@ def test_metrics_are_per_target_token(normalizer):
     line = LINE.format(cross=cross, z=z, loss=cross + z, each=(cross + z) / 100)
     scalars = t5x.metrics_of(line)
     assert scalars["step"] == 20
-    found = t5x.train_line(scalars, 5, normalizer)
+    found = t5x.train_line(scalars, 5, 500, normalizer)
     assert found["target_tokens"] == 500 and found["learning_rate"] == 0.01
     assert math.isclose(found["loss"], 3.0) and math.isclose(found["z_loss"], 0.5)
     assert t5x._devices(scalars) == 2
+    with pytest.raises(UserError, match="has seen 500 target tokens in the 5 steps before step 20"):
+        t5x.train_line(scalars, 5, 502, normalizer)
+
+
+def test_target_tokens_are_counted_in_the_runs_order(tmp_path):
+    rows = [([5], [7] * (i % 4 + 1)) for i in range(20)]
+    examples = made_up.write(tmp_path / "x-train-0", rows, lengths={"inputs": 4, "targets": 4})
+    for shuffle, places in ((False, range(4, 12)), (False, range(12, 20)), (True, range(4, 12))):
+        batches = loader.train_batches(
+            examples, batch_size=4, last=17, start_step=places.start // 4,
+            num_steps=len(places) // 4, seed=3, shuffle=shuffle,
+        )  # fmt: skip
+        expected = sum(int(batch["decoder_loss_weights"].sum()) for batch in batches)
+        assert t5x.target_tokens(examples, places, 17, 3, shuffle) == expected
 
 
 def test_other_lines_are_no_metrics():

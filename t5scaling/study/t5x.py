@@ -29,8 +29,8 @@ from typing import Any, Literal
 import jax
 
 from t5scaling import config, storage, values
-from t5scaling.data import provenance
-from t5scaling.data.examples import PARENT, DataSpec, find_examples
+from t5scaling.data import loader, provenance
+from t5scaling.data.examples import PARENT, DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
 from t5scaling.interop import t5x_environment, t5x_gin
 from t5scaling.model.config import T5Config
@@ -48,6 +48,7 @@ from t5scaling.training import (
 from t5scaling.training import step as training_step
 
 LOG, GIN = "t5x.log", "t5x.gin"
+TOKENS_WITHIN = 1e-5  # of each other are numbers of which one has six digits
 CHECKPOINTS = 10  # of a run by default, from which it can go on when it was killed
 # A line of T5X's log, "... logging_writer.py:48] [20] collection=train accuracy=0.1, ...".
 _METRICS = re.compile(r"\] \[(\d+)\] collection=train (.*)")
@@ -212,8 +213,10 @@ def train(
                         "the learning rate or look at the data of those steps"
                     )
                 steps = scalars["step"] - last
+                places = range(last * batch_size, scalars["step"] * batch_size)
                 last = scalars["step"]
-                found = train_line(scalars, steps, objective.loss_normalizing_factor)
+                tokens = target_tokens(examples, places, rows, seed, shuffle)
+                found = train_line(scalars, steps, tokens, objective.loss_normalizing_factor)
                 log.metrics({"step": last, "split": "train", "task": dataset.task, **found,
                              "examples_seen": last * batch_size})  # fmt: skip
                 devices = _devices(scalars)
@@ -252,16 +255,23 @@ def metrics_of(line: str) -> dict[str, Any] | None:
 
 
 def train_line(
-    scalars: Mapping[str, float], steps: int, normalizer: float | str | None
+    scalars: Mapping[str, float], steps: int, tokens: int, normalizer: float | str | None
 ) -> dict[str, Any]:
     """T5X's scalars over `steps` steps in the words of metrics.jsonl, nats per target token.
 
     T5X's loss, cross_ent_loss and z_loss are means over steps of a batch's sums, divided by
-    LOSS_NORMALIZING_FACTOR; only loss_per_nonpadding_target_token says how many tokens there were.
-    Where that factor is the number of tokens, a window's loss is the mean of its batches' losses.
+    LOSS_NORMALIZING_FACTOR. Where that factor is the number of tokens, a window's loss is the mean
+    of its batches' losses. `tokens`: target tokens that the steps should have seen. Raises
+    UserError if T5X, which says so in six digits, has seen others.
     """
     loss, each = scalars["loss"], scalars["loss_per_nonpadding_target_token"]
-    tokens = loss * steps / each if each else 0.0
+    seen = loss * steps / each if each else 0.0
+    if abs(seen - tokens) > max(0.5, TOKENS_WITHIN * tokens):
+        raise UserError(
+            f"T5X has seen {seen:,.0f} target tokens in the {steps} steps before step "
+            f"{scalars['step']}, and there are {tokens:,} in the batches of this run: it was given "
+            "others"
+        )
     per_token = steps / max(tokens, 1.0)  # of a mean over steps
     if isinstance(normalizer, str):
         per_token = 1.0
@@ -271,8 +281,16 @@ def train_line(
         "loss": scalars["cross_ent_loss"] * per_token,
         "z_loss": scalars["z_loss"] * per_token,
         "learning_rate": scalars["learning_rate"],
-        "target_tokens": round(tokens),
+        "target_tokens": tokens,
     }
+
+
+def target_tokens(examples: Examples, places: range, rows: int, seed: int, shuffle: bool) -> int:
+    """Target tokens at these places of the stream of `loader.train_batches`, counted."""
+    if not shuffle and places.stop <= rows:  # the stored order
+        return examples.tokens(places.stop, "targets") - examples.tokens(places.start, "targets")
+    example_at = loader.order(examples, last=rows, seed=seed, shuffle=shuffle)
+    return sum(examples.row_tokens([example_at(place) for place in places], "targets"))
 
 
 def _devices(scalars: Mapping[str, float]) -> int:
