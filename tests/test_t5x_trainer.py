@@ -4,19 +4,27 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from gin import config_parser
 from t5scaling import config
 from t5scaling.data import loader
+from t5scaling.data.examples import find_examples
 from t5scaling.errors import Stopped, UserError
-from t5scaling.interop import t5x_environment, t5x_gin
+from t5scaling.interop import t5x as t5x_format
+from t5scaling.interop import t5x_environment, t5x_gin, weights
+from t5scaling.model import network
 from t5scaling.study import t5x
-from t5scaling.training import optimizer
+from t5scaling.training import optimizer, step
 from tests import made_up, mini
 from tests.conftest import REPOSITORY
 from tests.test_t5x_gin import _Delegate
@@ -195,6 +203,87 @@ def test_a_study_names_its_trainer(tmp_path, mini_root):
     assert not set(digests[0]) & set(digests[1])
     config.load(runs[0].gin_files, runs[0].bindings)
     assert t5x.asked_for() == t5x.T5X()
+
+
+# In T5X's place: says what T5X would of two steps at a time, and leaves the checkpoint that the
+# test has prepared where T5X would leave its own.
+STAND_IN = """
+import os, re, shutil, sys
+here = os.path.dirname(__file__)
+text = open(next(a for a in sys.argv if a.startswith("--gin_file=")).partition("=")[2]).read()
+def number(name):
+    return int(re.search(rf"^  {name} = (\\d+)$", text, re.M)[1])
+folder = re.search(r"^  model_dir = '(.*)'$", text, re.M)[1]
+for line in open(os.path.join(here, "lines")):
+    if int(re.search(r"\\[(\\d+)\\]", line)[1]) > number("first_step"):
+        print(line, end="", flush=True)
+for step in (2, number("last_step")):
+    place = os.path.join(folder, f"checkpoint_{step}")
+    shutil.copytree(os.path.join(here, "checkpoint"), place, dirs_exist_ok=True)
+sys.exit(os.path.exists(os.path.join(here, "fail")))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch, mini_root):
+    """The folder of a package `t5x` for a run of four steps of two lines, and that run's
+    arguments."""
+    package = tmp_path / "modules" / "t5x"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(STAND_IN)
+    params = network.init_params(mini.CONFIG, jax.random.key(0))
+    params = weights.unflatten({k: np.asarray(v) for k, v in weights.flatten(params)})
+    t5x_format.write(str(package / "checkpoint"), weights.Weights(mini.CONFIG, params, 4))
+    command = ([sys.executable], str(package.parent))
+    monkeypatch.setattr(t5x_environment, "command", lambda folder: command)
+    arguments = {
+        "model_dir": str(tmp_path / "run"), "model": mini.CONFIG, "dataset": mini.SPAN,
+        "examples_root": mini_root, "batch_size": 8, "train_steps": 4,
+        "learning_rate_schedule": optimizer.constant(0.01), "objective": step.Objective(),
+        "log_every": 2, "progress": lambda *_: None,
+    }  # fmt: skip
+    examples = find_examples(mini.SPAN, mini_root)
+    lines = []
+    for last in (2, 4):
+        tokens = t5x.target_tokens(examples, range(8 * (last - 2), 8 * last), 10**6, 0, False)
+        loss = 3.0 * tokens / 2
+        line = LINE.format(cross=loss, z=0.0, loss=loss, each=3.0).replace("[20]", f"[{last}]")
+        lines.append(line + "\n")
+    (package / "lines").write_text("".join(lines))
+    return package, arguments
+
+
+def test_a_run_from_its_start_to_its_end(stand_in):
+    package, arguments = stand_in
+    run = pathlib.Path(arguments["model_dir"])
+    (package / "fail").touch()
+    with pytest.raises(UserError, match="T5X ended with status 1"):
+        t5x.train(t5x.T5X(), **arguments)
+    (package / "fail").unlink()
+    shutil.rmtree(run / "checkpoints" / "checkpoint_4")
+    t5x.train(t5x.T5X(), **arguments)  # from step 2 on
+    assert "first_step = 2" in (run / "t5x.gin").read_text()
+    found = mini.lines(run)
+    assert [line["step"] for line in found] == [2, 4]
+    assert all(math.isclose(line["loss"], 3.0) for line in found)
+    assert json.loads((run / "DONE").read_text())["step"] == 4
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["checkpoint_4"]
+    assert (run / "checkpoints" / "checkpoint_4" / "digests.json").exists()
+    assert mini.parameters(run, 4)  # as eval reads them
+    t5x.train(t5x.T5X(), **arguments)  # and is done
+
+
+def test_a_loss_that_is_not_finite_leaves_no_checkpoint_after_it(stand_in):
+    package, arguments = stand_in
+    lines = (package / "lines").read_text().splitlines()
+    lines[1] = re.sub(r" loss=[\d.]+", " loss=nan", lines[1])
+    (package / "lines").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="not finite between steps 2 and 4"):
+        t5x.train(t5x.T5X(), **arguments)
+    run = pathlib.Path(arguments["model_dir"])
+    assert not (run / "checkpoints" / "checkpoint_4").exists()
+    assert [line["step"] for line in mini.lines(run)] == [2]
 
 
 @pytest.mark.t5x
