@@ -112,20 +112,23 @@ LINE = (
 )
 
 
-@pytest.mark.parametrize("normalizer", [None, 233.0, "target_tokens"])
-def test_metrics_are_per_target_token(normalizer):
-    """Five steps of 100 tokens each, at 3 nats of cross-entropy and 0.5 of z-loss a token."""
-    divisor = {None: 1.0, 233.0: 233.0}.get(normalizer, 100.0)
+@pytest.mark.parametrize(
+    "normalizer, divisor",
+    [(None, 1.0), (233.0, 233.0), ("target_tokens", 100.0), ("NUM_TOTAL_TARGET_TOKENS", 160.0)],
+)
+def test_metrics_are_per_target_token(normalizer, divisor):
+    """Five steps of 100 tokens in 160 positions, at 3 nats of cross-entropy and 0.5 of z-loss a
+    token."""
     cross, z = 300.0 / divisor, 50.0 / divisor
     line = LINE.format(cross=cross, z=z, loss=cross + z, each=(cross + z) / 100)
     scalars = t5x.metrics_of(line)
     assert scalars["step"] == 20
-    found = t5x.train_line(scalars, 5, 500, normalizer)
+    found = t5x.train_line(scalars, 5, 500, 800, normalizer)
     assert found["target_tokens"] == 500 and found["learning_rate"] == 0.01
     assert math.isclose(found["loss"], 3.0) and math.isclose(found["z_loss"], 0.5)
     assert t5x._devices(scalars) == 2
     with pytest.raises(UserError, match="has seen 500 target tokens in the 5 steps before step 20"):
-        t5x.train_line(scalars, 5, 502, normalizer)
+        t5x.train_line(scalars, 5, 502, 800, normalizer)
 
 
 def test_target_tokens_are_counted_in_the_runs_order(tmp_path):

@@ -13,8 +13,11 @@ from typing import Any
 from t5scaling.errors import UserError
 from t5scaling.model.config import T5Config
 
-# Ours -> T5X's: of an `Objective`'s loss_normalizing_factor.
-NORMALIZERS = {"target_tokens": "NUM_REAL_TARGET_TOKENS"}
+REAL_TOKENS, ALL_POSITIONS = "NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS"
+# An `Objective`'s loss_normalizing_factor -> T5X's name.
+NORMALIZERS = {
+    "target_tokens": REAL_TOKENS, REAL_TOKENS: REAL_TOKENS, ALL_POSITIONS: ALL_POSITIONS
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +111,8 @@ def check(model: T5Config, mesh_shape: Mapping[str, int] | None, normalizer: Any
         )
     if isinstance(normalizer, str) and normalizer not in NORMALIZERS:
         raise UserError(
-            f"loss_normalizing_factor is {normalizer!r}, which T5X's runs are not asked for here; "
-            "expected None, a number or 'target_tokens'"
+            f"loss_normalizing_factor is {normalizer!r}, under which T5X does not say what a "
+            f"target token's loss is; expected None, a number, {REAL_TOKENS} or {ALL_POSITIONS}"
         )
     partition(mesh_shape)
 

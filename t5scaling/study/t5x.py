@@ -110,7 +110,7 @@ def check_settings(**arguments: Any) -> None:
         arguments["objective"].loss_normalizing_factor,
     )
     _factors(arguments["learning_rate_schedule"])
-    here = {"mesh_shape": None, "steps_per_call": 1, "microbatches": 1}
+    here = {"mesh_shape": None, "steps_per_call": 1}
     checks.check_settings(**{**arguments, **here})
 
 
@@ -216,7 +216,9 @@ def train(
                 places = range(last * batch_size, scalars["step"] * batch_size)
                 last = scalars["step"]
                 tokens = target_tokens(examples, places, rows, seed, shuffle)
-                found = train_line(scalars, steps, tokens, objective.loss_normalizing_factor)
+                positions = len(places) * dataset.feature_lengths["targets"]
+                factor = objective.loss_normalizing_factor
+                found = train_line(scalars, steps, tokens, positions, factor)
                 log.metrics({"step": last, "split": "train", "task": dataset.task, **found,
                              "examples_seen": last * batch_size})  # fmt: skip
                 devices = _devices(scalars)
@@ -255,14 +257,18 @@ def metrics_of(line: str) -> dict[str, Any] | None:
 
 
 def train_line(
-    scalars: Mapping[str, float], steps: int, tokens: int, normalizer: float | str | None
+    scalars: Mapping[str, float],
+    steps: int,
+    tokens: int,
+    positions: int,
+    normalizer: float | str | None,
 ) -> dict[str, Any]:
     """T5X's scalars over `steps` steps in the words of metrics.jsonl, nats per target token.
 
     T5X's loss, cross_ent_loss and z_loss are means over steps of a batch's sums, divided by
     LOSS_NORMALIZING_FACTOR. Where that factor is the number of tokens, a window's loss is the mean
-    of its batches' losses. `tokens`: target tokens that the steps should have seen. Raises
-    UserError if T5X, which says so in six digits, has seen others.
+    of its batches' losses. `tokens`, `positions`: target tokens, and positions for them, of the
+    steps together. Raises UserError if T5X, which says so in six digits, has seen others.
     """
     loss, each = scalars["loss"], scalars["loss_per_nonpadding_target_token"]
     seen = loss * steps / each if each else 0.0
@@ -274,7 +280,8 @@ def train_line(
         )
     per_token = steps / max(tokens, 1.0)  # of a mean over steps
     if isinstance(normalizer, str):
-        per_token = 1.0
+        by_position = t5x_gin.NORMALIZERS[normalizer] == t5x_gin.ALL_POSITIONS
+        per_token = positions / max(tokens, 1) if by_position else 1.0
     elif normalizer is not None:
         per_token *= normalizer
     return {
