@@ -229,6 +229,8 @@ def train(
                 log.timing(timing)
                 log.flush()
                 progress(last, train_steps, f"loss {found['loss']:.3f}")
+            if last != train_steps:
+                raise UserError(f"T5X has ended at step {last} of {train_steps} ({said} has why)")
         wanted = [*checkpoint_steps, train_steps]
         _check_checkpoints(model_dir, wanted, model)
         for line in _measured(model_dir, train_steps, evaluators, progress):
