@@ -280,12 +280,16 @@ def _host_memory(pages: str) -> str:
 
 
 def _print_places(console: Any, cache: str, examples_root: str) -> None:
+    from t5scaling.interop.t5x_environment import ENVIRONMENT as t5x
+
+    there = "ready" if t5x.is_ready() else f"not there yet: run.py {t5x.verb} makes it"
     rows = [
         ("compilation cache", os.path.abspath(cache), _folder_size(cache)),
         ("examples", _absolute(examples_root), _folder_size(examples_root)),
+        ("T5X as a trainer", str(t5x.default_folder()), there),
         ("working directory", os.getcwd(), f"{_size(shutil.disk_usage('.').free)} free"),
     ]
-    _table(console, "Places", rows, ("what", "path", "size"))
+    _table(console, "Places", rows, ("what", "path", "what is there"))
 
 
 def _absolute(path: str) -> str:

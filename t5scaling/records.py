@@ -78,7 +78,7 @@ RUN: Fields = {
     "finetune_tokens?": COUNT, "finetune_examples?": COUNT, "finetune_rows?": COUNT,
     "finetune_positions?": COUNT, "learning_rate?": NUMBER, "seed?": COUNT, "batch_size?": COUNT,
     "checkpoints?": COUNT_OF, "steps_of?": COUNT_OF, "needs?": NAMES, "settings?": NAME,
-    "base_rate?": NUMBER, "base_rates?": NUMBERS,
+    "base_rate?": NUMBER, "base_rates?": NUMBERS, "trainer?": NAME,
 }  # fmt: skip
 METRICS_LINE: Fields = {
     "step": COUNT, "split": NAME, "task?": NAME, "loss?": NUMBER, "cross_entropy?": NUMBER,

@@ -84,6 +84,7 @@ TABLE = (
     Argument("--seed", "column of seeds"),
 )
 STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")
+FOLDER = Argument("--folder", "of the environment (default: in the user's cache)")
 UTILIZATION = Argument(
     "--utilization",
     "share of the devices' peak that is assumed to be reached (default: 0.4)",
@@ -192,6 +193,13 @@ def _work(study_dir, runs, job):
 
 
 def _status(study_dir, all):
+    from t5scaling.analysis.results import harvest
+
+    if harvest.is_of_t5x(study_dir):
+        from t5scaling.analysis.results import t5x_study
+
+        t5x_study.show(study_dir)
+        return
     from t5scaling.study import status
 
     status.show(study_dir, every_run=all)
@@ -252,6 +260,12 @@ def _comet_setup(folder):
     from t5scaling.evaluation import comet
 
     comet.setup(folder)
+
+
+def _t5x_setup(folder, **settings):
+    from t5scaling.interop import t5x_environment
+
+    t5x_environment.setup(folder, **settings)
 
 
 VERBS = {
@@ -443,7 +457,23 @@ VERBS = {
         "which evaluations use it.",
         "",
         _comet_setup,
-        (Argument("--folder", "of the environment (default: in the user's cache)"),),
+        (FOLDER,),
+    ),
+    "t5x-setup": Verb(
+        "Install stock T5X into an environment of its own, from which gin/runs/t5x.gin and "
+        "gin/executors/t5x.gin have it train: packages in versions that go together, and T5X, "
+        "airio and jestimator from GitHub or from clones.",
+        "",
+        _t5x_setup,
+        (
+            FOLDER,
+            Argument(
+                "--source",
+                "folder with clones named t5x, airio and jestimator (default: GitHub)",
+                metavar="DIR",
+            ),
+            Argument("--extra", "for devices: gpu, cuda12 or tpu"),
+        ),
     ),
     "convert": Verb(
         "Convert a trained model between t5scaling, T5X and Hugging Face: parameters, vocabulary "

@@ -37,6 +37,7 @@ from t5scaling.analysis.results.harvest import (
     REPORT,
     RESULTS,
     finished_finetunings,
+    is_of_t5x,
     read_directories,
     results_of,
     without_places,
@@ -73,7 +74,8 @@ def export(
     """
     folder = storage.path(study_dir)
     runs = []
-    if storage.exists(folder / "runs"):  # there is a study, and its records can be read
+    # there is a study, and its records can be read
+    if storage.exists(folder / "runs") and not is_of_t5x(folder):
         found = read_directories(folder)
         finished_finetunings(folder, found)
         runs = [place for place, _ in found]

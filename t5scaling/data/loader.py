@@ -4,7 +4,7 @@ The order is a function of the index alone: batch k can be made without making t
 so a restart at any step is immediate, and hosts agree without talking.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -47,15 +47,9 @@ def train_batches(
     Raises UserError for an empty range, one beyond the examples, or a batch size below 1; and, when
     they are read, for damaged records.
     """
-    first, last = _range(examples, first, last)
     _check_batch_size(batch_size)
     rows = range(batch_size) if rows is None else [int(row) for row in rows]
-    size = last - first
-    permuted = grain.MapDataset.range(first, last).shuffle(seed=seed % 2**32).repeat()
-
-    def example_at(position: int) -> int:
-        in_stored_order = not shuffle and position < size
-        return first + position if in_stored_order else int(permuted[position])
+    example_at = order(examples, first=first, last=last, seed=seed, shuffle=shuffle)
 
     def batch(step: int) -> Batch:
         numbers = [example_at(step * batch_size + row) for row in rows]
@@ -63,6 +57,30 @@ def train_batches(
 
     steps = grain.MapDataset.range(start_step, start_step + num_steps)
     return iter(steps.map(batch).to_iter_dataset(_READ_OPTIONS))
+
+
+def order(
+    examples: Examples,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    seed: int = 0,
+    shuffle: bool = False,
+) -> Callable[[int], int]:
+    """Position in the endless stream of `train_batches` -> number of the example that is there.
+
+    Arguments: those of `train_batches`. Raises UserError for an empty range, or one beyond the
+    examples.
+    """
+    first, last = _range(examples, first, last)
+    size = last - first
+    permuted = grain.MapDataset.range(first, last).shuffle(seed=seed % 2**32).repeat()
+
+    def example_at(position: int) -> int:
+        in_stored_order = not shuffle and position < size
+        return first + position if in_stored_order else int(permuted[position])
+
+    return example_at
 
 
 def eval_batches(

@@ -1,28 +1,24 @@
 """COMET, a learned metric of translations (Rei et al. 2020), in a process of its own.
 
 Its package wants an old numpy and PyTorch, so it lives in a virtual environment that `setup` makes
-and that nothing else sees: texts go there and scores come back in files (comet_worker.py). Layout
-of the environment's folder, by default `$XDG_CACHE_HOME/t5scaling/comet`:
-  env/        the virtual environment
-  comet.json  {"state": "installing" | "ready", "versions": {...}}; written last as "ready"
+and that nothing else sees: texts go there and scores come back in files (comet_worker.py). Its
+folder, by default `$XDG_CACHE_HOME/t5scaling/comet`, is as `environments` makes them.
 The models come from the Hugging Face hub on first use, into the hub's own cache.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from t5scaling import records, storage, values
+from t5scaling import environments, values
 from t5scaling.errors import UserError
 from t5scaling.evaluation import comet_worker
 from tasks import bootstrap
@@ -43,7 +39,7 @@ class Comet:
 
     Attributes:
         model: name on the Hugging Face hub of a model that scores with sources and references.
-        folder: of the environment, if not `default_folder()`.
+        folder: of the environment, if not the default one.
         batch_size: segments at a time.
         model_file: a local checkpoint (`.../checkpoints/model.ckpt` with `hparams.yaml` beside its
             folder, or the folder of both) in place of `model`. The encoder's tokenizer and
@@ -88,7 +84,10 @@ class Comet:
             )
         if not len(targets):
             raise ValueError("comet: no targets; a corpus metric needs at least one sentence")
-        python = _python_of(folder_of(self.folder))
+        try:
+            python = ENVIRONMENT.python(self.folder)
+        except UserError as error:
+            raise Unavailable(str(error)) from None
         if self.model_file and not os.path.exists(self.model_file):
             raise Unavailable(f"COMET: no model at {self.model_file}")
         request = {
@@ -124,82 +123,33 @@ def without_prompt(inputs: Sequence[str]) -> list[str]:
     return list(inputs)
 
 
-def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/t5scaling/comet`, or `~/.cache/t5scaling/comet` where that is not set."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "t5scaling" / "comet"
-
-
-def folder_of(folder: str | os.PathLike | None) -> Path:
-    """The environment's folder: the one given, or the default one."""
-    return default_folder() if folder is None else Path(folder).expanduser()
-
-
 def setup(
     folder: str | os.PathLike | None = None,
     *,
     python: str = sys.executable,
     requirements: Sequence[str] = REQUIREMENTS,
 ) -> Path:
-    """Makes COMET's environment with pip, whose progress is shown; does nothing if it is there.
-
-    An installation that was interrupted, or that does not work any more, is made anew. pip's own
-    settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from.
+    """Makes COMET's environment, as `environments.Environment.setup` does.
 
     Args:
-        folder: where; `default_folder()` if None.
+        folder: where; the default one if None.
         python: the interpreter to make it of.
         requirements: what pip installs.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: the folder holds something else, another set-up is at work there, or a step
-            failed; what it said is on the terminal.
     """
-    root = folder_of(folder)
-    state = root / "comet.json"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{root} cannot be made a folder: {error.strerror}") from None
-    with _alone(root):
-        if any(root.iterdir()) and not state.exists():
-            raise UserError(
-                f"{root} holds something other than COMET's environment; give a new or empty folder"
-            )
-        if _state(root).get("state") == "ready":
-            versions = _check(root)
-            if versions:
-                _say(f"COMET is there already: {root} ({_list(versions)})")
-                return root
-            _say(f"COMET in {root} does not work any more and is installed anew")
-        _write(state, {"state": "installing"})
-        _say(f"1/3 a new environment in {root}")
-        environment = root / "env"
-        made = [python, "-I", "-m", "venv", "--clear", str(environment)]
-        _run(made, "no virtual environment made")
-        _say(f"2/3 installing {', '.join(requirements)}: with PyTorch, up to 6 GB")
-        pip = [str(environment / "bin" / "python"), "-I", "-m", "pip", "install"]
-        _run([*pip, *requirements], "pip could not install COMET")
-        _say("3/3 importing it")
-        versions = _check(root)
-        if not versions:
-            raise UserError(f"COMET was installed in {root} but cannot be imported; see above")
-        _write(state, {"state": "ready", "versions": versions})
-    _say(f"COMET is ready: {_list(versions)}; its model comes on first use")
-    return root
+    what = f"installing {', '.join(requirements)}: with PyTorch, up to 6 GB"
+    step = environments.Step(what, requirements, "pip could not install COMET")
+    done = "; its model comes on first use"
+    return ENVIRONMENT.setup(folder, [step], python=python, afterwards=done)
 
 
-def _python_of(root: Path) -> Path:
-    python = root / "env" / "bin" / "python"
-    where = "" if root == default_folder() else f" --folder {root}"
-    if _state(root).get("state") != "ready" or not python.exists():
-        raise Unavailable(
-            f"COMET is not installed in {root}; `python run.py comet-setup{where}` installs it"
-        )
-    return python
+def _versions(python: Path) -> dict[str, str] | None:
+    done = subprocess.run(_worker(python), stdout=subprocess.PIPE, encoding="utf-8")
+    if done.returncode:
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+ENVIRONMENT = environments.Environment("COMET", "comet", _versions)
 
 
 def _ask(python: Path, request: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
@@ -243,60 +193,6 @@ def _ask(python: Path, request: dict[str, Any], note: Callable[[str], None]) -> 
     return answer
 
 
-def _check(root: Path) -> dict[str, str] | None:
-    """Versions of what the environment holds; None if it cannot be imported, which is shown."""
-    python = root / "env" / "bin" / "python"
-    if not python.exists():
-        return None
-    done = subprocess.run(_worker(python), stdout=subprocess.PIPE, encoding="utf-8")
-    if done.returncode:
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _worker(python: Path) -> list[str]:
     # -I: the package named comet is the environment's own, whatever this process's path says.
     return [str(python), "-I", "-W", "ignore", comet_worker.__file__]
-
-
-def _run(command: list[str], failure: str) -> None:
-    try:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-    except OSError as error:
-        raise UserError(f"{failure}: {command[0]}: {error.strerror}") from None
-    if code:
-        raise UserError(
-            f"{failure} (status {code}): see above; the command was: {' '.join(command)}"
-        )
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """No second set-up in the same folder; the lock goes with the process."""
-    lock = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another comet-setup is at work in {root}") from None
-    finally:
-        os.close(lock)
-
-
-def _state(root: Path) -> dict[str, Any]:
-    try:
-        return records.read_object(root / "comet.json", {}) or {}
-    except UserError:  # damaged: set up again
-        return {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    storage.write(path, json.dumps(content))
-
-
-def _list(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

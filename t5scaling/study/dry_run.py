@@ -225,6 +225,9 @@ def _show(
         "of a finetuning if KEEP_CHECKPOINT")  # fmt: skip
     say("Not counted: evaluation and decoding, input, saving, examples, starts after preemption. "
         "Whether a step fits: run.py plan.")  # fmt: skip
+    if any(part.trainer_gin for part in parts):
+        say("Another trainer does the runs. The FLOPs are the model's; T5X's products with one-hot "
+            "vectors come on top, and its memory is not what run.py plan says.")  # fmt: skip
     one_by_one = plan.duration(3600 * total["device_hours"] / devices)
     say(f"On {on}: the longest chain, a pretraining and a finetuning after it, "
         f"{plan.duration(3600 * chain)}; everything one after the other {one_by_one}")  # fmt: skip

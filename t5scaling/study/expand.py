@@ -111,6 +111,7 @@ class _Family:
             point.study, point.kind, point.dataset, examples_root
         )
         self.settings = "\n".join(run_directory.settings_of(text))
+        self.trainer = config.macro("TRAINER")  # None: ours
         self.specs = data_specs(self.arguments)
         self.batch_size: int = self.arguments["batch_size"]
         self.parameters = network.count_parameters(self.arguments["model"])
@@ -239,6 +240,7 @@ def _common(point: Point, family: _Family) -> dict[str, Any]:
         "version": __version__,
         "model": point.study.model,
         "parameters": family.parameters,
+        **({"trainer": family.trainer} if family.trainer else {}),
     }
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from t5scaling import config, records, storage, values
 from t5scaling.data.examples import find_all_examples
 from t5scaling.errors import UserError
-from t5scaling.study import expand
+from t5scaling.study import expand, t5x
 from t5scaling.study.display import Display
 from t5scaling.study.executors import Executor, local
 from t5scaling.study.study import Study, parts_of
@@ -51,6 +51,8 @@ def run_study(
         Stopped: SIGTERM or SIGINT; the run in progress is saved, and an engine's jobs go on.
     """
     name = parts_of(study)[0].name
+    if any(part.trainer_gin for part in parts_of(study)):
+        t5x.leave_the_devices()  # before anything here takes one
     storage.check_fit(study_dir, "STUDY_DIR")
     executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own

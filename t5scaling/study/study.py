@@ -71,6 +71,8 @@ class Study:
         learning_rates: of finetuning; the analysis selects by validation cross-entropy.
         seeds: of finetuning: initialisation (at D_p = 0), dropout and the order of examples.
         pretrain_settings, finetune_settings: values of further macros of the two gin files.
+        trainer_gin, trainer_settings: gin file of another trainer than ours, for all runs, and
+            values of its macros; gin/executors/t5x.gin sets them.
         part: name of this part, if there are several.
         prefix: what the ids of its runs begin with; parts of different models need different ones.
         topology: devices that a dry run counts with, as for `plan`.
@@ -91,6 +93,8 @@ class Study:
     tasks_gin: Sequence[str] = ()
     pretrain_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finetune_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trainer_gin: str = ""
+    trainer_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     part: str = ""
     prefix: str = ""
     topology: str = "local"
@@ -141,10 +145,12 @@ class Study:
 
     def gin_files(self, kind: Kind) -> tuple[str, ...]:
         own = self.pretrain_gin if kind == "pretrain" else self.finetune_gin
-        return (self.model_gin, own, *self.tasks_gin)
+        trainer = (self.trainer_gin,) if self.trainer_gin else ()
+        return (self.model_gin, own, *self.tasks_gin, *trainer)
 
     def settings(self, kind: Kind) -> Mapping[str, Any]:
-        return self.pretrain_settings if kind == "pretrain" else self.finetune_settings
+        own = self.pretrain_settings if kind == "pretrain" else self.finetune_settings
+        return {**self.trainer_settings, **own}
 
     def size_label(self, size: int) -> str:
         return short(size) if self.pretrain_tokens or not size else f"{short(size)}steps"

@@ -4,6 +4,7 @@ The learning rate and the step are arguments of every update, not part of the st
 differ only in their rate share one compilation, and the step lives in one place, the train state.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -151,19 +152,36 @@ def _positive(schedule, name, value):
         raise UserError(f"{schedule}: {name} is {value!r}; expected a number > 0")
 
 
-def constant(learning_rate: values.PositiveNumber) -> Schedule:
+@dataclasses.dataclass(frozen=True)
+class Constant:
     """The same rate at every step. Raises UserError unless it is positive and finite."""
-    _positive("constant", "learning_rate", learning_rate)
-    return lambda step: float(learning_rate)
+
+    learning_rate: values.PositiveNumber
+
+    def __post_init__(self) -> None:
+        _positive("constant", "learning_rate", self.learning_rate)
+
+    def __call__(self, step: int) -> float:
+        return float(self.learning_rate)
 
 
-def inverse_square_root(
-    base_learning_rate: values.PositiveNumber, warmup_steps: values.Positive = 10_000
-) -> Schedule:
+@dataclasses.dataclass(frozen=True)
+class InverseSquareRoot:
     """base / sqrt(max(step, warmup_steps)): flat during the warm-up, then falling.
 
     Steps count from 0. Raises UserError unless both arguments are positive and finite.
     """
-    _positive("inverse_square_root", "base_learning_rate", base_learning_rate)
-    _positive("inverse_square_root", "warmup_steps", warmup_steps)
-    return lambda step: float(base_learning_rate / math.sqrt(max(step, warmup_steps)))
+
+    base_learning_rate: values.PositiveNumber
+    warmup_steps: values.Positive = 10_000
+
+    def __post_init__(self) -> None:
+        _positive("inverse_square_root", "base_learning_rate", self.base_learning_rate)
+        _positive("inverse_square_root", "warmup_steps", self.warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        return float(self.base_learning_rate / math.sqrt(max(step, self.warmup_steps)))
+
+
+# What gin files call them.
+constant, inverse_square_root = Constant, InverseSquareRoot

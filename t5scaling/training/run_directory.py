@@ -55,6 +55,8 @@ FREE_MACROS = (
     "EVAL_BATCH_SIZE",
     "MAX_EPOCHS",
     "ATTENTION",
+    "T5X_FOLDER",
+    "T5X_CHECKPOINT_EVERY",
 )
 # What is measured when the run is trained: these may change until then.
 MEASURED_AT_THE_END = (

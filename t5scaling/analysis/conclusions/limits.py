@@ -23,9 +23,10 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
     if tokens < SMOKE_TOKENS or parameters < SMOKE_PARAMETERS:
         said.append(
             f"This is a smoke-sized study: {parameters:,} parameters and at most {size(tokens)} "
-            "text tokens of pretraining, where the paper has 770 million and 3 billion parameters "
-            "and up to a million steps of 131,072 token positions. It shows that the whole path "
-            "works and what its curves look like at this size. It says nothing about full size."
+            f"{curve_fits[0].curve.unit} of pretraining, where the paper has 770 million and 3 "
+            "billion parameters and up to a million steps of 131,072 token positions. It shows "
+            "that the whole path works and what its curves look like at this size. It says "
+            "nothing about full size."
         )
     if len({point.seed for point in points}) < 2:
         said.append(

@@ -192,8 +192,8 @@ def joint(exchange: Exchange) -> Drawn:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
             axis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("pretraining size D_p (text tokens)")
-        axes.set_ylabel("finetuning pool D_f (text tokens)")
+        axes.set_xlabel("pretraining size D_p (tokens)")
+        axes.set_ylabel("finetuning pool D_f (tokens)")
         page.colorbar(shades, ax=axes, label=metric_name(exchange.metric))
         axes.set_title("\n".join(map(str, where)), fontsize=10, loc="left")
     missed = f" It misses the measurements by {number(exchange.miss)} (RMS)."

@@ -155,7 +155,7 @@ def _some_at_edge(members: Sequence[CurveFit]) -> bool:
 
 def _x_label(curve_fit: CurveFit) -> str:
     if curve_fit.curve.x_name == "pretrain_tokens":
-        return "pretraining size D_p (text tokens, log scale)"
+        return f"pretraining size D_p ({curve_fit.curve.unit}, log scale)"
     return f"{curve_fit.curve.x_name} (log scale)"
 
 

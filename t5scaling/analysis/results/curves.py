@@ -19,7 +19,7 @@ import csv
 import io
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +43,8 @@ _INTEGERS = frozenset(
         "steps",
     )
 )
+
+T5X_UNIT = "token positions"  # of D_p where stock T5X's own directories are the study
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Curve:
         if self.x2_name:
             x = np.array([x, [p.x2 for p in self.points]], float)
         return x, np.array([p.value for p in self.points], float)
+
+    @property
+    def unit(self) -> str:
+        """Of D_p."""
+        return self.facts.get("unit", "text tokens")
 
     @property
     def label(self) -> str:
@@ -149,15 +156,17 @@ def _numbers_of(row: dict[str, Any], where: str) -> None:
 
 
 def curves_of(
-    rows: Sequence[Mapping[str, Any]], split: str = "test", *, parts: bool = False
+    rows: Sequence[Mapping[str, Any]], split: str | None = None, *, parts: bool = False
 ) -> list[Curve]:
     """The curves of a table of results, sorted. Metrics that are not finite are left out.
 
+    split: None for "test", or for what stock T5X measured on, where that never was.
     parts: whether what BLEU is made of (metrics.PARTS) has curves too; no law is for those.
 
     Raises UserError if the rates of a point cannot be compared for want of a validation
     cross-entropy.
     """
+    split = split or _reported_split(rows)
     groups: dict[tuple, dict[tuple, list]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         place = (row["model"], row["task"], row["finetune_examples"])
@@ -190,6 +199,7 @@ def curves_of(
                         facts={
                             "study": first["study"],
                             "split": split,
+                            **({"unit": T5X_UNIT} if _is_of_t5x(rows) else {}),
                             "parameters": first["parameters"],
                             "alignment": float(first["alignment"]) if first["alignment"] else None,
                             "finetune_tokens": first["finetune_tokens"],
@@ -200,6 +210,17 @@ def curves_of(
                     )
                 )
     return _with_seed_noise(curves)
+
+
+def _reported_split(rows: Sequence[Mapping[str, Any]]) -> str:
+    splits = Counter(row["split"] for row in rows)
+    if _is_of_t5x(rows) and "test" not in splits:
+        return splits.most_common(1)[0][0]
+    return "test"
+
+
+def _is_of_t5x(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row["metric_signature"].startswith("T5X ") for row in rows)
 
 
 def _with_seed_noise(curves: Sequence[Curve]) -> list[Curve]:

@@ -132,17 +132,32 @@ def check_agree(rows: Sequence[dict[str, Any]], study_dir: str | os.PathLike) ->
 
 
 def results_of(study_dir: str | os.PathLike) -> storage.AnyPath:
-    """`<study_dir>/results.csv`: written anew if there are run directories, else as it is.
+    """`<study_dir>/results.csv`: written anew if there are run directories, ours or T5X's, else as
+    it is.
 
     Raises UserError if there is neither, and as `harvest`.
     """
     folder = storage.path(study_dir)
+    if is_of_t5x(folder):
+        from t5scaling.analysis.results import t5x_study
+
+        t5x_study.write(folder, COLUMNS)
+        return folder / RESULTS
     if storage.exists(folder / "runs"):
         return harvest(folder)
     for name in (RESULTS, LOG):
         if not storage.exists(folder / name):
             raise UserError(f"{folder}: no study here (neither runs/ nor {name})")
     return folder / RESULTS
+
+
+def is_of_t5x(study_dir: str | os.PathLike) -> bool:
+    """Whether the folder holds runs of stock T5X, and none of ours."""
+    if storage.in_bucket(study_dir) or not os.path.isdir(study_dir):
+        return False
+    from t5scaling.analysis.results import t5x_runs
+
+    return t5x_runs.is_t5x_directory(study_dir)
 
 
 def is_reported(study_dir: str | os.PathLike) -> bool:

@@ -14,13 +14,19 @@ One row per (run, task, step, metric, source):
 |---|---|
 | run | path of the run below the folder; "." if the folder itself is one |
 | pretrain_steps | N of INITIAL_CHECKPOINT_PATH = ".../checkpoint_N" in config.gin; 0 if there is \
-none, or no config.gin |
+none, or no config.gin. Of a folder of `t5x.eval`, that of the run whose checkpoint \
+CHECKPOINT_PATH names, if that run is here and was pretrained, else N of CHECKPOINT_PATH itself |
 | pretrain_run | name of the folder that holds that checkpoint; empty if there is none |
 | task | what was evaluated; empty for the training batches |
 | step | T5X's own count, which goes on from pretraining's |
 | finetune_steps | step - pretrain_steps; the step itself in a run that began at 0 again |
-| metric, value | the measurement |
+| metric, value | the measurement; beside T5X's own, cross_entropy: nats per target token (below) |
 | source | inference_eval, training_eval or train |
+| split | that the source's DatasetConfig names in config.gin; empty where it names none |
+
+T5X's loss and cross_ent_loss are sums over a batch, averaged over batches, and divided by
+LOSS_NORMALIZING_FACTOR; loss_per_nonpadding_target_token tells how many target tokens there were,
+and cross_entropy follows from the three, except under AVERAGE_PER_SEQUENCE.
 
 Of measurements made twice, as after a restart, the last one counts; the .jsonl comes before the
 event file. Values that are no finite scalar and measurements without a step (SeqIO's -1) are left
@@ -33,7 +39,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +48,17 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from t5scaling.errors import UserError
-from t5scaling.records import CONFIG, RECORD
+from t5scaling.records import RECORD
 
 COLUMNS = (
     "run", "pretrain_steps", "pretrain_run", "task", "step", "finetune_steps", "metric", "value",
-    "source",
+    "source", "split",
 )  # fmt: skip
 SOURCES = ("inference_eval", "training_eval", "train")
 
 _EVENTS, _LINES = "events.out.tfevents.*", "*-metrics.jsonl"
 _SORTED_BY = ("run", "task", "step", "metric", "source")
+_REAL_SHARE = "non_padding_fraction/loss_weights"
 _FLOAT, _DOUBLE = 1, 2  # DataType of TensorFlow's types.proto
 
 # (source, task, step, metric)
@@ -75,7 +82,7 @@ def read_t5x_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
         found = "is a file" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {found}; expected a folder of T5X runs")
     runs, _ = _find_runs(folder)
-    rows = [row for run in runs for row in _rows(run, run.relative_to(folder).as_posix())]
+    rows = [row for run in runs for row in _rows(run, run.relative_to(folder).as_posix(), runs)]
     if not rows:
         found = f"no measurement in {len(runs)} T5X run(s)" if runs else "no T5X run"
         raise UserError(
@@ -115,7 +122,46 @@ def _files(run: Path) -> Iterator[tuple[str, str, Path]]:
         yield root.name, file.relative_to(root).as_posix().removesuffix(_LINES[1:]), file
 
 
-def _rows(run: Path, name: str) -> list[dict[str, Any]]:
+def find_runs(folder: str | os.PathLike) -> list[Path]:
+    """The folders of T5X's runs here or below."""
+    return _find_runs(Path(folder))[0]
+
+
+class Settings:
+    """What a run's config.gin binds: macros, and parameters as "scope/module.name.parameter"."""
+
+    def __init__(self, run: Path):
+        self.path = run / "config.gin"
+        there = self.path.exists()
+        text = self.path.read_text(encoding="utf-8", errors="replace") if there else ""
+        # gin breaks a long binding after a backslash, and indents all lines but the first.
+        text = re.sub(r"\\?\r?\n[ \t]+", " ", text)
+        self._bound = dict(re.findall(r"^([\w/.]+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+
+    def is_none(self, parameter: str) -> bool:
+        """Whether a parameter is bound to None, in whatever scope and however T5X imports it."""
+        ours = [v for name, v in self._bound.items() if re.search(rf"\b{parameter}$", name)]
+        return "None" in ours
+
+    def get(self, *names: str) -> Any:
+        """The value of the first of these names that has one; None if none has. What is no plain
+        value, such as a reference, is given as text."""
+        for name in names:
+            value, seen = self._bound.get(name), {name}
+            while value is not None and (macro := re.match(r"%([\w.]+)", value)):
+                # (a circle of names has no value)
+                value = None if macro[1] in seen else self._bound.get(macro[1])
+                seen.add(macro[1])
+            try:
+                found = None if value is None else ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                found = value
+            if found is not None:
+                return found
+        return None
+
+
+def _rows(run: Path, name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
     measured: dict[_Place, float] = {}
     written: dict[_Place, float] = {}  # when; event files of one task overlap after a restart
     for source, task, file in _files(run):
@@ -129,9 +175,10 @@ def _rows(run: Path, name: str) -> list[dict[str, Any]]:
             if wall_time >= written.get(place, -math.inf):
                 measured[place], written[place] = value, wall_time
     measured = {place: value for place, value in measured.items() if place[2] >= 0}
-
-    checkpoint = _initial_checkpoint(run / CONFIG)
-    pretrain_run, pretrain_steps = checkpoint or ("", 0)
+    settings = Settings(run)
+    _add_cross_entropy(measured, settings)
+    pretrain_run, pretrain_steps = origin_of(run, runs) or ("", 0)
+    splits = {source: split_of(source, settings) for source in SOURCES}
     # T5X restores the step with the weights, unless the run was told to drop it.
     goes_on = all(step >= pretrain_steps for _, _, step, _ in measured)
     return [
@@ -145,34 +192,98 @@ def _rows(run: Path, name: str) -> list[dict[str, Any]]:
             "metric": metric,
             "value": value,
             "source": source,
+            "split": splits[source],
         }
         for (source, task, step, metric), value in measured.items()
         if math.isfinite(value)
     ]
 
 
-def _initial_checkpoint(config: Path) -> tuple[str, int] | None:
-    """(name of the folder that holds it, its step); None if the run began with random weights."""
-    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
-    # gin breaks a long binding after a backslash, and indents all lines but the first.
-    text = re.sub(r"\\?\r?\n[ \t]+", " ", text)
-    if re.search(r"^\S*\bCheckpointConfig\.restore\s*=\s*None\b", text, re.MULTILINE):
+def split_of(source: str, settings: Settings) -> str:
+    """Of the data that a source of measurements is on; "" where config.gin does not say."""
+    scope = {"inference_eval": "infer_eval", "training_eval": "train_eval", "train": "train"}
+    names = [f"{scope[source]}/utils.DatasetConfig.split"]
+    if source == "inference_eval":  # t5x.eval has one data set, without a scope
+        names.append("utils.DatasetConfig.split")
+    found = settings.get(*names)
+    return found if isinstance(found, str) else ""
+
+
+def _add_cross_entropy(measured: dict[_Place, float], settings: Settings) -> None:
+    """Adds nats per target token wherever T5X's three losses are there."""
+    factor = settings.get(
+        "LOSS_NORMALIZING_FACTOR", "models.EncoderDecoderModel.loss_normalizing_factor"
+    )
+    for source, task, step, metric in list(measured):
+        if metric != "cross_ent_loss":
+            continue
+        cross_entropy = measured[source, task, step, metric]
+        per_token, loss, real = (
+            measured.get((source, task, step, name))
+            for name in ("loss_per_nonpadding_target_token", "loss", _REAL_SHARE)
+        )
+        if isinstance(factor, str) and factor.upper() == "NUM_REAL_TARGET_TOKENS":
+            nats = cross_entropy
+        elif isinstance(factor, str) and factor.upper() == "NUM_TOTAL_TARGET_TOKENS":
+            nats = cross_entropy / real if real else math.nan
+        elif isinstance(factor, str) or not loss or per_token is None:
+            nats = math.nan
+        else:
+            nats = cross_entropy * per_token / loss * (1 if factor is None else factor)
+        measured[source, task, step, "cross_entropy"] = nats  # left out where it is not finite
+
+
+def origin_of(run: Path, runs: Sequence[Path]) -> tuple[str, int] | None:
+    """(name of the folder of its pretraining, steps of that); None if the run began with random
+    weights. `runs`: all that are there."""
+    settings = Settings(run)
+    if settings.is_none("CheckpointConfig.restore"):
         return None
-    macros = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
-    value = macros.pop("INITIAL_CHECKPOINT_PATH", "None")
-    while name := re.match(r"%(\w+)", value):  # popped: a circle of names comes to an end
-        value = macros.pop(name[1], "None")
-    try:
-        path = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        path = value
+    initial = _checkpoint(settings, "INITIAL_CHECKPOINT_PATH")
+    if initial is not None:
+        return initial[0].rpartition("/")[2], initial[1]
+    measured = measured_run(run, runs)
+    if measured is not None:
+        own = origin_of(measured, ()) if measured != run else None
+        if own is not None:
+            return own
+    evaluated = _checkpoint(settings, "CHECKPOINT_PATH")
+    return evaluated and (evaluated[0].rpartition("/")[2], evaluated[1])
+
+
+def measured_run(run: Path, runs: Sequence[Path]) -> Path | None:
+    """Of a folder of `t5x.eval`, the run whose checkpoint it measured, if that is one of `runs`."""
+    evaluated = _checkpoint(Settings(run), "CHECKPOINT_PATH")
+    return evaluated and run_at(evaluated[0], runs)
+
+
+def run_at(folder: str, runs: Sequence[Path]) -> Path | None:
+    """The one of `runs` that a folder of some machine is, by as many of its last names as agree;
+    None if none is, or two may be."""
+    wanted = folder.split("/")[::-1]
+
+    def agree(run: Path) -> int:
+        names = run.resolve().parts[::-1]
+        pairs = zip(wanted, names, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(names)))
+
+    best = max(map(agree, runs), default=0)
+    found = [run for run in runs if best and agree(run) == best]
+    return found[0] if len(found) == 1 else None
+
+
+def _checkpoint(settings: Settings, macro: str) -> tuple[str, int] | None:
+    """(folder, step) of the checkpoint that a macro names; None if it names none."""
+    path = settings.get(macro)
+    if isinstance(path, list | tuple) and len(path) == 1:
+        path = path[0]
     if not path:
         return None
     # The second is Mesh TensorFlow's name for the checkpoints of T5, which T5X restores too.
-    match = re.search(r"([^/]*)/+(?:checkpoint_|model\.ckpt-)(\d+)/*$", str(path))
+    match = re.search(r"(.*?)/+(?:checkpoint_|model\.ckpt-)(\d+)/*$", str(path))
     if not match:
         raise UserError(
-            f"{config}: INITIAL_CHECKPOINT_PATH = {path!r} does not tell the steps of pretraining; "
+            f"{settings.path}: {macro} = {path!r} does not tell the steps of pretraining; "
             "expected '<pretraining run>/checkpoint_<steps>'"
         )
     return match[1], int(match[2])

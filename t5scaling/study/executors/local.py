@@ -14,6 +14,7 @@ import jax
 
 from t5scaling import config, records, storage
 from t5scaling.errors import Stopped, UserError, nearest
+from t5scaling.study import t5x
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
 from t5scaling.study.expand import Run, data_specs, run_directory_of
@@ -89,6 +90,8 @@ def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
     Returns the ids of those that are not done. Raises UserError for an unknown run.
     """
     runs = [_from_directory(study_dir, run_id) for run_id in run_ids]
+    if any(run.record.get("trainer") == "t5x" for run in runs):
+        t5x.leave_the_devices()
     if distributed.is_main():  # a job before this one may have died on its machine
         claim.watch(run.directory for run in runs if not run_directory.is_done(run.directory))
     with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
@@ -116,6 +119,9 @@ def train(
     """
     config.require(loop.train)
     arguments = config.bindings_of(loop.train)
+    by_t5x = t5x.asked_for()
+    if by_t5x:
+        t5x.leave_the_devices()
     model_dir = arguments["model_dir"]
     storage.check_fit(model_dir, "MODEL_DIR")
     if arguments.get("initial_checkpoint_path"):
@@ -130,7 +136,7 @@ def train(
         }
     )
     try:
-        checks.check_settings(**arguments)
+        (t5x.check_settings if by_t5x else checks.check_settings)(**arguments)
         # All the run's examples in one child process, and every mistake in them before the first
         # step.
         agreement.ready_examples(data_specs(arguments), arguments["examples_root"])
@@ -146,7 +152,10 @@ def train(
     with claim.hold(model_dir, step=checkpoint.newest_step(model_dir)):
         run_directory.begin(model_dir, config_text, record)
         try:
-            config.call(loop.train, progress=progress)
+            if by_t5x:
+                t5x.train(by_t5x, **arguments, progress=progress)
+            else:
+                config.call(loop.train, progress=progress)
         except Stopped:
             raise
         except Exception as error:

@@ -42,8 +42,12 @@ def build(
     ]
     translates = any("-" in pair for pair in selection.roles.pairs.values())
     summary, more = _summary(findings, runs)
+    first = curve_fits[0].curve
+    split = first.facts.get("split", "test")
     page = render(
         "page.html",
+        measured_on="Test set" if split == "test" else f"Split {split}",
+        unit=first.unit,
         study=findings.study,
         style=style(),
         where="in translation" if translates else "downstream",

@@ -112,6 +112,7 @@ def _law(curve_fit: CurveFit) -> dict[str, Any]:
     ]
     shown |= {
         "law": capitalised(curve_fit.law.title),
+        "unit": curve_fit.curve.unit,
         "formula": curve_fit.law.formula,
         "objective": f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}",
         "coefficients": Table(["coefficient", "value", INTERVAL, "meaning"], rows, (1,), (3,)),

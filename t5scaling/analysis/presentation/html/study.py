@@ -11,6 +11,7 @@ from t5scaling.analysis.fitting.fit import FITTED_SIZES
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.html.render import Table, render
+from t5scaling.analysis.results.curves import T5X_UNIT
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.pools import pools
 from t5scaling.analysis.wording import hours, size, values
@@ -27,6 +28,8 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
         facts.append(f"Model {model[0]}: {model[1]:,} parameters.")
     data: dict[str, set[int]] = {}
     shares: dict[str, Mapping[str, float]] = {}
+    by_t5x = any(row["metric_signature"].startswith("T5X ") for row in rows)
+    unit = T5X_UNIT if by_t5x else "text tokens"
     for run in finetuned:
         if run["pretrain_tokens"]:
             data.setdefault(run["pretrain_data"], set()).add(run["pretrain_tokens"])
@@ -36,7 +39,7 @@ def what_was_run(runs: Sequence[RunRecord], rows: Sequence[Mapping[str, Any]]) -
         facts.append(
             f"Pretraining on {name}{f' ({mix})' if mix else ''}, finetuned from D_p = "
             + ", ".join(size(tokens) for tokens in sorted(sizes))
-            + " text tokens"
+            + f" {unit}"
             + (
                 ", and without pretraining."
                 if any(not run["pretrain_tokens"] for run in finetuned)
