@@ -16,11 +16,10 @@ if REPOSITORY not in sys.path:
 # A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
 # left with one of them at the end.
 LONG = (
-    "test_decoding", "test_study", "test_steps_per_call", "test_attention", "test_gcs",
-    "test_slurm", "test_accelerator", "test_attention_tpu", "test_intervals", "test_data",
-    "test_sharding", "test_readme", "test_fit", "test_report", "test_run", "test_model",
-    "test_beam", "test_distributed", "test_nmt_benchmark", "test_infer", "test_archive",
-    "test_parity",
+    "test_slurm", "test_decoding", "test_steps_per_call", "test_attention", "test_study",
+    "test_sharding", "test_gcs", "test_distributed", "test_accelerator", "test_attention_tpu",
+    "test_intervals", "test_data", "test_readme", "test_fit", "test_report", "test_run",
+    "test_model", "test_beam", "test_nmt_benchmark", "test_infer", "test_archive", "test_parity",
 )  # fmt: skip
 
 
@@ -33,6 +32,25 @@ def pytest_configure():
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """LLVM optimises nothing, here and in the processes that the module's tests start, which halves
+    the time of compiling a small program that runs for moments.
+
+    For tests of the machinery around a program, which compare what one program computes. Those that
+    compare two programs need them as a user's are compiled.
+    """
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        jax.clear_caches()  # a program is compiled in one way for a module
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

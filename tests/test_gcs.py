@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import run
 from t5scaling import storage
 from t5scaling.analysis import archive, report
 from t5scaling.analysis.results import harvest, t5x_runs
@@ -25,6 +26,8 @@ from t5scaling.study import status
 from t5scaling.training import checkpoint, claim
 from tests import gcs_emulator, mini
 from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RUNS = 3  # a pretraining, the baseline, a finetuning
 FINETUNED = "runs/finetune/mini_span_en50_de50/dp=3k/mini_translate_en_de/df=3k/lr=0.01/seed=0"
@@ -56,7 +59,6 @@ def python(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,32 +66,31 @@ def python(*arguments, **options):
     )
 
 
-def study(study_dir, root, **options):
-    return run_py(
+def study(study_dir, root, *extra):
+    """The arguments of run.py."""
+    return [
         "study",
-        "--gin_file=tests/mini/study.gin",
+        f"--gin_file={REPOSITORY}/tests/mini/study.gin",
         f"--gin.STUDY_DIR={study_dir}",
         f"--gin.EXAMPLES_ROOT={root}",
         "--gin.study.Study.pretrain_tokens=(0, 3_000)",
         "--gin.runner.run_study.poll_seconds=0.5",
-        **options,
-    )
+        *extra,
+    ]
 
 
 @pytest.fixture(scope="module")
 def local(mini_root, tmp_path_factory):
-    """The study on this machine's disk, left alone."""
+    """The study on this machine's disk, left alone, in this process."""
     folder = tmp_path_factory.mktemp("local") / "study"
-    process = study(folder, mini_root)
-    said = process.communicate()
-    assert process.returncode == 0, said
+    assert run.main(study(folder, mini_root)) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def shared(bucket, root):
     """The same study in the bucket, by two processes at once: its address, what they said."""
-    both = [study(f"{bucket}/studies/shared", root) for _ in range(2)]
+    both = [run_py(*study(f"{bucket}/studies/shared", root)) for _ in range(2)]
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     return f"{bucket}/studies/shared", [out for out, _ in said]
@@ -112,7 +113,8 @@ def test_two_processes_do_each_run_once_with_the_results_of_a_disk(shared, local
 def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
     """kill -9 in a finetuning that has saved something, which is gone on from."""
     place = f"{bucket}/studies/killed"
-    process = study(place, root, start_new_session=True)
+    often = "--gin.SAVE_MINUTES=0.0"
+    process = run_py(*study(place, root, often), start_new_session=True)
     deadline = time.monotonic() + 600
     while progress_made(place) < 5 and time.monotonic() < deadline:
         assert process.poll() is None, "the study ended before it could be killed"
@@ -120,9 +122,7 @@ def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (storage.path(place) / FINETUNED / "DONE").exists()
-    process = study(place, root)
-    said = process.communicate()
-    assert process.returncode == 0, said
+    assert run.main(study(place, root)) == 0
     assert_same(place, local)
 
 
@@ -307,11 +307,16 @@ def test_examples_are_made_here_and_published(bucket, mini_root, tmp_path, monke
         ("gs://bucket/nothing", "gs://bucket/nothing: no study here"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(address, says):
-    process = run_py("status", address)
-    _, errors = process.communicate()
-    assert process.returncode == 2
+def test_what_is_not_there_is_said_in_one_line(address, says, capfd):
+    assert run.main(["status", address]) == 2
+    errors = capfd.readouterr().err
     assert errors.startswith(f"error: {says}") and errors.count("\n") == 1
+
+
+def test_a_process_that_met_a_bucket_ends_without_a_word(bucket):
+    process = run_py("status", f"{bucket}/nothing")
+    _, errors = process.communicate()
+    assert process.returncode == 2 and errors.count("\n") == 1, errors
 
 
 def test_a_missing_package_is_named():

@@ -1,7 +1,6 @@
 """The Slurm executor, on a real slurmctld and slurmd."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 
 import pytest
 
+import run
 from t5scaling.errors import UserError
 from t5scaling.study import status
 from t5scaling.study.executors import slurm
@@ -16,16 +16,14 @@ from t5scaling.study.expand import Run
 from tests import slurm_cluster
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STUDY = (
-    "--gin_file=tests/mini/study.gin",
+    f"--gin_file={REPOSITORY}/tests/mini/study.gin",
     "--gin.LEARNING_RATES=(0.01, 0.02)",
-    "--gin.study.Study.pretrain_tokens=(0, 3_000, 6_000)",
+    "--gin.study.Study.pretrain_tokens=(0, 3_000, 9_000)",
     "--gin.study.Study.pretrain_data="
     "{'mini_span_en50_de50': {'en': 0.5, 'de': 0.5}, 'mini_span_en': {'en': 1.0}}",
-    # Small steps, each logged and saved: seconds between the first and the last, to be hit in.
-    "--gin.study.Study.pretrain_settings={'BATCH_SIZE': 4, 'LOG_EVERY': 1,"
-    " 'CHECKPOINT_MINUTES': 0.0, 'TASK_FEATURE_LENGTHS': {'inputs': 64, 'targets': 24},"
-    " 'TASK_MODULES': ('tests.mini_tasks',)}",
 )
 ON_SLURM = (
     "--gin_file=gin/executors/slurm.gin",
@@ -42,17 +40,26 @@ def cluster(tmp_path_factory):
     if why:
         pytest.skip(why)
     with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        yield {**environment, "XLA_FLAGS": ""}
+        yield environment
 
 
-def command(folder, root, *extra):
+def command(folder, root, minutes, *extra):
+    """The arguments of run.py. Each step of pretraining is logged, and saved after so many minutes:
+    with 0 there are seconds between the first and the last, to be hit in."""
+    settings = {
+        "BATCH_SIZE": 8,
+        "LOG_EVERY": 1,
+        "CHECKPOINT_MINUTES": minutes,
+        "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
+        "TASK_MODULES": ("tests.mini_tasks",),
+    }
     places = f"--gin.STUDY_DIR={folder}", f"--gin.EXAMPLES_ROOT={root}"
-    return [sys.executable, "run.py", "study", *STUDY, *places, *extra]
+    return ["study", *STUDY, f"--gin.study.Study.pretrain_settings={settings}", *places, *extra]
 
 
 def start(folder, root, environment, *extra):
     return subprocess.Popen(
-        command(folder, root, *extra),
+        [sys.executable, "run.py", *command(folder, root, 0.0, *extra)],
         cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,
@@ -83,9 +90,7 @@ def slurm_says(environment, *arguments):
 def test_twelve_runs_give_what_they_give_here(cluster, mini_root, tmp_path):
     """With a job killed, a job sent back to the queue, and the controller killed and restarted."""
     here, there = tmp_path / "here", tmp_path / "there"
-    done = start(here, mini_root, {**os.environ, "XLA_FLAGS": ""})
-    said = done.communicate()[0]
-    assert done.returncode == 0, said
+    assert run.main(command(here, mini_root, 10.0)) == 0
 
     controller = start(there, mini_root, cluster, *ON_SLURM)
     killed, requeued = (there / "runs/pretrain" / name for name in
@@ -93,15 +98,15 @@ def test_twelve_runs_give_what_they_give_here(cluster, mini_root, tmp_path):
     strike = {killed: ("scancel",), requeued: ("scontrol", "requeue")}
     struck = {}
     while len(struck) < 2:  # each as soon as it trains: they do not start together
-        run = until(
+        hit = until(
             lambda: next(
                 (r for r in strike if r not in struck and (r / "metrics.jsonl").exists()), 0
             ),
             controller,
         )
-        struck[run] = job_of(run)
-        slurm_says(cluster, *strike[run], struck[run])
-        assert not (run / "DONE").exists()
+        struck[hit] = job_of(hit)
+        slurm_says(cluster, *strike[hit], struck[hit])
+        assert not (hit / "DONE").exists()
     first = struck[killed]
     until(lambda: job_of(killed) != first, controller)  # the controller saw it
     # Back in the queue, Slurm would let the other wait for two minutes.

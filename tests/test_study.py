@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import run
 from t5scaling import config
 from t5scaling.errors import UserError
 from t5scaling.study import dry_run, expand, runner, status, study
@@ -21,9 +22,11 @@ from t5scaling.study.executors import local
 from t5scaling.training import checkpoint
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MINI = "tests/mini/study.gin"
-ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}
 KILLS = 5
+SAVE_OFTEN = "--gin.SAVE_MINUTES=0.0"
 
 
 def load(study_dir, root, **bindings):
@@ -33,34 +36,22 @@ def load(study_dir, root, **bindings):
 
 
 def command(study_dir, root, *extra):
-    return [
-        sys.executable,
-        "run.py",
-        "study",
-        f"--gin_file={MINI}",
-        f"--gin.STUDY_DIR={study_dir}",
-        f"--gin.EXAMPLES_ROOT={root}",
-        *extra,
-    ]
+    """The arguments of run.py."""
+    places = f"--gin.STUDY_DIR={study_dir}", f"--gin.EXAMPLES_ROOT={root}"
+    return ["study", f"--gin_file={os.path.join(REPOSITORY, MINI)}", *places, *extra]
 
 
-def launch(study_dir, root, *extra, **options):
-    return subprocess.run(
-        command(study_dir, root, *extra),
-        cwd=REPOSITORY,
-        env=ONE_DEVICE,
-        capture_output=True,
-        text=True,
-        **options,
-    )
+def start(study_dir, root, *extra, **options):
+    """A process of its own."""
+    words = [sys.executable, "run.py", *command(study_dir, root, *extra)]
+    return subprocess.Popen(words, cwd=REPOSITORY, text=True, **options)
 
 
 @pytest.fixture(scope="module")
 def finished(mini_root, tmp_path_factory):
-    """The miniature study, left alone."""
+    """The miniature study, left alone: in this process, which compiles it once for all."""
     folder = tmp_path_factory.mktemp("finished") / "study"
-    done = launch(folder, mini_root)
-    assert done.returncode == 0, done.stderr
+    assert run.main(command(folder, mini_root)) == 0
     return folder
 
 
@@ -144,10 +135,11 @@ def test_t5x_layout_of_predictions(finished):
     assert metrics["step"] == 10 and "tok:13a" in metrics["bleu_signature"]
 
 
-def test_a_finished_study_is_left_alone(finished, mini_root):
+def test_a_finished_study_is_left_alone(finished, mini_root, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
-    again = launch(finished, mini_root)
-    assert again.returncode == 0 and again.stdout.count("done already") == 5
+    capsys.readouterr()
+    assert run.main(command(finished, mini_root)) == 0
+    assert capsys.readouterr().out.count("done already") == 5
     after = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
     assert before == after
 
@@ -158,10 +150,10 @@ def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tm
     folder = tmp_path / "killed"
     alive = 0
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            command(folder, mini_root),
-            cwd=REPOSITORY,
-            env=ONE_DEVICE,
+        process = start(
+            folder,
+            mini_root,
+            SAVE_OFTEN,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -180,8 +172,7 @@ def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tm
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
         process.wait()
     assert alive >= 3, "the study ended before it could be killed"
-    done = launch(folder, mini_root)
-    assert done.returncode == 0, done.stderr
+    assert run.main(command(folder, mini_root)) == 0
     assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     names = sorted(str(p.relative_to(finished)) for p in finished.glob("runs/**/metrics.jsonl"))
     assert len(names) == 5
@@ -189,16 +180,16 @@ def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tm
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path):
+def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path, capsys):
     """A learning rate without bounds fails its runs, is said, and leaves the other rate's."""
-    done = launch(tmp_path, mini_root, "--gin.LEARNING_RATES=(1e30, 0.01)")
-    assert done.returncode == 1, done.stderr
+    rates, sizes = "LEARNING_RATES=(1e30, 0.01)", "study.Study.pretrain_tokens=(0, 3_000)"
+    assert run.main(command(tmp_path, mini_root, f"--gin.{rates}", f"--gin.{sizes}")) == 1
     failed = list(tmp_path.glob("runs/**/FAILED"))
-    assert len(failed) == 4 and all("lr=1e+30" in str(path) for path in failed)
+    assert len(failed) == 2 and all("lr=1e+30" in str(path) for path in failed)
     reason = json.loads(failed[0].read_text())["reason"]
     assert "not finite at step" in reason
-    assert len(list(tmp_path.glob("runs/**/DONE"))) == 5
-    assert "4 of 9 runs are not done" in done.stdout
+    assert len(list(tmp_path.glob("runs/**/DONE"))) == 3
+    assert "2 of 5 runs are not done" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
 
 
@@ -215,13 +206,7 @@ def test_changed_settings_are_refused(finished, mini_root):
 def test_two_processes_share_one_study(finished, mini_root, tmp_path):
     folder = tmp_path / "shared"
     both = [
-        subprocess.Popen(
-            command(folder, mini_root, "--gin.runner.run_study.poll_seconds=0.5"),
-            cwd=REPOSITORY,
-            env=ONE_DEVICE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        start(folder, mini_root, "--gin.runner.run_study.poll_seconds=0.5", stdout=subprocess.PIPE)
         for _ in range(2)
     ]
     said = [process.communicate()[0] for process in both]
