@@ -20,10 +20,10 @@ from t5scaling.training import agreement, distributed
 from tests import mini
 from tests.conftest import REPOSITORY
 
-STEPS = 40
+STEPS = 30
 
 
-def _arguments(model_dir, root, steps_per_call):
+def _arguments(model_dir, root, **changes):
     settings = {
         "MIXTURE_OR_TASK_NAME": "mini_span_en50_de50",
         "TASK_MODULES": str(mini.MODULES),
@@ -33,9 +33,8 @@ def _arguments(model_dir, root, steps_per_call):
         "TRAIN_STEPS": STEPS,
         "MAX_EPOCHS": None,
         "LOG_EVERY": 5,
-        "STEPS_PER_CALL": steps_per_call,
-        "CHECKPOINT_MINUTES": 0.0,
         "MODEL_DIR": str(model_dir),
+        **changes,
     }
     files = ("tests/mini/model.gin", "gin/runs/pretrain.gin")
     return [
@@ -70,9 +69,9 @@ def _launch(arguments):
 
 
 def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
-    arguments = _arguments(tmp_path / "two", mini_root, steps_per_call=2)
-    first, second = _launch(arguments)
-    saved = tmp_path / "two/checkpoints/checkpoint_10"
+    two = tmp_path / "two"
+    first, second = _launch(_arguments(two, mini_root, STEPS_PER_CALL=2, CHECKPOINT_MINUTES=0.0))
+    saved = two / "checkpoints/checkpoint_10"
     while not saved.exists() and first.poll() is None and second.poll() is None:
         time.sleep(0.05)
     second.send_signal(signal.SIGKILL)
@@ -81,10 +80,10 @@ def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
     assert "start the job again: it goes on from its last checkpoint" in said.splitlines()[-1]
     second.communicate()
 
-    for process in _launch(arguments):
+    for process in _launch(_arguments(two, mini_root, STEPS_PER_CALL=2)):
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0, said[-2000:]
-    assert run.main(_arguments(tmp_path / "one", mini_root, steps_per_call=1)) == 0
+    assert run.main(_arguments(tmp_path / "one", mini_root)) == 0
     one, two = (mini.parameters(tmp_path / name, STEPS) for name in ("one", "two"))
     for name in one:
         difference = np.linalg.norm(one[name] - two[name])

@@ -22,26 +22,34 @@ from t5scaling import config, verbs
 from t5scaling.analysis.fitting.fit import fit_curve
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(REPOSITORY)
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-DOCUMENTS += ("results/techdoc/README.md", "results/plan/README.md", "benchmarks/README.md")
+DOCUMENTS += (
+    "CONTRIBUTING.md",
+    "results/techdoc/README.md",
+    "results/plan/README.md",
+    "benchmarks/README.md",
+)
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(?:python )?(run\.py [^`]*)`")
 
 MINIATURE = {"gin/models/tiny.gin": "tests/mini/model.gin", "techdoc_": "mini_"}
 MODULES = {"TASK_MODULES": ("tests.mini_tasks",)}
+# The shapes of tests/mini/study.gin, which other tests compile too.
 SMALLER = {
     "gin/runs/pretrain.gin": {
-        **MODULES, "BATCH_SIZE": 2, "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
+        **MODULES, "BATCH_SIZE": 8, "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
     },
     "gin/runs/finetune.gin": {
-        **MODULES, "BATCH_SIZE": 4, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8,
+        **MODULES, "BATCH_SIZE": 8, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 16,
         "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 64},
-        "EVAL_FEATURE_LENGTHS": {"inputs": 32, "targets": 32},
+        "EVAL_FEATURE_LENGTHS": {"inputs": 160, "targets": 160},
     },
     "gin/runs/eval.gin": {
-        **MODULES, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 8,
-        "EVAL_FEATURE_LENGTHS": {"inputs": 32, "targets": 32},
+        **MODULES, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 16,
+        "EVAL_FEATURE_LENGTHS": {"inputs": 160, "targets": 160},
     },
     "gin/runs/infer.gin": {"INPUT_LENGTH": 32, "MAX_DECODE_LENGTH": 8},
 }  # fmt: skip
@@ -146,6 +154,8 @@ def test_there_is_what_commands_name(document):
                 assert set(re.findall(r"\[([\w-]+)\]", " ".join(words))) <= extras
             case ["python", "run.py", verb, *_]:
                 assert verb in verbs.VERBS or verb == "--help"
+            case [".venv/bin/python", "-m", "pytest", *rest]:
+                assert all((ROOT / name).is_file() for name in rest if name.endswith(".py"))
             case ["python" | "bash", script, *_]:
                 assert (ROOT / script).is_file(), script
             case ["cp", source, _]:

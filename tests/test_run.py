@@ -15,6 +15,8 @@ from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PRETRAIN = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/pretrain.gin"]
 FINETUNE = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/finetune.gin"]
 MODULES = "--gin.TASK_MODULES=('tests.mini_tasks',)"

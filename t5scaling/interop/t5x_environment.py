@@ -29,7 +29,7 @@ SOURCES = {
 }
 # What they import and this project does not.
 BESIDE = ("cached_property==2.0.1", "clu==0.0.12", "fiddle==0.3.1", "tensorboard==2.21.0")
-EXTRAS = ("gpu", "cuda12", "tpu")  # of setup.py: for devices
+EXTRAS = ("gpu", "cuda12", "tpu")  # of pyproject.toml: for devices
 # Looks the packages up without this process's folders.
 _VERSIONS = """
 import importlib.metadata, json
@@ -62,7 +62,7 @@ def setup(
         folder: where; the default one if None.
         source: a folder with clones of SOURCES (`t5x`, `airio`, `jestimator`), with or without
             their files checked out; their addresses on GitHub if None.
-        extra: of setup.py, for the devices that T5X shall use: one of EXTRAS.
+        extra: of pyproject.toml, for the devices that T5X shall use: one of EXTRAS.
         python: the interpreter to make it of.
     """
     if extra is not None and extra not in EXTRAS:
@@ -72,7 +72,7 @@ def setup(
         raise UserError(f"{REPOSITORY} has no constraints.txt: t5x-setup needs this repository")
     with tempfile.TemporaryDirectory(prefix="t5x-setup-") as trees:
         addresses = _addresses(source, trees)
-        ours = f"{REPOSITORY}[{extra}]" if extra else str(REPOSITORY)
+        ours = f"{REPOSITORY}[{extra or 'study'}]"
         steps = [
             environments.Step(
                 "installing JAX, TensorFlow, SeqIO and what else T5X imports: about 2 GB",
