@@ -28,6 +28,7 @@ setup(
         "grain>=0.2.10",
         "jax>=0.8.2",  # has jax_enable_preemption_service
         "jinja2>=3.1",
+        "markupsafe>=2.1",
         "matplotlib>=3.9",
         "msgpack>=1.0.8",
         "numpy>=2.0",

@@ -244,7 +244,7 @@ def test_which_folders_hold_runs(finetuned, tmp_path):
 def test_needs_neither_tensorflow_nor_jax(finetuned):
     code = (
         "import sys\n"
-        "from t5scaling.analysis.t5x_runs import read_t5x_runs\n"
+        "from t5scaling.analysis.results.t5x_runs import read_t5x_runs\n"
         "rows = read_t5x_runs(sys.argv[1])\n"
         "heavy = {'tensorflow', 'jax', 'torch', 'seqio', 'gin'} & set(sys.modules)\n"
         "print(len(rows), sorted(heavy))"
