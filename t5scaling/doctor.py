@@ -26,7 +26,10 @@ TRAIN = (
     "optax", "orbax-checkpoint", "rich", "rouge_score", "sacrebleu", "sentencepiece",
     "tensorboardX", "tensorstore",
 )  # fmt: skip
-ANALYSIS = ("etils", "jinja2", "matplotlib", "numpy", "pandas", "rich", "scipy", "tensorboardX")
+ANALYSIS = (
+    "etils", "jinja2", "markupsafe", "matplotlib", "numpy", "pandas", "rich", "scipy",
+    "tensorboardX",
+)  # fmt: skip
 MATERIALIZE = (
     "importlib_resources", "seqio", "tensorflow", "tensorflow-datasets", "tensorflow-text",
 )  # fmt: skip
