@@ -23,7 +23,7 @@ INSTALL = "python -m pip install --constraint constraints.txt"
 # What is imported for what; packaging is for this file alone.
 TRAIN = (
     "array_record", "etils", "flax", "gin-config", "grain", "jax", "jaxlib", "msgpack", "numpy",
-    "optax", "orbax-checkpoint", "rich", "rouge_score", "sacrebleu", "sentencepiece",
+    "optax", "orbax-checkpoint", "protobuf", "rich", "rouge_score", "sacrebleu", "sentencepiece",
     "tensorboardX", "tensorstore",
 )  # fmt: skip
 ANALYSIS = (

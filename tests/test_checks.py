@@ -135,7 +135,7 @@ def test_what_changes_no_number_of_the_training_may_change(begun, name, value):
         ({"TRAIN_STEPS": 400}, False, "it may grow only, by run.py train"),
         ({"TRAIN_STEPS": 200}, True, "TRAIN_STEPS = 300 there, TRAIN_STEPS = 200 now"),
         ({"TRAIN_STEPS": 400, "SEED": 1}, True, "SEED = 0 there, SEED = 1 now"),
-        ({"TRAIN_STEPS": 400, "loop.train.eval_every": "%TRAIN_STEPS"}, True, "there"),
+        ({"TRAIN_STEPS": 400, "EVAL_EVERY": "%TRAIN_STEPS"}, True, "there"),
     ],
 )
 def test_a_run_may_grow_where_nothing_depends_on_its_length(begun, settings, may_grow, refused):
@@ -149,7 +149,7 @@ def test_a_run_may_grow_where_nothing_depends_on_its_length(begun, settings, may
 
 def test_what_depends_on_the_steps_keeps_them(tmp_path):
     def text_of(steps):
-        return text(**{"TRAIN_STEPS": steps, "loop.train.eval_every": "%TRAIN_STEPS"})
+        return text(**{"TRAIN_STEPS": steps, "EVAL_EVERY": "%TRAIN_STEPS"})
 
     run_directory.begin(str(saved(tmp_path)), text_of(300))
     with pytest.raises(UserError, match="if nothing else depends on it"):

@@ -27,6 +27,7 @@ ALLOWED = {
         "convert",
         "doctor",
         "evaluation",
+        "interop",
         "study",
         "training",
     },

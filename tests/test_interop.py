@@ -481,7 +481,7 @@ def test_bytes_are_a_vocabulary_for_a_conversion(tmp_path):
     convert.convert(str(tmp_path / "byt5"), str(tmp_path / "run"), to="t5scaling")
     found = run_directory.vocabulary_of(str(tmp_path / "run"), None, 384)
     assert found.size() == 384 and found.decode(found.encode("\u00e9")) == "\u00e9"
-    with pytest.raises(UserError, match=r"cannot read the vocabulary .*nothing"):
+    with pytest.raises(UserError, match=r"there is no .*nothing; expected a SentencePiece"):
         convert.convert(
             source, str(tmp_path / "x"), to="t5scaling", vocabulary=f"{tmp_path}/nothing"
         )

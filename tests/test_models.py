@@ -48,6 +48,7 @@ ARCHITECTURES = {
     "flan_t5/xxl": (*T5_1_1, 4_096, 64, 64, 10_240, 24, 24),
     "isik2024/3b": (250_112, ("relu",), True, 1_024, 32, 128, 16_384, 24, 24),
     "isik2024/770m": (250_112, ("gelu", "linear"), False, 1_024, 16, 64, 2_816, 24, 24),
+    "mini": (8_192, ("gelu", "linear"), False, 256, 4, 64, 512, 4, 4),
     "tiny": (8_192, ("gelu", "linear"), False, 128, 4, 32, 256, 2, 2),
 }
 # What the public checkpoints hold, counted in T5X.
@@ -100,8 +101,8 @@ def test_architecture_and_number_of_parameters(name):
         model.num_encoder_layers,
         model.num_decoder_layers,
     )
-    assert model.scan_layers == (name != "tiny")
-    assert model.dtype == ("float32" if name == "tiny" else "bfloat16")
+    assert model.scan_layers == (name not in ("mini", "tiny"))
+    assert model.dtype == ("float32" if name in ("mini", "tiny") else "bfloat16")
     assert model.dropout_rate == (0.1 if name.startswith("t5_1_0") else 0.0)
     assert network.count_parameters(model) == closed_form(name)
 
