@@ -131,9 +131,10 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "inference_eval").write_text("a file where a folder belongs")
     monkeypatch.setattr(evaluate.checkpoint, "choose", lambda *_, **__: [(1, tmp_path)])
+    monkeypatch.setattr(evaluate.checkpoint, "check_params", lambda *_: None)
     with pytest.raises(UserError, match=r"cannot make the folder .*inference_eval"):
         evaluate.evaluate_checkpoints(
-            model_dir=str(tmp_path), model=None, evaluators=(), progress=lambda *_: None
+            model_dir=str(tmp_path), model=mini.CONFIG, evaluators=(), progress=lambda *_: None
         )
 
 
