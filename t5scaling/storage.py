@@ -157,7 +157,8 @@ def exists(address: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def replacing(address: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Opens a file that is there, whole, when the block is over, or as it was before.
+    """Opens a file to write. It appears under its name, complete, when the block ends; if the block
+    fails, what was there before stays.
 
     Raises UserError if it cannot be written.
     """

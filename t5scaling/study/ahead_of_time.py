@@ -35,7 +35,7 @@ from t5scaling.model import network
 from t5scaling.study import gpus, topologies
 from t5scaling.training import sharding, step, throughput
 
-# libtpu asks a metadata server what machine it is on, and waits for an answer, unless it is told.
+# libtpu asks a metadata server what machine it is on, and waits for an answer, unless these say so.
 # Any machine will do: the slice that is compiled for comes with the topology's name.
 _NO_TPU_HERE = {
     "JAX_PLATFORMS": "cpu",

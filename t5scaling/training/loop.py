@@ -117,7 +117,7 @@ def train(
         keep_checkpoint: whether any stays when the run is done, `checkpoint_steps` apart.
         log_every: steps between lines of metrics.
         evaluators: run at the end, and each `eval_every` steps if that is given.
-        mirrors: "wandb" or "trackio", which are told the metrics too.
+        mirrors: "wandb" or "trackio", which get the metrics too.
         progress: called with (steps done, steps in all, note); a progress bar if None.
 
     Raises:

@@ -18,7 +18,7 @@ PROJECT = "t5scaling"  # unless $TRACKIO_PROJECT or $WANDB_PROJECT says otherwis
 
 
 def open_mirror(package: str, model_dir: str, config: Mapping[str, Any]) -> "Mirror":
-    """Goes on with the run of this directory's name there, or begins it. `config` is told once.
+    """Goes on with the run of this directory's name there, or begins it. `config` is sent once.
 
     Everything else is said by the package's own environment variables. Raises UserError if the
     package is missing or unknown.

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, timing.jsonl, TensorBoard, a progress bar.
+"""A run's records: metrics.jsonl, timing.jsonl, TensorBoard, a progress bar.
 
 metrics.jsonl holds one JSON object a line and only what the computation determines, so that a run
 killed and resumed leaves the same bytes as one never killed:

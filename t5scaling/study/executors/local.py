@@ -31,7 +31,7 @@ from t5scaling.training import (
 
 
 class Watcher(Protocol):
-    """Is told of each run."""
+    """Follows the runs, to show them."""
 
     def start(self, run: Run) -> None: ...
     def progress(self, done: int, total: int, note: str) -> None: ...
@@ -190,7 +190,7 @@ def _is_ready(run: Run, study_dir: str) -> bool:
     if last and last.beat and last.job and last.step == checkpoint.newest_step(run.directory):
         # Killed by hand a run may be any number of times; an engine's job that dies before it has
         # saved anything new may well do so for ever.
-        died = UserError(f"{last} died without a word, and had saved nothing new")
+        died = UserError(f"{last} ended without an error message, and had saved nothing new")
         run_directory.fail(run.directory, died)
     return not run_directory.is_parked(records.failure(run.directory))
 
