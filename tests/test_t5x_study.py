@@ -96,6 +96,16 @@ def test_an_evaluation_apart_belongs_to_its_run(folder):
     assert int(row["pretrain_tokens"]) == 2000 * 16 * 128
 
 
+@pytest.mark.parametrize("missing", ["BATCH_SIZE", "TASK_FEATURE_LENGTHS"])
+def test_a_finetuning_of_unknown_size_is_refused(folder, missing):
+    """Its pool would be 0, and pools that nobody knows would be one pool."""
+    path = folder / "wmt_2000" / "config.gin"
+    kept = [line for line in path.read_text().splitlines() if not line.startswith(missing)]
+    path.write_text("\n".join(kept))
+    with pytest.raises(UserError, match="how many tokens a step of wmt_2000 has"):
+        t5x_study.write(folder, harvest.COLUMNS)
+
+
 def test_a_pretraining_that_is_not_here_is_asked_for(folder):
     (folder / "base" / "config.gin").unlink()
     with pytest.raises(UserError, match=r"base/config\.gin does not say how many tokens a step"):

@@ -83,7 +83,7 @@ class Vocabulary:
 
     Sentinels, <extra_id_0> and so on, may be pieces of the model, its last ones, as in mC4's, or
     come after them. In a text each is one token either way, and a sentinel that a model generates
-    is text again. A file that holds `BYTES` stands for the vocabulary `Bytes`.
+    is text again. A file whose content is `BYTES` is the vocabulary `Bytes`.
 
     Attributes:
         path: the model's file.

@@ -156,6 +156,11 @@ def _record(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
         data, tokens = _pretraining(run, name, pretrain_steps, folders)
     steps = max(row["finetune_steps"] for row in run.rows)
     rows = steps * (_batch_size(settings) or 0)
+    if steps and not rows * _row_tokens(settings):
+        raise UserError(
+            f"{settings.path} does not say how many tokens a step of {run.id} has: it needs "
+            "BATCH_SIZE and TASK_FEATURE_LENGTHS, inputs and targets, as T5X wrote them"
+        )
     return {
         "model": _model(settings),
         "parameters": _parameters(measured),
@@ -211,8 +216,8 @@ def _row_tokens(settings: Settings) -> int:
         "utils.DatasetConfig.task_feature_lengths",
         "TASK_FEATURE_LENGTHS",
     )
-    lengths = found if isinstance(found, dict) else {}
-    return sum(lengths.get(feature, 0) for feature in ("inputs", "targets"))
+    lengths = [found.get(side) for side in ("inputs", "targets")] if isinstance(found, dict) else []
+    return sum(lengths) if lengths and all(isinstance(n, int) for n in lengths) else 0
 
 
 def _model(settings: Settings) -> str:
