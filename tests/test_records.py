@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -289,3 +290,22 @@ def test_what_files_allow_nobody_is_the_users_mistake(tmp_path, monkeypatch):
     assert not list((tmp_path / "new").iterdir())
     assert storage._temporary("x" * 255) != storage._temporary("x" * 255)
     assert len(storage._temporary("x" * 255)) < 100
+
+
+def test_writers_of_one_process_number_do_not_spoil_each_others_files(tmp_path):
+    """As in two containers, where numbers repeat: threads have one number too."""
+    path = tmp_path / "status.json"
+    texts = [letter * 20_000 for letter in "abcd"]
+    storage.write(path, texts[0])
+    seen = set()
+
+    def write(text):
+        for _ in range(40):
+            storage.write(path, text)
+            seen.add(path.read_text())
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        for done in [pool.submit(write, text) for text in texts]:
+            done.result()
+    assert seen <= set(texts)
+    assert list(tmp_path.iterdir()) == [path]
