@@ -60,6 +60,7 @@ NAME = Kind("a text on one line", _is_name)
 NAME_OR_NULL = Kind("a text on one line or null", lambda v: v is None or _is_name(v))
 TEXT_OR_NULL = Kind("a text or null", lambda v: v is None or isinstance(v, str))
 NUMBER = Kind("a number", _is_number)
+NUMBER_OR_NULL = Kind("a number or null", lambda v: v is None or _is_number(v))
 COUNT = Kind("a whole number from 0 on", _is_count)
 COUNT_OR_NULL = Kind("a whole number from 0 on or null", lambda v: v is None or _is_count(v))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
@@ -76,7 +77,8 @@ RUN: Fields = {
     "pretrain_data?": NAME_OR_NULL, "pretrain_languages?": NUMBER_OF, "pretrain_tokens?": COUNT,
     "pretrain_steps?": COUNT, "task?": NAME, "languages?": NAMES, "finetune_pool?": NAME,
     "finetune_tokens?": COUNT, "finetune_examples?": COUNT, "finetune_rows?": COUNT,
-    "finetune_positions?": COUNT, "learning_rate?": NUMBER, "seed?": COUNT, "batch_size?": COUNT,
+    "finetune_positions?": COUNT, "learning_rate?": NUMBER_OR_NULL, "seed?": COUNT,
+    "batch_size?": COUNT,
     "checkpoints?": COUNT_OF, "steps_of?": COUNT_OF, "needs?": NAMES, "settings?": NAME,
     "base_rate?": NUMBER, "base_rates?": NUMBERS, "trainer?": NAME,
 }  # fmt: skip

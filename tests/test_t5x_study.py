@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from t5scaling.analysis import archive, report
-from t5scaling.analysis.results import harvest, t5x_study
+from t5scaling.analysis.results import curves, harvest, t5x_study
 from t5scaling.analysis.results.t5x_runs import read_t5x_runs
 from t5scaling.errors import UserError
 from tests.test_t5x_runs import events, lines
@@ -91,9 +91,12 @@ def test_an_evaluation_apart_belongs_to_its_run(folder):
     assert [found["eval_base"][n] for n in names] == ["base", 1000, 0, ""]
     t5x_study.write(folder, harvest.COLUMNS)
     with open(folder / "results.csv", newline="") as file:
-        (row,) = [r for r in csv.DictReader(file) if r["run"] == "eval_wmt"]
+        rows = list(csv.DictReader(file))
+    (row,) = [r for r in rows if r["run"] == "wmt_2000" and r["metric"] == "bleu"]
     assert row["split"] == "test" and row["learning_rate"] == "0.01"
     assert int(row["pretrain_tokens"]) == 2000 * 16 * 128
+    (row,) = [r for r in rows if r["run"] == "eval_base"]  # of the pretraining's own checkpoint
+    assert (row["pretrain_tokens"], row["steps"]) == (str(1000 * 16 * 128), "0")
 
 
 @pytest.mark.parametrize("missing", ["BATCH_SIZE", "TASK_FEATURE_LENGTHS"])
@@ -136,3 +139,30 @@ def test_cross_entropy_by_normalizer(tmp_path, factor, divisor, known):
     losses(tmp_path, "train", 4, 3.0, divisor)
     found = [r["value"] for r in read_t5x_runs(tmp_path) if r["metric"] == "cross_entropy"]
     assert len(found) == known and all(math.isclose(v, 3.0, rel_tol=1e-5) for v in found)
+
+
+def test_test_scores_measured_apart_go_by_the_validation_of_their_run(folder):
+    """Two rates at one place: the test scores lie in folders of t5x.eval, the validation loss in
+    the finetunings' own."""
+    text = (folder / "wmt_2000" / "config.gin").read_text()
+    config(folder / "wmt_2000_fast", text.replace("= 0.01", "= 0.1"))
+    losses(folder / "wmt_2000_fast", "training_eval/wmt", 2010, 2.0)  # better than the other's
+    for run, bleu in (("wmt_2000", 20.0), ("wmt_2000_fast", 21.0)):
+        config(folder / f"eval_{run}", f"CHECKPOINT_PATH = '/x/ours/{run}/checkpoint_2010'\n"
+               "utils.DatasetConfig.split = 'test'")  # fmt: skip
+        lines(folder / f"eval_{run}", "wmt", {"step": 2010, "bleu": bleu})
+    t5x_study.write(folder, harvest.COLUMNS)
+    (curve,) = curves.curves_of(curves.read_results(folder / "results.csv"))
+    (point,) = curve.points
+    assert (curve.metric, point.value, point.learning_rate) == ("bleu", 21.0, 0.1)
+    assert point.run == "wmt_2000_fast"
+
+
+def test_a_rate_that_no_setting_names_stays_empty(folder):
+    for path in folder.glob("wmt_*/config.gin"):
+        kept = [line for line in path.read_text().splitlines() if "learning_rate" not in line]
+        path.write_text("\n".join(kept))
+    report.report(folder, screen=Console(file=io.StringIO()))
+    rows = curves.read_results(folder / "results.csv")
+    assert {row["learning_rate"] for row in rows} == {None}
+    assert all(p.learning_rate is None for p in curves.curves_of(rows)[0].points)

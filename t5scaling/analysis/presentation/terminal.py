@@ -156,7 +156,10 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
         points = [(*curve_fit.curve.baseline, *curve_fit.curve.points) for curve_fit in members]
         for x in sorted({p.x for on_curve in points for p in on_curve}):
             here = [[p for p in on_curve if p.x == x] for on_curve in points]
-            rates = {p.learning_rate: p.at_edge for ps in here for p in ps}
+            rates = {
+                p.learning_rate: p.at_edge
+                for ps in here for p in ps if p.learning_rate is not None
+            }  # fmt: skip
             table.add_row(
                 size(x) if x else "not pretrained",
                 *(number(mean([p.value for p in ps])) if ps else "–" for ps in here),

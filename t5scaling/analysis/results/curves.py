@@ -20,7 +20,7 @@ import io
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,6 +144,9 @@ def _numbers_of(row: dict[str, Any], where: str) -> None:
     if None in row or None in row.values():
         raise UserError(f"{where}: expected {len(COLUMNS)} cells, as the header has")
     for column in (*_INTEGERS, "learning_rate", "value"):
+        if column == "learning_rate" and not row[column]:
+            row[column] = None  # unknown, as stock T5X's may be
+            continue
         convert = int if column in _INTEGERS else float
         try:
             row[column] = convert(row[column])
@@ -205,11 +208,16 @@ def curves_of(
                             "finetune_tokens": first["finetune_tokens"],
                             "finetune_positions": first["finetune_positions"],
                             "metric_signature": first["metric_signature"],
-                            "learning_rates": sorted(set().union(*tried.values())),
+                            "learning_rates": _known(set().union(*tried.values())),
                         },
                     )
                 )
     return _with_seed_noise(curves)
+
+
+def _known(rates: Set[float | None]) -> list[float]:
+    """Learning rates, rising, without the unknown one."""
+    return sorted(rate for rate in rates if rate is not None)
 
 
 def _reported_split(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -265,13 +273,13 @@ def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, 
         if row["split"] == "validation" and row["metric"] == "cross_entropy"
     }
     steps: dict[str, set[int]] = defaultdict(set)
-    rates: dict[str, float] = {}
+    rates: dict[str, float | None] = {}
     for row in rows:
         if row["split"] == split:
             steps[row["run"]].add(row["steps"])
             rates[row["run"]] = row["learning_rate"]
     best_step: dict[str, int] = {}
-    by_rate: dict[float, list[float]] = defaultdict(list)
+    by_rate: dict[float | None, list[float]] = defaultdict(list)
     for run, candidates in steps.items():
         known = [(validation.get((run, step), math.nan), step) for step in sorted(candidates)]
         finite = [pair for pair in known if math.isfinite(pair[0])]
@@ -286,7 +294,7 @@ def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, 
             f"{rows[0]['run']}: {len(means)} learning rates and no validation cross-entropy to "
             "choose between them; evaluate on the validation split too"
         )
-    rate = min(finite_means or means, key=lambda r: (means[r], r))
+    rate = min(finite_means or means, key=lambda r: (means[r], r or 0.0))
     return [
         row
         for row in rows
@@ -296,8 +304,9 @@ def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, 
     ]
 
 
-def _point(row: Mapping[str, Any], tried: Mapping[tuple, set[float]]) -> Point:
-    rate, rates = row["learning_rate"], tried[row["pretrain_data"], row["pretrain_tokens"]]
+def _point(row: Mapping[str, Any], tried: Mapping[tuple, set[float | None]]) -> Point:
+    rate = row["learning_rate"]
+    rates = _known(tried[row["pretrain_data"], row["pretrain_tokens"]])
     return Point(
         x=row["pretrain_tokens"],
         value=row["value"],

@@ -17,7 +17,7 @@ has lost is never left out in silence: there is no table until it is put back or
 | task | what was finetuned and evaluated |
 | finetune_tokens, finetune_examples, finetune_positions | D_f, the finetuning POOL: real tokens, \
 examples, and positions with padding; short runs do not see all of it |
-| learning_rate, seed | of the finetuning |
+| learning_rate, seed | of the finetuning; an unknown rate of stock T5X's is empty |
 | steps | finetuning steps at the time of the measurement |
 | split, metric, metric_signature, value | the measurement |
 | run | the run's id |
@@ -118,9 +118,10 @@ def check_agree(rows: Sequence[dict[str, Any]], study_dir: str | os.PathLike) ->
             )
         for column in sorted(_FROM_RECORD | {"pretrain_data"}):
             said = run[column] if run[column] is not None else ""
-            if row[column] != said:
+            found = row[column] if row[column] is not None else ""
+            if found != said:
                 raise UserError(
-                    f"{run['id']}: {column} is {row[column]!r} in {folder / RESULTS}, but "
+                    f"{run['id']}: {column} is {found!r} in {folder / RESULTS}, but "
                     f"{said!r} in {folder / LOG}"
                 )
     lost = sorted(finished.keys() - {row["run"] for row in rows})

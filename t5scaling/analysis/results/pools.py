@@ -45,5 +45,7 @@ def pools(runs: Sequence[RunRecord]) -> list[Pool]:
     for run in runs:
         if run.done and run["kind"] == "finetune":
             place = run["task"], run["finetune_examples"]
-            found.setdefault(place, (run.record, set()))[1].add(run["learning_rate"])
+            rates = found.setdefault(place, (run.record, set()))[1]
+            if run["learning_rate"]:  # stock T5X's may be unknown
+                rates.add(run["learning_rate"])
     return [Pool(record, rates) for _, (record, rates) in sorted(found.items())]

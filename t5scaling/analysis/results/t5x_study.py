@@ -6,7 +6,8 @@ steps of the pretraining times its batch size and feature lengths, from its own 
 must be here. D_f is what the finetuning went through, in rows and positions, as T5X knows no pool.
 Of one measurement, validation or test is whatever split config.gin names; where no run was measured
 on "test", curves are of the split that there is. Scores are those of inference_eval, cross-entropy
-that of training_eval (`t5x_runs`). A run that has not come to its TRAIN_STEPS is not done.
+that of training_eval (`t5x_runs`). A run that has not come to its TRAIN_STEPS is not
+done. A learning rate that config.gin does not name stays empty.
 """
 
 import csv
@@ -90,19 +91,33 @@ def write(study_dir: str | os.PathLike, columns: Sequence[str]) -> None:
     study = Path(study_dir).resolve().name
     runs = read(study_dir)
     folders = [run.folder for run in runs]
-    used = {t5x_runs.origin_of(f, folders) for f in folders}
-    names = {origin[0] for origin in used if origin}
-    table, log = [], []
+    origins = {folder: t5x_runs.origin_of(folder, folders) for folder in folders}
+    used = {origin[0] for origin in origins.values() if origin}
+    pretrainings = {f for f in folders if f.name in used and not origins[f]}
+    # What t5x.eval measured apart is of the run that it measured, whose validation chooses; of a
+    # pretraining's checkpoint it is a run of its own.
+    measured: dict[Path, list[dict[str, Any]]] = {folder: [] for folder in folders}
+    apart = set()
     for run in runs:
-        measured = [row for row in run.rows if _is_result(row)]
-        if run.folder.name in names and not t5x_runs.origin_of(run.folder, folders):
-            measured = []  # the pretraining itself
+        owner = t5x_runs.measured_run(run.folder, folders) or run.folder
+        owner = run.folder if owner in pretrainings else owner
+        if owner != run.folder:
+            apart.add(run.folder)
+        if owner not in pretrainings:
+            measured[owner] += [row for row in run.rows if _is_result(row)]
+    # (task, split, metric, step) of a run -> row; the later of two measurements counts.
+    table: dict[tuple, dict[str, Any]] = {}
+    log = []
+    for run in runs:
+        if run.folder in apart:
+            continue
         record = {"study": study, "id": run.id, "kind": "pretrain", "steps": run.steps or run.step}
         record["pretrain_data"] = str(Settings(run.folder).get(*_TASK) or run.folder.name)
-        if measured:
-            record |= {**_record(run, folders), "kind": "finetune"}
+        if rows := measured[run.folder]:
+            record |= {**_record(run, rows, folders), "kind": "finetune"}
             if run.done:
-                table += [_result(record, row) for row in measured]
+                for row in (_result(record, row) for row in rows):
+                    table[tuple(row[c] for c in _KEY)] = row
         log.append(
             {
                 "id": run.id, "record": record, "done": run.done, "failure": None,
@@ -114,13 +129,12 @@ def write(study_dir: str | os.PathLike, columns: Sequence[str]) -> None:
             f"{study_dir}: no finished run of T5X has an evaluation to tabulate (inference_eval/, "
             "or training_eval/ with its losses)"
         )
-    table.sort(key=lambda row: [str(row[c]) for c in ("run", "task", "split", "metric", "steps")])
     text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(columns)
-    rows.writerows(
-        [repr(row[c]) if isinstance(row[c], float) else row[c] for c in columns] for row in table
-    )
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(columns)
+    for key in sorted(table, key=lambda key: [str(cell) for cell in key]):
+        row = table[key]
+        lines.writerow([repr(row[c]) if isinstance(row[c], float) else row[c] for c in columns])
     storage.write(Path(study_dir) / LOG, "".join(json.dumps(line) + "\n" for line in log))
     storage.write(Path(study_dir) / "results.csv", text.getvalue())
 
@@ -139,14 +153,17 @@ def show(study_dir: str | os.PathLike, console: Console | None = None) -> None:
     console.print(f"{len(runs)} runs of T5X: {sum(run.done for run in runs)} done")
 
 
+_KEY = ("run", "task", "split", "metric", "steps")
+
+
 def _is_result(row: dict[str, Any]) -> bool:
     if row["source"] == "inference_eval":
         return not row["metric"].startswith("timing/")
     return row["source"] == "training_eval" and row["metric"] == "cross_entropy"
 
 
-def _record(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
-    """The run's place in the study, as a run.json of ours has it."""
+def _record(run: Run, rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
+    """The place in the study of a run with these results, as a run.json of ours has it."""
     measured = t5x_runs.measured_run(run.folder, folders) or run.folder
     origin = t5x_runs.origin_of(run.folder, folders)
     settings = Settings(measured)
@@ -155,8 +172,8 @@ def _record(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
     if origin:
         data, tokens = _pretraining(run, name, pretrain_steps, folders)
     steps = max(row["finetune_steps"] for row in run.rows)
-    rows = steps * (_batch_size(settings) or 0)
-    if steps and not rows * _row_tokens(settings):
+    examples = steps * (_batch_size(settings) or 0)
+    if steps and not examples * _row_tokens(settings):
         raise UserError(
             f"{settings.path} does not say how many tokens a step of {run.id} has: it needs "
             "BATCH_SIZE and TASK_FEATURE_LENGTHS, inputs and targets, as T5X wrote them"
@@ -167,11 +184,11 @@ def _record(run: Run, folders: Sequence[Path]) -> dict[str, Any]:
         "pretrain_data": data,
         "pretrain_tokens": tokens,
         "pretrain_steps": pretrain_steps,
-        "task": run.rows[0]["task"] or str(settings.get(*_TASK) or ""),
-        "finetune_tokens": rows * _row_tokens(settings),
-        "finetune_examples": rows,
-        "finetune_positions": rows * _row_tokens(settings),
-        "learning_rate": float(settings.get(*_RATE) or 0.0),
+        "task": rows[0]["task"] or str(settings.get(*_TASK) or ""),
+        "finetune_tokens": examples * _row_tokens(settings),
+        "finetune_examples": examples,
+        "finetune_positions": examples * _row_tokens(settings),
+        "learning_rate": _learning_rate(settings),
         "seed": int(settings.get("RANDOM_SEED", "train_script.train.random_seed") or 0),
         "steps": steps,
     }
@@ -200,6 +217,12 @@ _RATE = (
     "BASE_LEARNING_RATE", "LEARNING_RATE",
     "utils.create_learning_rate_scheduler.base_learning_rate",
 )  # fmt: skip
+
+
+def _learning_rate(settings: Settings) -> float | None:
+    """None where config.gin names none, as under a schedule of one's own."""
+    found = settings.get(*_RATE)
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _batch_size(settings: Settings) -> int | None:
@@ -242,6 +265,7 @@ def _devices(train: Sequence[dict[str, Any]]) -> int:
 
 
 def _result(record: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A row of results.csv."""
     return {
         **record,
         "pretrain_data": record["pretrain_data"] or "",

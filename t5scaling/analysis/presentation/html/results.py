@@ -43,7 +43,7 @@ def _measurements(members: Sequence[CurveFit]) -> Table:
         for curve in curves:
             here = [p for p in (*curve.baseline, *curve.points) if p.x == x]
             found = [p.value for p in here]
-            rates |= {p.learning_rate: p.at_edge for p in here}
+            rates |= {p.learning_rate: p.at_edge for p in here if p.learning_rate is not None}
             seeds |= {p.seed for p in here}
             cells.append(number(sum(found) / len(found)) if found else "–")
         rate = ", ".join(f"{r:g}{' *' if edge else ''}" for r, edge in sorted(rates.items()))
@@ -61,11 +61,12 @@ def _all_rates(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         if row["metric"] == LOSS:
             place = (
                 row["task"], row["pretrain_data"], row["pretrain_tokens"],
-                row["finetune_examples"], row["learning_rate"], row["seed"], row["steps"],
+                row["finetune_examples"], row["learning_rate"] or 0.0, row["seed"], row["steps"],
             )  # fmt: skip
             found.setdefault(place, {})[row["split"]] = row["value"]
     body = [
-        [task, data or "–", size(tokens), f"{pool:,}", f"{rate:g}", str(seed), str(steps),
+        [task, data or "–", size(tokens), f"{pool:,}", f"{rate:g}" if rate else "–",
+         str(seed), str(steps),
          number(losses.get("validation")), number(losses.get("test"))]
         for (task, data, tokens, pool, rate, seed, steps), losses in sorted(found.items())
     ]  # fmt: skip
