@@ -82,7 +82,8 @@ def test_report_status_and_export(folder, tmp_path, capsys):
 def test_an_evaluation_apart_belongs_to_its_run(folder):
     config(folder / "eval_wmt", "CHECKPOINT_PATH = '/x/ours/wmt_2000/checkpoint_2010'\n"
            "utils.DatasetConfig.split = 'test'")  # fmt: skip
-    lines(folder / "eval_wmt", "wmt", {"step": 2010, "bleu": 20.0})
+    lines(folder / "eval_wmt", "wmt",
+          {"step": 2010, "bleu": 20.0, "bleu_low": 19.0, "bleu_precision_1": 50.0})  # fmt: skip
     config(folder / "eval_base", "CHECKPOINT_PATH = '/x/ours/base/checkpoint_1000'")
     lines(folder / "eval_base", "wmt", {"step": 1000, "bleu": 0.5})
     found = {row["run"]: row for row in read_t5x_runs(folder) if row["run"].startswith("eval")}
@@ -95,6 +96,12 @@ def test_an_evaluation_apart_belongs_to_its_run(folder):
     (row,) = [r for r in rows if r["run"] == "wmt_2000" and r["metric"] == "bleu"]
     assert row["split"] == "test" and row["learning_rate"] == "0.01"
     assert int(row["pretrain_tokens"]) == 2000 * 16 * 128
+    of_run = {r["metric"] for r in rows if r["run"] == "wmt_2000"}
+    assert of_run == {"cross_entropy", "bleu", "bleu_precision_1"}
+    # Each metric by the split that it was measured on: the cross-entropy is of the validation.
+    found = curves.curves_of(curves.read_results(folder / "results.csv"))
+    splits = {(c.metric, c.facts["split"]) for c in found if c.place.data == "c4"}
+    assert splits == {("bleu", "test"), ("cross_entropy", "validation")}
     (row,) = [r for r in rows if r["run"] == "eval_base"]  # of the pretraining's own checkpoint
     assert (row["pretrain_tokens"], row["steps"]) == (str(1000 * 16 * 128), "0")
 
@@ -152,9 +159,10 @@ def test_test_scores_measured_apart_go_by_the_validation_of_their_run(folder):
                "utils.DatasetConfig.split = 'test'")  # fmt: skip
         lines(folder / f"eval_{run}", "wmt", {"step": 2010, "bleu": bleu})
     t5x_study.write(folder, harvest.COLUMNS)
-    (curve,) = curves.curves_of(curves.read_results(folder / "results.csv"))
+    found = curves.curves_of(curves.read_results(folder / "results.csv"))
+    (curve,) = [curve for curve in found if curve.metric == "bleu"]
     (point,) = curve.points
-    assert (curve.metric, point.value, point.learning_rate) == ("bleu", 21.0, 0.1)
+    assert (curve.facts["split"], point.value, point.learning_rate) == ("test", 21.0, 0.1)
     assert point.run == "wmt_2000_fast"
 
 

@@ -163,13 +163,13 @@ def curves_of(
 ) -> list[Curve]:
     """The curves of a table of results, sorted. Metrics that are not finite are left out.
 
-    split: None for "test", or for what stock T5X measured on, where that never was.
+    split: None for "test", or, of a metric that stock T5X never measured there, for where it did.
     parts: whether what BLEU is made of (metrics.PARTS) has curves too; no law is for those.
 
     Raises UserError if the rates of a point cannot be compared for want of a validation
     cross-entropy.
     """
-    split = split or _reported_split(rows)
+    split_of = _splits(rows, split)
     groups: dict[tuple, dict[tuple, list]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         place = (row["model"], row["task"], row["finetune_examples"])
@@ -180,7 +180,7 @@ def curves_of(
         tried = {
             place: {row["learning_rate"] for row in size_rows} for place, size_rows in sizes.items()
         }
-        chosen = {place: _chosen(size_rows, split) for place, size_rows in sorted(sizes.items())}
+        chosen = {place: _chosen(size_rows, split_of) for place, size_rows in sorted(sizes.items())}
         metrics = {r["metric"] for size_rows in chosen.values() for r in size_rows}
         metrics = sorted(metrics if parts else metrics - PARTS.keys())
         for data in sorted({data for data, tokens in sizes if tokens}):
@@ -201,7 +201,7 @@ def curves_of(
                         ),
                         facts={
                             "study": first["study"],
-                            "split": split,
+                            "split": first["split"],
                             **({"unit": T5X_UNIT} if _is_of_t5x(rows) else {}),
                             "parameters": first["parameters"],
                             "alignment": float(first["alignment"]) if first["alignment"] else None,
@@ -220,11 +220,22 @@ def _known(rates: Set[float | None]) -> list[float]:
     return sorted(rate for rate in rates if rate is not None)
 
 
-def _reported_split(rows: Sequence[Mapping[str, Any]]) -> str:
-    splits = Counter(row["split"] for row in rows)
-    if _is_of_t5x(rows) and "test" not in splits:
-        return splits.most_common(1)[0][0]
-    return "test"
+def _splits(rows: Sequence[Mapping[str, Any]], split: str | None) -> dict[str, str]:
+    """Metric -> the split whose values are shown."""
+    measured: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        measured[row["metric"]][row["split"]] += 1
+    if split or not _is_of_t5x(rows):
+        return dict.fromkeys(measured, split or "test")
+    return {
+        metric: max(splits, key=lambda name: (_whole(name) == "test", splits[name], name))
+        for metric, splits in measured.items()
+    }
+
+
+def _whole(split: str) -> str:
+    """The split that a slice such as "test[:1000]" is of."""
+    return split.partition("[")[0]
 
 
 def _is_of_t5x(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -265,17 +276,20 @@ def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str
     ]
 
 
-def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, Any]]:
-    """Of all rows at one D_p, those of `split` at the best rate and each run's best step."""
+def _chosen(
+    rows: Sequence[Mapping[str, Any]], split_of: Mapping[str, str]
+) -> list[Mapping[str, Any]]:
+    """Of all rows at one D_p, those of each metric's split at the best rate and each run's best
+    step."""
     validation = {
         (row["run"], row["steps"]): row["value"]
         for row in rows
-        if row["split"] == "validation" and row["metric"] == "cross_entropy"
+        if _whole(row["split"]) == "validation" and row["metric"] == "cross_entropy"
     }
     steps: dict[str, set[int]] = defaultdict(set)
     rates: dict[str, float | None] = {}
     for row in rows:
-        if row["split"] == split:
+        if row["split"] == split_of[row["metric"]]:
             steps[row["run"]].add(row["steps"])
             rates[row["run"]] = row["learning_rate"]
     best_step: dict[str, int] = {}
@@ -298,7 +312,7 @@ def _chosen(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, 
     return [
         row
         for row in rows
-        if row["split"] == split
+        if row["split"] == split_of[row["metric"]]
         and row["learning_rate"] == rate
         and row["steps"] == best_step[row["run"]]
     ]

@@ -4,10 +4,10 @@
 What T5X does not say is not made up. x, pretrain_tokens, is in token positions, padding included:
 steps of the pretraining times its batch size and feature lengths, from its own config.gin, which
 must be here. D_f is what the finetuning went through, in rows and positions, as T5X knows no pool.
-Of one measurement, validation or test is whatever split config.gin names; where no run was measured
-on "test", curves are of the split that there is. Scores are those of inference_eval, cross-entropy
-that of training_eval (`t5x_runs`). A run that has not come to its TRAIN_STEPS is not
-done. A learning rate that config.gin does not name stays empty.
+Of one measurement, validation or test is whatever split config.gin names; a metric that was never
+measured on the test split has its curves of the split that there is. Scores are those of
+inference_eval, cross-entropy that of training_eval (`t5x_runs`). A run that has not come to its
+TRAIN_STEPS is not done. A learning rate that config.gin does not name stays empty.
 """
 
 import csv
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t5scaling import storage
+from t5scaling.analysis.metrics import PARTS
 from t5scaling.analysis.results import t5x_runs
 from t5scaling.analysis.results.t5x_runs import Settings
 from t5scaling.errors import UserError
@@ -104,7 +105,7 @@ def write(study_dir: str | os.PathLike, columns: Sequence[str]) -> None:
         if owner != run.folder:
             apart.add(run.folder)
         if owner not in pretrainings:
-            measured[owner] += [row for row in run.rows if _is_result(row)]
+            measured[owner] += _results(run.rows)
     # (task, split, metric, step) of a run -> row; the later of two measurements counts.
     table: dict[tuple, dict[str, Any]] = {}
     log = []
@@ -154,6 +155,19 @@ def show(study_dir: str | os.PathLike, console: Console | None = None) -> None:
 
 
 _KEY = ("run", "task", "split", "metric", "steps")
+
+
+def _results(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are results, by our names: without the ends of a score's interval, and with what
+    BLEU is made of under the names of `metrics.PARTS`."""
+    found = [row for row in rows if _is_result(row)]
+    names = {row["metric"] for row in found}
+    parts = {key: part for part, (key, score) in PARTS.items() if score in names}
+    return [
+        {**row, "metric": parts.get(row["metric"], row["metric"])}
+        for row in found
+        if re.sub("_(low|high)$", "", row["metric"]) not in names - {row["metric"]}
+    ]
 
 
 def _is_result(row: dict[str, Any]) -> bool:
