@@ -87,6 +87,8 @@ def test_an_evaluation_apart_belongs_to_its_run(folder):
     config(folder / "eval_base", "CHECKPOINT_PATH = '/x/ours/base/checkpoint_1000'")
     lines(folder / "eval_base", "wmt", {"step": 1000, "bleu": 0.5})
     found = {row["run"]: row for row in read_t5x_runs(folder) if row["run"].startswith("eval")}
+    t5x_study.show(folder, console := Console(file=io.StringIO(), width=100))
+    assert "evaluation of wmt_2000" in console.file.getvalue()
     names = ("pretrain_run", "pretrain_steps", "finetune_steps", "split")
     assert [found["eval_wmt"][n] for n in names] == ["base", 2000, 10, "test"]
     assert [found["eval_base"][n] for n in names] == ["base", 1000, 0, ""]

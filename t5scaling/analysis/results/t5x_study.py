@@ -145,8 +145,13 @@ def show(study_dir: str | os.PathLike, console: Console | None = None) -> None:
     console = console or Console(markup=False, emoji=False)
     table = Table("run", "state", "step", "loss", "hours", box=None, pad_edge=False)
     runs = read(study_dir)
+    folders = [run.folder for run in runs]
+    ids = {run.folder: run.id for run in runs}
     for run in runs:
+        measured = t5x_runs.measured_run(run.folder, folders)
         state = "not done" if not run.done else "done" if run.steps else "no TRAIN_STEPS known"
+        if measured and measured != run.folder:
+            state = f"evaluation of {ids[measured]}"
         step = f"{run.step}/{run.steps}" if run.steps else str(run.step)
         loss = "" if run.loss is None else f"{run.loss:.3f}"
         table.add_row(run.id, state, step, loss, f"{run.seconds / 3600:.2f}")
