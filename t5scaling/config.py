@@ -54,7 +54,9 @@ class _GinFile(io.StringIO):
 
 
 # Ours alone: gin's own readers know no byte order mark and no bucket, and log what they don't find.
-gin_config._FILE_READERS[:] = [(_open, lambda address: storage.path(address).is_file())]
+# A list of Any, as gin's own list is inferred to hold `open` and nothing else.
+_READERS: list[Any] = [(_open, lambda address: storage.path(address).is_file())]
+gin_config._FILE_READERS[:] = _READERS
 
 
 def gin_literal(value: str) -> str:
@@ -229,7 +231,7 @@ def _plain(value: Any, inside: tuple[str, ...]) -> Any:
     name, selector = value.config_key
     if selector == "gin.macro":
         return _plain(_at(((name, selector), "value")), (*inside, name))
-    target = value.configurable.wrapped
+    target = gin_config._REGISTRY[selector].wrapped
     if target is gin_config._retrieve_constant:
         return _plain(copy.deepcopy(value), inside)  # REQUIRED, or another of gin's constants
     return values.Reference(repr(value)[1:].removesuffix("()"), target, value.evaluate)
@@ -348,11 +350,12 @@ def _explain(message: str) -> str:
         r"No configurable matching (?:'([^']+)'|reference '@([^'(]+))", message
     )
     unknown_module = re.search(r"'(\w+)' was not provided by an import statement", message)
-    if unknown_function or unknown_module:
-        if unknown_function:
-            name = unknown_function.group(1) or unknown_function.group(2)
-        else:
-            name = _reference_to(unknown_module.group(1), message)
+    name = None
+    if unknown_function:
+        name = unknown_function.group(1) or unknown_function.group(2)
+    elif unknown_module:
+        name = _reference_to(unknown_module.group(1), message)
+    if name is not None:
         known = {
             ".".join(selector.split(".")[-2:]) for selector in gin_config._REGISTRY._selector_map
         }

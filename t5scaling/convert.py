@@ -197,9 +197,10 @@ def _read_run(path: str) -> Weights:
 def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
     """model.json, vocabulary.model and checkpoints/checkpoint_<step>, as a run leaves them."""
     train_state = state.create(weights.params, weights.config)
-    train_state = train_state.replace(step=jnp.asarray(weights.step, jnp.int32))
+    step = jnp.asarray(weights.step, jnp.int32)
+    train_state = dataclasses.replace(train_state, step=step)
     if weights.moments is not None:
-        train_state = train_state.replace(opt_state=weights.moments)
+        train_state = dataclasses.replace(train_state, opt_state=weights.moments)
     checkpoints = checkpoint.Checkpoints(folder)
     try:
         checkpoints.save(weights.step, train_state)

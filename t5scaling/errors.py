@@ -49,12 +49,13 @@ def shortage(error: BaseException) -> str | None:
     """One line if what lies behind the error is that the disk is full or memory does not suffice;
     else None."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        text = str(error)
-        number = getattr(error, "errno", None)
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        seen.add(id(behind))
+        text = str(behind)
+        number = getattr(behind, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
-            where = getattr(error, "filename", None)
+            where = getattr(behind, "filename", None)
             return f"no space is left on the disk{f' for {where}' if where else ''}"
         if "RESOURCE_EXHAUSTED" in text:
             return (
@@ -62,9 +63,9 @@ def shortage(error: BaseException) -> str | None:
                 f"({text[text.index('RESOURCE_EXHAUSTED') :].splitlines()[0][:200]}); a smaller "
                 "batch, MICROBATCHES or REMAT_POLICY need less, and run.py plan says how much"
             )
-        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        if isinstance(behind, MemoryError) or number == errno.ENOMEM:
             return "this machine's memory does not suffice; smaller batches or lengths need less"
-        error = error.__cause__ or error.__context__
+        behind = behind.__cause__ or behind.__context__
     return None
 
 

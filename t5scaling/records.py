@@ -188,7 +188,7 @@ def failure(folder: str | os.PathLike) -> dict[str, Any] | None:
 def job(folder: str | os.PathLike) -> str | None:
     """The engine's job that was asked to do the run, of its JOB; None if none was."""
     found = read_object(storage.path(folder) / JOB, {"job": NAME})
-    return found and found["job"]
+    return found["job"] if found else None
 
 
 def study_list(study_dir: str | os.PathLike) -> dict[str, Any] | None:

@@ -114,9 +114,9 @@ def this_device() -> tuple[str, int | None]:
     """The platform as JAX names it, and the bytes that a device of it has left for this process;
     None if it does not say."""
     memory = jax.local_devices()[0].memory_stats()  # None on a CPU
-    known = memory is not None and {"bytes_limit", "bytes_in_use"} <= memory.keys()
-    left = memory["bytes_limit"] - memory["bytes_in_use"] if known else None
-    return jax.default_backend(), left
+    if memory is None or not {"bytes_limit", "bytes_in_use"} <= memory.keys():
+        return jax.default_backend(), None
+    return jax.default_backend(), memory["bytes_limit"] - memory["bytes_in_use"]
 
 
 def attention_choices(config: network.T5Config, platform: str) -> dict[str, attention.Choice]:
@@ -212,6 +212,6 @@ def _batch(workload: Workload, rows: int) -> dict[str, np.ndarray]:
 
 def _cache_entries() -> set[str]:
     """Files of JAX's compilation cache, if one is in use."""
-    folder = jax.config.jax_compilation_cache_dir
+    folder: str | None = jax.config.values["jax_compilation_cache_dir"]
     names = os.listdir(folder) if folder and os.path.isdir(folder) else []
     return {name for name in names if name.endswith("-cache")}

@@ -330,7 +330,9 @@ def fetch(file: AnyPath) -> Path:
     For files that never change. Raises FileNotFoundError.
     """
     here = cached(file, "fetched")
-    if here != file and not (here.is_file() and here.stat().st_size == file.stat().length):
+    if isinstance(file, Path):
+        return file
+    if not (here.is_file() and here.stat().st_size == file.stat().length):
         with _cannot("write", str(here)):
             here.parent.mkdir(parents=True, exist_ok=True)
             temporary = here.with_name(_temporary(here.name))
@@ -358,7 +360,7 @@ def at_once(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 @functools.cache
 def _open_bucket(bucket: str) -> None:
     """Sees to it that the bucket can be used, at its first use, or says what is missing."""
-    import fsspec
+    import fsspec.config
 
     # What a process has listed once it would go on believing, and others write there as well.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False

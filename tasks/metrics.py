@@ -16,11 +16,12 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from tasks import bootstrap
 
@@ -250,7 +251,12 @@ def _bleu(targets: Sequence[str], predictions: Sequence[str], tokenize: str, suf
     return result | interval
 
 
-def _squad(name: str, score, targets: Sequence[str], predictions: Sequence[str]) -> Result:
+def _squad(
+    name: str,
+    score: Callable[[str, str], float],
+    targets: Sequence[str],
+    predictions: Sequence[str],
+) -> Result:
     check(name, targets, predictions)
     values = [score(*pair) for pair in zip(targets, predictions, strict=True)]
     return _with_signatures(bootstrap.mean_scores({name: values}), {name: SQUAD_SIGNATURE})

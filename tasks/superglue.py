@@ -75,7 +75,8 @@ class SuperGlue(seqio.DataSource):
     def __init__(self, source: seqio.DataSource, benchmark: str):
         super().__init__(splits=source.splits)
         self._splits = source.splits  # with their slices
-        self._source, self._benchmark = source, benchmark
+        self._source: Any = source  # LocalFiles have more than a source of SeqIO's must have
+        self._benchmark = benchmark
 
     def __repr__(self) -> str:
         return f"SuperGlue({self._benchmark}, {self._source!r})"

@@ -118,11 +118,12 @@ class DataSpec:
 
     def _used_definitions(self) -> Mapping[str, Mapping]:
         """What is asked for when its task is defined here; else it may follow from any of them."""
-        definition = self.definitions.get(self.task)
+        definitions = self.definitions or {}
+        definition = definitions.get(self.task)
         if not isinstance(definition, Mapping):
-            return self.definitions
+            return definitions
         names = {self.task, *definition.get("rates", {})}
-        return {name: value for name, value in self.definitions.items() if name in names}
+        return {name: value for name, value in definitions.items() if name in names}
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "DataSpec":
@@ -193,7 +194,14 @@ def encode_record(inputs: Sequence, targets: Sequence, text_tokens: int, text: d
         "targets_lengths": [len(segment) for segment in targets],
         "text_tokens": int(text_tokens),
     }
-    return msgpack.packb(record | text)
+    return to_msgpack(record | text)
+
+
+def to_msgpack(value: dict[str, Any]) -> bytes:
+    """The value as msgpack."""
+    data = msgpack.packb(value)
+    assert data is not None  # its stubs allow None, which only a `Packer` without reset gives
+    return data
 
 
 def decode_record(data: bytes) -> dict:
@@ -429,7 +437,7 @@ def find_all_examples(
                 new = next(made)
                 storage.publish(new, there / new.name, last="dataset.json")
                 found[place] = there / new.name
-    return [Examples(path) for path in found]
+    return [Examples(path) for path in found if path is not None]
 
 
 def finished(

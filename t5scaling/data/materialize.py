@@ -169,21 +169,22 @@ class _Engine:
         """Calls `function(item, count)` for all items; each leaves `<folder>/<its name>.json`."""
         where = self.at.stem
         with _Meter(self._console, f"{phase} {where}", len(items)) as meter:
-            if self._beam is None:
+            beam = self._beam
+            if beam is None:
                 for done, item in enumerate(items):
                     meter.show(done)
                     function(item, meter.count)
             else:
                 with meter.watching(lambda: self._finished(folder, names)):
-                    self._on_beam(phase, function, items)
+                    self._on_beam(phase, function, items, beam)
 
     def _finished(self, folder: str, names: Sequence[str]) -> int:
         there = {path.name for path in (self.at / folder).glob("*.json")}
         return sum(f"{name}.json" in there for name in names)
 
-    def _on_beam(self, phase: str, function: Callable, items: Sequence) -> None:
+    def _on_beam(self, phase: str, function: Callable, items: Sequence, options: str) -> None:
         try:
-            beam_engine.run(phase, function, items, self._beam)
+            beam_engine.run(phase, function, items, options)
         except Exception:
             # Runners wrap what a worker raised, some beyond recognition.
             work.raise_noted(self.at)

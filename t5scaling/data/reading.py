@@ -13,13 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgpack
 import numpy as np
 import sentencepiece
 
 from t5scaling import values
 from t5scaling.data import provenance, runs, vocabulary, work
-from t5scaling.data.examples import DataSpec, sha256_of
+from t5scaling.data.examples import DataSpec, sha256_of, to_msgpack
 from t5scaling.data.runs import FEATURES
 from t5scaling.errors import UserError, in_one_line, nearest
 
@@ -216,7 +215,7 @@ def made_from(provider, spec: DataSpec) -> dict:
             if hasattr(task.source, "files"):
                 files += task.source.files(spec.split)
             else:
-                files += filter(os.path.isfile, task.source.list_shards(spec.split))
+                files += [f for f in task.source.list_shards(spec.split) if os.path.isfile(f)]
     found = provider.output_features["inputs"].vocabulary
     model = getattr(found, "sentencepiece_model_file", "")  # bytes need none
     return provenance.describe(spec.code_modules, patterns, files, model)
@@ -273,15 +272,15 @@ def items_of(provider, spec: DataSpec) -> tuple[list[Item], list]:
     for component, task in enumerate(tasks_of(provider)):
         with _explained(task, spec):
             shards = list(task.source.list_shards(spec.split))
-        found = [_stat(shard) for shard in shards]
+        found = [file for file in map(_stat, shards) if file]
         files += found
         count = min(len(shards), MAX_ITEMS)
-        if all(found):
+        if len(found) == len(shards):
             count = min(count, -(-sum(size for _, size, _ in found) // ITEM_BYTES) or 1)
         count = max(count, 1) if spec.is_training else 1
         for number in range((spec.passes or {}).get(task.name, 1)):
             items += [Item(component, task.name, number, i, count) for i in range(count)]
-    return items, [file for file in files if file]
+    return items, files
 
 
 def _stat(shard: str) -> list | None:
@@ -439,7 +438,7 @@ def _block(
     example is empty if it has no token of the corpus.
     """
     index = np.zeros(len(batch["inputs"]), runs.INDEX)
-    text_tokens, lost = 0, 0
+    text_tokens = lost = np.zeros(len(batch["inputs"]), np.int64)
     for name in FEATURES:
         whole, limit = batch[f"{name}_whole"], spec.feature_lengths[name]
         has_eos = (batch[f"{name}_last"] == eos_id).any(axis=1)
@@ -460,7 +459,7 @@ def _block(
     if names:
         columns = [batch[name][has_text].tolist() for name in names]
         packed = [
-            msgpack.packb({name: text.decode() for name, text in zip(names, row, strict=True)})
+            to_msgpack({name: text.decode() for name, text in zip(names, row, strict=True)})
             for row in zip(*columns, strict=True)
         ]
         index["texts_end"] = np.cumsum([len(text) for text in packed])

@@ -83,8 +83,8 @@ class RunWriter:
         with work_lib.new_file(self._work, path) as temporary, open(temporary, "wb") as file:
             for name, (_, sizes) in columns.items():
                 index[f"{name}_end"] = np.cumsum(sizes[order])
-            file.write(keys[order].astype("<u8"))
-            file.write(index)
+            file.write(keys[order].astype("<u8").data)
+            file.write(index.data)
             for data, sizes in columns.values():
                 ends = np.cumsum(sizes)
                 starts = ends - sizes

@@ -171,6 +171,7 @@ def _ask(python: Path, request: dict[str, Any], note: Callable[[str], None]) -> 
             errors="replace",
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
+        assert process.stdout is not None  # it is a pipe
         try:
             for line in process.stdout:
                 if line.startswith(comet_worker.PROGRESS):

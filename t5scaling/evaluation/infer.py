@@ -73,7 +73,7 @@ def infer(
             bar = tracker.console_progress("infer", shown=distributed.is_main())
             progress = stack.enter_context(bar)
         sha256, total = _scan(input_file)
-        chosen = [step] if step != "last" else step
+        chosen = step if isinstance(step, str) else [step]
         [(found_step, path)] = checkpoint.choose(model_dir, chosen, of_t5x=True)
         model = run_directory.model_of(model_dir, model)
         vocabulary = run_directory.vocabulary_of(model_dir, vocabulary_file, model.vocab_size)
@@ -190,7 +190,8 @@ class _Output:
         if not os.path.isdir(folder):
             raise UserError(f"no folder {folder} for {path}")
         self._record = dict(made_from) | {"done": 0, "bytes": 0, "truncated": 0}
-        counts = dict.fromkeys(("lines", "done", "bytes", "truncated"), records.COUNT)
+        names = ("lines", "done", "bytes", "truncated")
+        counts: records.Fields = dict.fromkeys(names, records.COUNT)
         before = records.read_object(self._record_path, counts)
         if before is not None:
             for name, value in made_from.items():

@@ -55,7 +55,7 @@ class T5Config:
     remat: str = "none"
     attention: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # A list would make the configuration, and so the module, unhashable.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name in (f.name for f in fields(self) if f.type is int):

@@ -159,6 +159,7 @@ def checkpoint_steps(point: Point, examples: Examples | None, batch_size: int) -
 
 def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run]) -> Run:
     study, examples = point.study, family.examples
+    assert point.data is not None  # only a baseline is without, and it is not pretrained
     steps = checkpoint_steps(point, examples, family.batch_size)
     last = max(steps.values())
     record = {

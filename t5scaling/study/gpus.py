@@ -15,6 +15,7 @@ with the dense bfloat16 peak of the card's data sheet.
 """
 
 import dataclasses
+import importlib
 import os
 import re
 from importlib import metadata, util
@@ -340,7 +341,7 @@ def prepare_lowering(card: Card) -> str:
     missing = []
     capability = ".".join(map(str, card.capability))
     try:
-        from jax._src.pallas.triton import gpu_info
+        gpu_info = importlib.import_module("jax._src.pallas.triton.gpu_info")
     except ImportError:  # JAX 0.10 asks for nothing that must be replaced
         pass
     else:

@@ -157,8 +157,9 @@ def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
         else:
             total = runs * arguments["train_steps"]
             examples = materialized(arguments["dataset"], arguments["examples_root"])
-            for pool in first.study.finetune_pools if examples else ():
-                pool_rows(examples, pool)  # one that the data cannot serve is refused here too
+            if examples is not None:
+                for pool in first.study.finetune_pools:
+                    pool_rows(examples, pool)  # one that the data cannot serve is refused here too
             checkpoints = runs * arguments.get("keep_checkpoint", True)
         data = first.study.part, first.study.model, first.dataset, arguments["dataset"]
         groups.append(

@@ -5,7 +5,6 @@ and does not stop the others; those that need it wait. It is tried again, at the
 reason is a mistake in its settings, and parked when it has failed three times.
 """
 
-import dataclasses
 import os
 import time
 from collections import Counter
@@ -54,7 +53,6 @@ def run_study(
     if any(part.trainer_gin for part in parts_of(study)):
         t5x.leave_the_devices()  # before anything here takes one
     storage.check_fit(study_dir, "STUDY_DIR")
-    executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own
     storage.make_folder(study_dir)
     runs = expand.expand(study, study_dir, examples_root)
@@ -62,8 +60,8 @@ def run_study(
     _write_list(study_dir, name, runs)
     storage.write(os.path.join(study_dir, "study.gin"), configured)
     with Display(name, runs) as display:
-        if isinstance(executor, local.Local):
-            executor = dataclasses.replace(executor, watch=display)
+        if executor is None or isinstance(executor, local.Local):
+            executor = local.Local(watch=display)
         launch = _Launch(study_dir, runs, executor, display)
         try:
             while (left := launch.go_on()) and not detach:
@@ -177,7 +175,7 @@ class _Launch:
                 pending = True
             else:
                 ready[run.id] = run
-        for group in _groups(ready.values()):
+        for group in _groups(list(ready.values())):
             # Jobs of needed runs in this round are known by now: those come first.
             lacking = [n for n in group[0].needs if n not in self._done]
             self._hand_over(group, sorted({jobs[n] for n in lacking if n in jobs}), jobs)

@@ -160,7 +160,7 @@ def _read_status(study_dir: str, run_id: str) -> RunStatus:
         wall_s=timing[-1]["wall_s"] if timing else 0.0,
         left_s=left,
         reason=first_line(failure["reason"]) if failure and not done else "",
-        elsewhere=state == "running" and not last.is_here,
+        elsewhere=state == "running" and last is not None and not last.is_here,
     )
 
 

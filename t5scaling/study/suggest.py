@@ -116,7 +116,7 @@ def _candidates(
     parts = [n for n in _doublings(program.microbatches) if n <= _MICROBATCHES]
     fsdps, models = _doublings(found.mesh["fsdp"]), _doublings(found.mesh["model"])
     for where in [topology, *topology.larger()] if topology else [None]:
-        larger = {} if where == topology else {"topology": where.name}
+        larger = {} if where is None or where == topology else {"topology": where.name}
         devices = where.devices if where else found.devices
         for model, microbatches, fsdp, remat in itertools.product(models, parts, fsdps, remats):
             mesh = _mesh(devices, fsdp, model)

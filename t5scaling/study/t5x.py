@@ -21,7 +21,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -376,7 +376,7 @@ def _measured(
 
 def _said_by(
     command: Sequence[str], environment: Mapping[str, str], log_file: str, who: str
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The lines of a child's output, which also go to the end of `log_file`.
 
     Raises UserError with its last words if it fails, and Stopped after SIGTERM or SIGINT, which end
@@ -389,6 +389,7 @@ def _said_by(
             start_new_session=True,  # Ctrl-C is for this process, which ends the child
         )  # fmt: skip
         error = last = ""
+        assert child.stdout is not None  # it is a pipe
         with _signals_end(child) as signals:
             try:
                 for line in child.stdout:
@@ -451,4 +452,5 @@ def _end(child: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-    child.stdout.close()
+    if child.stdout is not None:
+        child.stdout.close()

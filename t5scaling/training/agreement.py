@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -78,7 +78,7 @@ def code() -> dict[str, Sequence[str]]:
         "version of Python, JAX or jaxlib": [
             f"Python {platform.python_version()}",
             f"JAX {jax.__version__}",
-            f"jaxlib {jaxlib.__version__}",
+            f"jaxlib {jaxlib.version.__version__}",
         ],
         "file of t5scaling": [
             f"{file.relative_to(PACKAGE)} {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"

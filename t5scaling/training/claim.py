@@ -199,12 +199,11 @@ def _look(path: storage.AnyPath) -> Holder | None:
     """The claim, and for how long it has been as it is; None if it was cleared by its successor."""
     try:
         found = records.read_object(path, _FIELDS)
+        if found is None:
+            return None
+        claim = Holder(**{name: found[name] for name in _FIELDS})
     except UserError:  # being written just now, or left so by a full disk
-        unknown = {"pid": 0, "started": "", "job": "", "step": 0, "beat": 1}
-        found = {"owner": "", "host": "an unknown machine"} | unknown
-    if found is None:
-        return None
-    claim = Holder(**{name: found[name] for name in _FIELDS})
+        claim = Holder("", "an unknown machine", pid=0, started="", job="", step=0, beat=1)
     now, sign = time.monotonic(), (claim.owner, claim.beat)
     before, since = _seen.get(str(path), (None, now))
     if before != sign:

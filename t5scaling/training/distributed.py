@@ -103,6 +103,7 @@ def _if_killed() -> Iterator[Callable[[], None]]:
         with contextlib.suppress(OSError, ValueError):
             mourner.communicate("lives\n", timeout=5)
 
+    assert mourner.stdin is not None  # it is a pipe
     mourner.stdin.write(
         f"process {jax.process_index()} of {jax.process_count()} was killed or ended by JAX, as "
         "happens when another process of the job dies or cannot be reached; start the job again: "

@@ -56,7 +56,8 @@ class Rules:
         for field in dataclasses.fields(self):
             target = getattr(self, field.name)
             if isinstance(target, list):  # gin writes either; the rules must be hashable
-                object.__setattr__(self, field.name, tuple(target))
+                target = tuple(target)
+                object.__setattr__(self, field.name, target)
             for axis in _axes(target):
                 if axis not in MESH_AXES:
                     choice = nearest(str(axis), MESH_AXES)
@@ -217,8 +218,8 @@ def local_rows(batch_size: int, layout: Layout) -> np.ndarray:
     Processes hold the same rows where a tensor-parallel group spans them.
     """
     indices = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
-    rows = {row for (part,) in indices.values() for row in range(*part.indices(batch_size))}
-    return np.asarray(sorted(rows))
+    parts = [part for index in indices.values() for part in index or ()]
+    return np.asarray(sorted({row for part in parts for row in range(*part.indices(batch_size))}))
 
 
 def put_batch(
@@ -237,12 +238,14 @@ def put_batch(
         return jax.device_put(dict(batch), sharding)
     axis = int(stacked)
 
-    def put(values: np.ndarray) -> jax.Array:
-        if rows is None:
-            return jax.make_array_from_callback(values.shape, sharding, lambda i: values[i])
+    def put_all(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda i: values[i])
+
+    def put_rows(values: np.ndarray, rows: np.ndarray) -> jax.Array:
         batch_size = layout.size("batch") * len(rows) // _local_parts(layout)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # these are this process's devices
             start, stop, _ = index[axis].indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return values[(*index[:axis], slice(first, first + stop - start))]
@@ -250,7 +253,10 @@ def put_batch(
         shape = (*values.shape[:axis], batch_size, *values.shape[axis + 1 :])
         return jax.make_array_from_callback(shape, sharding, part)
 
-    return {name: put(values) for name, values in batch.items()}
+    return {
+        name: put_all(values) if rows is None else put_rows(values, rows)
+        for name, values in batch.items()
+    }
 
 
 def _local_parts(layout: Layout) -> int:

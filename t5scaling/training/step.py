@@ -85,7 +85,7 @@ def loss_fn(
     if dropout_key is not None:  # a key for each row: its masks do not depend on the others
         of_row = functools.partial(jax.random.fold_in, dropout_key)
         dropout_keys = jax.vmap(of_row)(batch["row_numbers"])
-    hidden_BxTxE = model.apply(
+    hidden_BxTxE: Any = model.apply(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],

@@ -1,7 +1,7 @@
 """Who does the runs of a study. The runner decides what is left; an executor hands it over."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from t5scaling.study.expand import Run
 
@@ -14,7 +14,7 @@ class Executor(Protocol):
     orders_jobs: whether the engine itself starts a job after others; else the runner holds it back.
     """
 
-    orders_jobs: bool
+    orders_jobs: ClassVar[bool]
 
     def submit(self, study_dir: str, runs: Sequence[Run], after: Sequence[str]) -> list[str]:
         """Hands over runs of one kind and with the same needs, to start when the jobs `after` have

@@ -68,7 +68,7 @@ class Local:
             self.watch.start(run)
         try:
             text = config.load(run.gin_files, run.bindings)
-            train(text, run.record, self.watch and self.watch.progress)
+            train(text, run.record, self.watch.progress if self.watch else None)
         except Stopped:
             raise
         except claim.Taken as taken:
