@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from t5scaling import nvidia
+from t5scaling import nvidia, storage
 
 # mallopt's parameters (glibc malloc.h) and their values: keep freed memory in the process. XLA on
 # a CPU frees and takes hundreds of megabytes a step, and giving them back to the system each time
@@ -41,11 +41,10 @@ def prepare(cache_dir: str | None = None) -> str:
     nvidia.keep_quiet_without_a_driver()
     import jax
 
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache_dir = (
         cache_dir
         or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or os.path.join(home, "t5scaling", "compilation")
+        or str(storage.cache_folder("compilation"))
     )
     jax.config.update("jax_compilation_cache_dir", cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -18,7 +18,7 @@ from typing import Any
 import gin
 from gin import config as gin_config
 from t5scaling import storage, values
-from t5scaling.errors import UserError, in_one_line, nearest
+from t5scaling.errors import UserError, first_line, in_one_line, nearest
 
 REQUIRED = gin.REQUIRED
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -312,7 +312,7 @@ def _one_line_errors(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:  # from a constructor; gin has added lines of its own
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error, 1000)) from error
     except tokenize.TokenError as error:
         reason, (line, _) = error.args
         raise UserError(f"{where}: {reason} before line {line}; is a bracket open?") from None

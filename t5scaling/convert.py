@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5scaling import __version__, storage
+from t5scaling import __version__, records, storage
 from t5scaling.data.vocabulary import BYTES, Vocabulary
 from t5scaling.errors import UserError, nearest
 from t5scaling.interop import huggingface, t5x
@@ -116,7 +116,7 @@ def read(source: str, step: int | None = None) -> tuple[str, Weights]:
     folder = storage.path(source)
     if not folder.exists():
         raise UserError(f"there is no {source}")
-    if (folder / "checkpoints").is_dir():
+    if (folder / records.CHECKPOINTS).is_dir():
         [(_, path)] = checkpoint.choose(source, "last" if step is None else [step])
         return "t5scaling", _read_run(path)
     if (folder / "default").is_dir():
@@ -173,9 +173,9 @@ def _read_run(path: str) -> Weights:
     """Of one of our own checkpoints, `<run directory>/checkpoints/checkpoint_<step>`."""
     storage.check_fit(path, "source")
     run = os.path.dirname(os.path.dirname(os.path.normpath(path)))
-    if not (storage.path(run) / run_directory.MODEL).is_file():
+    if not (storage.path(run) / records.MODEL).is_file():
         raise UserError(
-            f"{run} has no {run_directory.MODEL}, which says which model it is; a run of this "
+            f"{run} has no {records.MODEL}, which says which model it is; a run of this "
             "version has one as soon as it starts"
         )
     config = run_directory.model_of(run, None)
@@ -184,7 +184,7 @@ def _read_run(path: str) -> Weights:
     params, moments = restored.params, restored.opt_state
     if config.scan_layers:
         params, moments = map(stacking.unstack_layers, (params, moments))
-    kept = storage.path(run) / run_directory.VOCABULARY
+    kept = storage.path(run) / records.VOCABULARY
     return Weights(
         dataclasses.replace(config, scan_layers=False),
         jax.tree.map(np.asarray, params),
@@ -208,10 +208,10 @@ def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
     finally:
         checkpoints.close()
     run_directory.write_json(
-        os.path.join(folder, run_directory.MODEL), dataclasses.asdict(weights.config)
+        os.path.join(folder, records.MODEL), dataclasses.asdict(weights.config)
     )
     if weights.vocabulary is not None:
-        storage.path(os.path.join(folder, run_directory.VOCABULARY)).write_bytes(weights.vocabulary)
+        storage.path(os.path.join(folder, records.VOCABULARY)).write_bytes(weights.vocabulary)
     else:
         print(
             f"warning: {source} has no vocabulary, without which nothing can be evaluated or "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t5scaling import __version__, nvidia
+from t5scaling.amounts import size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install --constraint constraints.txt"
@@ -248,7 +249,7 @@ def _print_devices(console: Any) -> None:
     for (name, kind), devices in kinds.items():
         memory = devices[0].memory_stats() or {}
         limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
-        known = f"{_size(limit)} each, {_size(used)} in use" if limit else "the host's"
+        known = f"{size(limit)} each, {size(used)} in use" if limit else "the host's"
         rows.append((f"{len(devices)} x {kind}", name, known))
     total, free = _host_memory("SC_PHYS_PAGES"), _host_memory("SC_AVPHYS_PAGES")
     rows.append((f"host, {_cores()} cores", platform.machine(), f"{total}, {free} free"))
@@ -279,7 +280,7 @@ def _host_memory(pages: str) -> str:
     """By the name that sysconf gives to a number of pages."""
     if pages not in os.sysconf_names:
         return "unknown"
-    return _size(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
+    return size(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _print_places(console: Any, cache: str, examples_root: str) -> None:
@@ -290,7 +291,7 @@ def _print_places(console: Any, cache: str, examples_root: str) -> None:
         ("compilation cache", os.path.abspath(cache), _folder_size(cache)),
         ("examples", _absolute(examples_root), _folder_size(examples_root)),
         ("T5X as a trainer", str(t5x.default_folder()), there),
-        ("working directory", os.getcwd(), f"{_size(shutil.disk_usage('.').free)} free"),
+        ("working directory", os.getcwd(), f"{size(shutil.disk_usage('.').free)} free"),
     ]
     _table(console, "Places", rows, ("what", "path", "what is there"))
 
@@ -305,16 +306,7 @@ def _folder_size(path: str) -> str:
     if not os.path.isdir(path):
         return "not there yet"
     files = [file for file in Path(path).rglob("*") if file.is_file()]
-    return f"{_size(sum(file.stat().st_size for file in files))} in {len(files)} files"
-
-
-def _size(count: float) -> str:
-    """Bytes in the unit that leaves 1 to 1023 of them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
+    return f"{size(sum(file.stat().st_size for file in files))} in {len(files)} files"
 
 
 def _print_attention(console: Any, choices: Mapping[str, Any]) -> None:

@@ -6,13 +6,11 @@ Each lies in a folder, by default `$XDG_CACHE_HOME/t5scaling/<key>`:
 pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +50,7 @@ class Environment:
 
     def default_folder(self) -> Path:
         """`$XDG_CACHE_HOME/t5scaling/<key>`, or below `~/.cache` where that is not set."""
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        return Path(cache) / "t5scaling" / self.key
+        return storage.cache_folder(self.key)
 
     def folder_of(self, folder: str | os.PathLike | None) -> Path:
         """The environment's folder: the one given, or the default one."""
@@ -105,7 +102,11 @@ class Environment:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{root} cannot be made a folder: {error.strerror}") from None
-        with self._alone(root):
+
+        def refuse() -> None:
+            raise UserError(f"another {self.verb} is at work in {root}")
+
+        with storage.locked(root, refuse):
             if any(root.iterdir()) and not state.exists():
                 raise UserError(
                     f"{root} holds something other than {self.title}'s environment; give a new or "
@@ -144,18 +145,6 @@ class Environment:
             return records.read_object(root / f"{self.key}.json", {}) or {}
         except UserError:  # damaged: set up again
             return {}
-
-    @contextlib.contextmanager
-    def _alone(self, root: Path) -> Iterator[None]:
-        """No second set-up in the same folder; the lock goes with the process."""
-        lock = os.open(root, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise UserError(f"another {self.verb} is at work in {root}") from None
-        finally:
-            os.close(lock)
 
 
 def in_words(versions: dict[str, str]) -> str:

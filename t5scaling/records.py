@@ -15,10 +15,17 @@ from typing import Any
 from t5scaling import storage
 from t5scaling.errors import UserError
 
-# The files of a run's directory, and those of a study's.
+# What is in a run's directory (training.run_directory says what they hold), and in a study's.
 CONFIG, METRICS, TIMING, RECORD = "config.gin", "metrics.jsonl", "timing.jsonl", "run.json"
+MODEL, START, VOCABULARY, EXAMPLES = (
+    "model.json", "start.json", "vocabulary.model", "examples.json",
+)  # fmt: skip
+EVALUATIONS, INFERENCE = "eval.jsonl", "inference_eval"
+CHECKPOINTS, CLAIMS = "checkpoints", "claims"
 DONE, FAILED, JOB = "DONE", "FAILED", "JOB"
-LOG, STUDY = "runs.jsonl", "study.json"
+LOG, STUDY, STUDY_CONFIG = "runs.jsonl", "study.json", "study.gin"
+RUNS, JOBS = "runs", "jobs"
+MOST_FAILURES = 3  # of a run: then a study leaves it alone
 _SHOWN = 40  # characters of what was found
 
 
@@ -185,10 +192,38 @@ def failure(folder: str | os.PathLike) -> dict[str, Any] | None:
     return found and {"failures": 1, **found}
 
 
+def is_parked(failed: Mapping[str, Any] | None) -> bool:
+    """Whether a study leaves a run alone that failed so (`failure`)."""
+    return failed is not None and failed["failures"] >= MOST_FAILURES
+
+
+def is_done(folder: str | os.PathLike, train_steps: int | None = None) -> bool:
+    """Whether the run is done, with so many steps at least where `train_steps` is given."""
+    if not storage.exists(storage.path(folder) / DONE):
+        return False
+    return train_steps is None or steps_done(folder) >= train_steps
+
+
+def steps_done(folder: str | os.PathLike) -> int:
+    """The steps of a run that is done. Raises UserError if DONE does not say how many."""
+    try:
+        done = read_object(storage.path(folder) / DONE, {"step": COUNT})
+    except UserError as error:
+        raise UserError(
+            f"{error}; delete it, and the same command goes on from the last checkpoint"
+        ) from None
+    return 0 if done is None else done["step"]
+
+
 def job(folder: str | os.PathLike) -> str | None:
     """The engine's job that was asked to do the run, of its JOB; None if none was."""
     found = read_object(storage.path(folder) / JOB, {"job": NAME})
     return found["job"] if found else None
+
+
+def run_folder(study_dir: str, run_id: str) -> str:
+    """Where a study keeps the run of that id."""
+    return os.path.join(study_dir, RUNS, *run_id.split("/"))
 
 
 def study_list(study_dir: str | os.PathLike) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ and it is never appended to or renamed, only written anew.
 
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -320,8 +321,16 @@ def cached(address: str | os.PathLike, kind: str) -> Path:
     """
     if not in_bucket(address):
         return Path(address)
+    return cache_folder(kind, os.fspath(path(address)).removeprefix(BUCKETS))
+
+
+def cache_folder(*names: str) -> Path:
+    """The folder of that name within `$XDG_CACHE_HOME/t5scaling`, or `~/.cache/t5scaling`.
+
+    Raises UserError if nothing says where the home folder is.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")
-    return Path(cache, "t5scaling", kind, os.fspath(path(address)).removeprefix(BUCKETS))
+    return Path(cache, "t5scaling", *names)
 
 
 def fetch(file: AnyPath) -> Path:
@@ -349,6 +358,49 @@ def publish(local: Path, target: AnyPath, last: str) -> None:
         names = [name for name in sizes(local) if name != last]
         at_once(lambda name: _system().put_file(local / name, f"{target}/{name}"), names)
         _system().put_file(local / last, f"{target}/{last}")
+
+
+@contextlib.contextmanager
+def locked(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds the one lock on a folder of this machine, or on a file that is there for it alone.
+
+    Calls `waiting` first if another process has it; what that raises ends the wait. The kernel
+    frees the lock at any death of its holder; a file is removed in the end. (The package filelock
+    leaves its files behind, cannot lock a folder, and where a file system knows no locks replaces
+    them by a file that a killed process leaves locked.)
+
+    Raises UserError if the place cannot be opened, or its file system knows no locks.
+    """
+    while True:
+        is_folder = place.is_dir()
+        with _cannot("lock", str(place)):
+            flags = os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT
+            descriptor = os.open(place, flags, 0o666)
+        try:
+            with _cannot("lock", str(place)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The holder before may have removed the file; then the lock is one on nothing.
+            if not _is_open_at(descriptor, place):
+                continue
+            try:
+                yield
+            finally:
+                if not is_folder:
+                    place.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_open_at(descriptor: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(place))
+    except FileNotFoundError:
+        return False
 
 
 def at_once(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

@@ -353,7 +353,6 @@ VERBS = {
         "runs/quick",
         _status,
         (STUDY_DIR, Argument("--all", "a row for every run", action="store_true")),
-        needs="train",
     ),
     "fit": Verb(
         "Fit scaling laws to a table (CSV, TSV or parquet) or to a directory of runs, ours or "

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from rich.console import Console
 
-from t5scaling import convert
+from t5scaling import convert, records
 from t5scaling.data import vocabulary as vocabulary_module
 from t5scaling.data.examples import DataSpec
 from t5scaling.data.materialize import materialize
@@ -179,7 +179,7 @@ def test_a_converted_run_says_what_it_is(tmp_path, vocabulary):
     )
     config = run_directory.model_of(tmp_path / "run", None)
     assert (config.emb_dim, config.mlp_activations) == (16, ("gelu", "linear"))
-    kept = (tmp_path / "run" / run_directory.VOCABULARY).read_bytes()
+    kept = (tmp_path / "run" / records.VOCABULARY).read_bytes()
     assert kept == pathlib.Path(vocabulary).read_bytes()
     assert json.loads((tmp_path / "run" / "converted.json").read_text())["format"] == "huggingface"
 

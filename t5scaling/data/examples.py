@@ -48,6 +48,7 @@ FORMAT = 4  # of the directory; part of every hash, so that old directories are 
 LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
 PARENT = "T5SCALING_PARENT"  # the process for which a child materialises, and with which it ends
+META, VOCABULARY = "dataset.json", "vocabulary.model"  # in their directory, beside the parts
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
 
@@ -238,7 +239,7 @@ class Examples:
         if size <= provenance.HASHED_BYTES and not storage.in_bucket(self.path):
             for number in range(len(self._shards)):  # damage is found before the first step
                 self._reader(number)
-        vocabulary = self.path / "vocabulary.model"
+        vocabulary = self.path / VOCABULARY
         if not vocabulary.is_file():
             raise self._damaged(vocabulary, "is missing")
         self.vocabulary = storage.fetch(vocabulary)
@@ -378,7 +379,7 @@ _SHARD = {
 
 def _read_meta(path: storage.AnyPath) -> dict:
     """What dataset.json holds. Raises UserError if its parts do not agree with each other."""
-    file = path / "dataset.json"
+    file = path / META
     anew = f"delete the directory {path} and materialise it again"
     try:
         meta = records.read_object(file, {"format": records.COUNT})
@@ -435,7 +436,7 @@ def find_all_examples(
         for place, path in enumerate(found):
             if path is None:
                 new = next(made)
-                storage.publish(new, there / new.name, last="dataset.json")
+                storage.publish(new, there / new.name, last=META)
                 found[place] = there / new.name
     return [Examples(path) for path in found if path is not None]
 
@@ -452,7 +453,7 @@ def finished(
     for path in sorted(root.glob(f"{spec.stem}*")):
         if path.suffix == ".work" or not path.is_dir():
             continue
-        if storage.in_bucket(path) and not (path / "dataset.json").exists():
+        if storage.in_bucket(path) and not (path / META).exists():
             continue  # being copied there
         meta = _read_meta(path)
         if meta.get("format") == FORMAT and meta["spec"] == wanted:
@@ -485,12 +486,7 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
         stdout=subprocess.PIPE,
         text=True,
         # What the data are made of may be on gs:// too, and there TensorFlow may read it.
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(provenance.search_path()),
-            "EPATH_USE_TF": "true",
-            PARENT: str(os.getpid()),
-        },
+        env=provenance.child_environment(**{"EPATH_USE_TF": "true", PARENT: str(os.getpid())}),
     )
     lines = done.stdout.splitlines()
     if done.returncode == 0:

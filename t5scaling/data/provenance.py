@@ -103,8 +103,8 @@ def search_path() -> list[str]:
 
 
 def child(module: str, *arguments: str) -> list[str]:
-    """The command of a Python process that calls `main` of a module of ours, and has `search_path`
-    as PYTHONPATH.
+    """The command of a Python process that calls `main` of a module of ours, in the environment of
+    `child_environment`.
 
     Python itself would put the folder first where it finds modules; a queue.py there is not its.
     """
@@ -114,6 +114,11 @@ def child(module: str, *arguments: str) -> list[str]:
         f"from {place} import {name}; sys.exit({name}.main())"
     )
     return [sys.executable, "-c", code, *arguments]
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of such a process: this one's, with its PYTHONPATH and `more` variables."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path()), **more}
 
 
 def code(modules: Sequence[str]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from t5scaling import values
 from t5scaling.data import provenance, runs, vocabulary, work
 from t5scaling.data.examples import DataSpec, sha256_of, to_msgpack
 from t5scaling.data.runs import FEATURES
-from t5scaling.errors import UserError, in_one_line, nearest
+from t5scaling.errors import UserError, first_line, in_one_line, nearest
 
 BATCH = 1024  # examples that TensorFlow hands over at once
 MAX_ITEMS = 1024  # shards of one pass over a task
@@ -179,9 +179,8 @@ def _read_model(file: str, name: str) -> tuple[bytes, int]:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
         vocabulary.check(pieces, f"the vocabulary {file} of {name}")
     except (OSError, tf.errors.OpError, RuntimeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"cannot read the vocabulary {file} of {name} ({first[:200]}): name a local "
+            f"cannot read the vocabulary {file} of {name} ({first_line(error)}): name a local "
             "copy as 'vocabulary' in the task's definition, as gin/tasks shows"
         ) from None
     return content, pieces.get_piece_size() - vocabulary.text_pieces(pieces)
@@ -375,8 +374,8 @@ def _explained(task, spec: DataSpec) -> Iterator[None]:
         cause = getattr(task.source, "error", None)
         if isinstance(cause, ValueError):
             raise UserError(f"{task.name} {spec.split}: {cause}") from None
-        first = next(iter(str(error.message).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{task.name} {spec.split} cannot be read: {first[:300]}") from error
+        reason = first_line(error.message, 300)
+        raise UserError(f"{task.name} {spec.split} cannot be read: {reason}") from error
     except (UserError, MemoryError):
         raise
     except Exception as error:  # of a task's own code

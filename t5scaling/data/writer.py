@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5scaling.data import work
-from t5scaling.data.examples import FIELDS, DataSpec, encode_record, sha256_of
+from t5scaling.data.examples import FIELDS, META, VOCABULARY, DataSpec, encode_record, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
 from t5scaling.data.runs import FEATURES, Block, Run
@@ -294,9 +294,9 @@ def finish(at: Path, final: Path, meta: dict, mixture: Mixture, vocabulary: byte
     }
     meta = json.loads(json.dumps(meta))  # as it is read
     meta["dataset_sha256"] = sha256_of(meta)
-    with work.new_file(at, at / "final" / "vocabulary.model") as temporary:
+    with work.new_file(at, at / "final" / VOCABULARY) as temporary:
         temporary.write_bytes(vocabulary)
-    work.write_json(at, at / "final" / "dataset.json", meta)
+    work.write_json(at, at / "final" / META, meta)
     with work.disk_errors(final):
         (at / "final").rename(final)
     return meta

@@ -31,7 +31,7 @@ from t5scaling.evaluation.generate import (
     one_ahead,
 )
 from t5scaling.model import decoding, network
-from t5scaling.records import COUNT, NAME, NUMBER, Fields, read_lines
+from t5scaling.records import COUNT, EVALUATIONS, INFERENCE, NAME, NUMBER, Fields, read_lines
 from t5scaling.training import (
     agreement,
     checkpoint,
@@ -361,7 +361,7 @@ def evaluate_checkpoints(
         checkpoint.check_params(path, abstract)
     if distributed.is_main():  # another user's run: better now than after all is measured
         storage.check_writable(output_dir)
-        storage.check_writable(storage.path(output_dir) / "inference_eval")
+        storage.check_writable(storage.path(output_dir) / INFERENCE)
     contents = []
     for evaluator in evaluators:
         evaluator.check_settings(layout)
@@ -418,7 +418,7 @@ class _Lines:
     """
 
     def __init__(self, output_dir: str):
-        self._path = storage.path(output_dir) / "eval.jsonl"
+        self._path = storage.path(output_dir) / EVALUATIONS
         fields = {"step": COUNT, "saved": NUMBER, "evaluation": NAME, "task": NAME, "split": NAME}
         self.lines = _read_lines(self._path, fields)
 
@@ -464,7 +464,7 @@ def write_outputs(
     model_dir: str, task: str, step_now: int, outputs: list[dict], results: dict[str, Any]
 ) -> None:
     """Predictions and metrics as T5X logs them; a step evaluated again replaces its line."""
-    folder = storage.path(model_dir) / "inference_eval"
+    folder = storage.path(model_dir) / INFERENCE
     folder.mkdir(parents=True, exist_ok=True)
     storage.write(
         folder / f"{task}-{step_now:06d}.jsonl",

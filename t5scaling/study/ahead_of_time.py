@@ -30,7 +30,7 @@ from rich.console import Console
 
 from t5scaling import compilation
 from t5scaling.data import provenance
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, first_line
 from t5scaling.model import network
 from t5scaling.study import gpus, topologies
 from t5scaling.training import sharding, step, throughput
@@ -232,7 +232,7 @@ def compile_on(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return dataclasses.replace(
-            found, refused=_first_line(error), seconds=time.monotonic() - started
+            found, refused=_reason(error), seconds=time.monotonic() - started
         )
     return dataclasses.replace(
         found,
@@ -296,7 +296,6 @@ def _child_environment(topology: topologies.Topology) -> dict[str, str]:
 
 def _compile_in_child(program: Program, topology: topologies.Topology) -> Compiled:
     request = json.dumps({"topology": topology.name, "program": program.to_json()})
-    path = os.pathsep.join(provenance.search_path())
     with tempfile.TemporaryFile("w+") as log:
         done = subprocess.run(
             provenance.child("t5scaling.study.ahead_of_time"),
@@ -304,7 +303,7 @@ def _compile_in_child(program: Program, topology: topologies.Topology) -> Compil
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | _child_environment(topology) | {"PYTHONPATH": path},
+            env=provenance.child_environment(**_child_environment(topology)),
         )
         log.seek(0)
         complaints = [line.strip() for line in log if line.strip()]
@@ -341,7 +340,7 @@ def main() -> int:
         except Exception as error:
             if not unready:
                 raise
-            raise UserError(f"{_first_line(error)} ({unready})") from None
+            raise UserError(f"{_reason(error)} ({unready})") from None
     except UserError as error:
         print(error)
         return 2
@@ -358,14 +357,12 @@ def _described(topology: topologies.Topology) -> tuple[list[Any], str]:
         return topologies.describe(topology), ""
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         who = "JAX's CUDA plugin" if isinstance(topology, gpus.Gpus) else "libtpu"
-        raise UserError(
-            f"{who} refuses the topology {topology.name}: {_first_line(error)}"
-        ) from None
+        raise UserError(f"{who} refuses the topology {topology.name}: {_reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0]
-    return re.sub(r"^[A-Z_]+: (E\d+: )?", "", line)  # the status code and XLA's number of it
+def _reason(error: Exception) -> str:
+    """What XLA refuses, without the status code and XLA's number of it."""
+    return re.sub(r"^[A-Z_]+: (E\d+: )?", "", first_line(error, 1000))
 
 
 if __name__ == "__main__":

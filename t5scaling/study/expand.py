@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5scaling import __version__, config
+from t5scaling import __version__, config, records
 from t5scaling.data import budget
 from t5scaling.data.examples import DataSpec, Examples, find_all_examples
 from t5scaling.data.pool import pool_rows
@@ -175,7 +175,7 @@ def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run
     }
     bindings = {
         **family.bindings,
-        "MODEL_DIR": run_directory_of(study_dir, point.id),
+        "MODEL_DIR": records.run_folder(study_dir, point.id),
         "TRAIN_STEPS": last,
         "CHECKPOINT_STEPS": list(steps.values()),
     }
@@ -193,7 +193,9 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
         pretrain = runs[point.needs[0]]
         step = pretrain.record["steps_of"][str(point.sizes[0])]
         tokens = pretrain.record["checkpoints"][str(step)]
-        initial = os.path.join(pretrain.directory, "checkpoints", f"{checkpoint.PREFIX}_{step}")
+        initial = os.path.join(
+            pretrain.directory, records.CHECKPOINTS, f"{checkpoint.PREFIX}_{step}"
+        )
     rows, pool_tokens, pool_examples = family.pool(point.pool)
     record = {
         **_common(point, family),
@@ -215,7 +217,7 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
     }
     bindings = {
         **family.bindings,
-        "MODEL_DIR": run_directory_of(study_dir, point.id),
+        "MODEL_DIR": records.run_folder(study_dir, point.id),
         "INITIAL_CHECKPOINT_PATH": initial,
         "POOL": point.pool,
         "LEARNING_RATE": point.learning_rate,
@@ -243,7 +245,3 @@ def _common(point: Point, family: _Family) -> dict[str, Any]:
         "parameters": family.parameters,
         **({"trainer": family.trainer} if family.trainer else {}),
     }
-
-
-def run_directory_of(study_dir: str, run_id: str) -> str:
-    return os.path.join(study_dir, "runs", *run_id.split("/"))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from t5scaling import __version__, config, storage
+from t5scaling.amounts import duration, size
 from t5scaling.data.examples import DataSpec, Examples, finished
 from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
@@ -413,17 +414,3 @@ def _suggestion_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     where = f"in the study's {group['kind']}_settings:"
     named = [where] if changes and group["kind"] != "train" else []
     return [("suggestion", " ".join([*environment, *named, *changes])), ("", says)]
-
-
-def size(n: float) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n >= size:
-            return f"{n / size:.2f} {unit}"
-    return f"{n:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400 * 2), ("h", 7200), ("min", 120), ("s", 1)):
-        if seconds >= size:
-            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60, 's': 1}[unit]:.3g} {unit}"
-    return f"{1000 * seconds:.3g} ms"

@@ -58,7 +58,7 @@ def run_study(
     runs = expand.expand(study, study_dir, examples_root)
     _refuse_changed(runs)
     _write_list(study_dir, name, runs)
-    storage.write(os.path.join(study_dir, "study.gin"), configured)
+    storage.write(os.path.join(study_dir, records.STUDY_CONFIG), configured)
     with Display(name, runs) as display:
         if executor is None or isinstance(executor, local.Local):
             executor = local.Local(watch=display)
@@ -87,7 +87,7 @@ def cancel(
     if executor is None:
         raise UserError("--cancel is for an engine's jobs, and no executor is given")
     listed = records.study_list(study_dir) or {"runs": []}
-    folders = [expand.run_directory_of(study_dir, run_id) for run_id in listed["runs"]]
+    folders = [records.run_folder(study_dir, run_id) for run_id in listed["runs"]]
     jobs = [job for job in storage.at_once(records.job, folders) if job]
     alive = [job for job, state in executor.states(jobs).items() if state != "gone"]
     executor.cancel(alive)
@@ -155,7 +155,7 @@ class _Launch:
             if holder:
                 pending = True
                 self._note(run, f"at work: {holder}")
-            elif run_directory.is_parked(failed):
+            elif records.is_parked(failed):
                 self._give_up(run, f"parked after {failed['failures']} failures, until its FAILED "
                               f"is deleted: {failed['reason']}")  # fmt: skip
             elif failed and failed["failures"] > self._failures[run.id] and self._final(failed):
@@ -163,7 +163,7 @@ class _Launch:
             elif run.id in jobs:
                 pending = True
                 self._note(run, f"queued: {jobs[run.id]}")
-            elif self._tries[run.id] >= run_directory.MOST_FAILURES:
+            elif self._tries[run.id] >= records.MOST_FAILURES:
                 self._give_up(run, self._silent(run))
             elif any(needed in self.given_up for needed in lacking):
                 self._give_up(run, f"waits for {lacking[0]}")
@@ -197,11 +197,9 @@ class _Launch:
             group, self._executor.submit(self._study_dir, group, after), strict=True
         ):
             if job:
-                run_directory.write_json(
-                    os.path.join(run.directory, run_directory.JOB), {"job": job}
-                )
+                run_directory.write_json(os.path.join(run.directory, records.JOB), {"job": job})
                 jobs[run.id] = job
-            if not remote and run_directory.is_done(run.directory):
+            if not remote and records.is_done(run.directory):
                 self._done.add(run.id)
 
     def _open(self) -> list[expand.Run]:
@@ -219,7 +217,8 @@ class _Launch:
         return "traceback" not in failed
 
     def _silent(self, run: expand.Run) -> str:
-        unknown = f"its jobs left neither DONE nor FAILED; their logs are in {self._study_dir}/jobs"
+        logs = os.path.join(self._study_dir, records.JOBS)
+        unknown = f"its jobs left neither DONE nor FAILED; their logs are in {logs}"
         reason = self._display.failures.get(run.id, unknown)
         return f"tried {self._tries[run.id]} times in this launch: {reason}"
 
@@ -256,8 +255,7 @@ def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
     others = [
         run_id
         for run_id in before["runs"]
-        if run_id not in set(mine)
-        and storage.path(expand.run_directory_of(study_dir, run_id)).is_dir()
+        if run_id not in set(mine) and storage.path(records.run_folder(study_dir, run_id)).is_dir()
     ]
     listed = {"study": name, "runs": mine + others}
     if listed != before:
@@ -265,7 +263,7 @@ def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
 
 
 def _are_done(runs: Sequence[expand.Run]) -> list[bool]:
-    return storage.at_once(lambda run: run_directory.is_done(run.directory), runs)
+    return storage.at_once(lambda run: records.is_done(run.directory), runs)
 
 
 def _failures(run: expand.Run) -> int:

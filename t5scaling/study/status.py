@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from t5scaling import records, storage
+from t5scaling.amounts import duration
 from t5scaling.errors import UserError, first_line
-from t5scaling.training import claim, run_directory
+from t5scaling.training import claim
 
 ROWS = 40  # of a study with more runs, those done, queued or waiting share a row by their data
 TOLD_TOGETHER = frozenset({"done", "queued", "waiting"})
@@ -71,8 +72,8 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
             f"{run.step}/{run.steps}" if run.steps else "",
             f"{run.loss:.3f}" if run.loss is not None else "",
             f"{run.tokens_per_s:,.0f}" if run.tokens_per_s is not None else "",
-            _duration(run.wall_s) if run.wall_s else "",
-            _duration(run.left_s) if run.left_s is not None else "",
+            duration(run.wall_s) if run.wall_s else "",
+            duration(run.left_s) if run.left_s is not None else "",
         )
     console.print(table)
     for run in runs:
@@ -89,7 +90,7 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
         )
     order = ("done", "running", "stopped", "damaged", "failed", "parked", "queued", "waiting")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
-    spent = _duration(sum(run.wall_s for run in runs))
+    spent = duration(sum(run.wall_s for run in runs))
     console.print(f"{len(runs)} runs: {', '.join(parts)}; {spent} so far", highlight=False)
 
 
@@ -120,13 +121,13 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
 
 
 def _read_status(study_dir: str, run_id: str) -> RunStatus:
-    folder = os.path.join(study_dir, "runs", *run_id.split("/"))
+    folder = records.run_folder(study_dir, run_id)
     record = records.run_record(folder)
     if record is None:
         return RunStatus(run_id, "waiting")
     timing = records.timing(folder, growing=True)
     failure = records.failure(folder)
-    done = run_directory.is_done(folder)
+    done = records.is_done(folder)
     last = claim.latest(folder)
     queued = records.job(folder) is not None
     if done:
@@ -134,7 +135,7 @@ def _read_status(study_dir: str, run_id: str) -> RunStatus:
     elif last and last.alive:
         state = "running"
     elif failure:
-        state = "parked" if run_directory.is_parked(failure) else "failed"
+        state = "parked" if records.is_parked(failure) else "failed"
     elif last or timing:
         state = "stopped"
     else:
@@ -162,11 +163,3 @@ def _read_status(study_dir: str, run_id: str) -> RunStatus:
         reason=first_line(failure["reason"]) if failure and not done else "",
         elsewhere=state == "running" and last is not None and not last.is_here,
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

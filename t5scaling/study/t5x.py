@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import jax
 
-from t5scaling import config, storage, values
+from t5scaling import config, records, storage, values
 from t5scaling.data import loader, provenance
 from t5scaling.data.examples import PARENT, DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
@@ -150,7 +150,7 @@ def train(
             finite.
         Stopped: SIGTERM or SIGINT; the same command goes on from T5X's last checkpoint.
     """
-    if run_directory.is_done(model_dir, train_steps):
+    if records.is_done(model_dir, train_steps):
         print(f"{model_dir} is done already", flush=True)
         return
     command, search_path = t5x_environment.command(trainer.folder)
@@ -167,7 +167,7 @@ def train(
     if start == 0:
         origin.note(model_dir, initial_checkpoint_path, _sums(initial_checkpoint_path, model))
     factors, rate, warmup_steps = _factors(learning_rate_schedule)
-    folder = os.path.join(os.path.abspath(model_dir), "checkpoints")
+    folder = os.path.join(os.path.abspath(model_dir), records.CHECKPOINTS)
     training = t5x_gin.Training(
         model_dir=folder, model=model, examples=os.path.abspath(examples.path),
         feature_lengths=dataset.feature_lengths, packed=dataset.pack, batch_size=batch_size,
@@ -361,10 +361,7 @@ def _measured(
     with tempfile.TemporaryDirectory(prefix="t5x-") as folder:
         answer = os.path.join(folder, "lines.json")
         command = provenance.child("t5scaling.study.t5x_measure", model_dir, answer)
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(provenance.search_path()),
-            PARENT: str(os.getpid()),
-        }
+        environment = provenance.child_environment(**{PARENT: str(os.getpid())})
         said = os.path.join(model_dir, LOG)
         with closing(_said_by(command, environment, said, "the evaluation")) as lines:
             for line in lines:

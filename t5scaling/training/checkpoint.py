@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.errors import UserError, first_line
 from t5scaling.interop import huggingface, t5x, weights
 from t5scaling.model import stacking
@@ -29,7 +29,7 @@ PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 
 def is_run(model_dir: str) -> bool:
     """Whether this is a run directory of this program."""
-    return (storage.path(model_dir) / "checkpoints").is_dir()
+    return (storage.path(model_dir) / records.CHECKPOINTS).is_dir()
 
 
 def choose(
@@ -41,7 +41,7 @@ def choose(
     T5X, or one of its checkpoints. Raises UserError if there is no run or no such step.
     """
     storage.check_fit(model_dir, "MODEL_DIR")
-    folder = storage.path(model_dir) / "checkpoints"
+    folder = storage.path(model_dir) / records.CHECKPOINTS
     if is_run(model_dir):
         paths = {
             int(name[1]): str(path)
@@ -101,7 +101,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str, named_steps: Sequence[int] = ()):
-        self.directory = epath.Path(storage.absolute(model_dir)) / "checkpoints"
+        self.directory = epath.Path(storage.absolute(model_dir)) / records.CHECKPOINTS
         self._saving: int | None = None  # the step that is being written in the background
         self._manager = ocp.CheckpointManager(
             self.directory,

@@ -7,7 +7,7 @@ Neither changes anything.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.data.examples import DataSpec, Examples
 from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
@@ -71,11 +71,11 @@ def check_settings(
         run_directory.check_model(model_dir, model)
     elif initial_checkpoint_path:
         check_initial(initial_checkpoint_path, model, layout)
-    done = run_directory.is_done(model_dir)
+    done = records.is_done(model_dir)
     if newest or done:
         origin.check(model_dir, initial_checkpoint_path, model, layout)
-    longer = done and not run_directory.is_done(model_dir, train_steps)
-    if longer and newest != run_directory.steps_done(model_dir):
+    longer = done and not records.is_done(model_dir, train_steps)
+    if longer and newest != records.steps_done(model_dir):
         raise UserError(
             f"{model_dir} is done and did not keep its last checkpoint, so that it cannot go on to "
             f"TRAIN_STEPS={train_steps}; choose another MODEL_DIR"

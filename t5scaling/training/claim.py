@@ -25,7 +25,6 @@ from t5scaling import records, storage
 from t5scaling.errors import UserError
 from t5scaling.records import NAME, NUMBER
 
-FOLDER = "claims"
 JOB_VARIABLE = "T5SCALING_JOB"  # set in the jobs of an engine: their name there
 BEAT_S, LEASE_S = 30.0, 180.0
 _FIELDS = {
@@ -178,11 +177,11 @@ def _taken(model_dir: str, by: Holder | None) -> Taken:
 
 
 def _path(model_dir: str, number: int) -> storage.AnyPath:
-    return storage.path(model_dir) / FOLDER / str(number)
+    return storage.path(model_dir) / records.CLAIMS / str(number)
 
 
 def _last_number(model_dir: str) -> int:
-    folder = storage.path(model_dir) / FOLDER
+    folder = storage.path(model_dir) / records.CLAIMS
     try:
         names = [p.name for p in folder.iterdir()]
     except FileNotFoundError:

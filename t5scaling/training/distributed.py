@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5scaling.errors import Stopped, UserError
+from t5scaling.errors import Stopped, UserError, first_line
 
 HEARTBEAT_TIMEOUT_S = 30  # a process not heard of for so long is dead, and ends the job
 START_TIMEOUT_S = 300  # for all processes to come
@@ -60,7 +60,7 @@ def job(
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of the job did not meet: {_first_line(error)}") from error
+        raise UserError(f"the processes of the job did not meet: {first_line(error)}") from error
     if jax.process_count() == 1:
         yield
         return
@@ -252,11 +252,11 @@ def _last_words(error: BaseException) -> int:
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
         text, status = f"error: {error} ({who})", 2
-    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in _first_line(error):
+    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in first_line(error):
         # (what fails while it is dispatched, as steps on a CPU do, comes as a ValueError)
         text = (
             f"{who} ends: another process of the job died, or cannot be reached "
-            f"({_first_line(error)}); start the job again: it goes on from its last checkpoint"
+            f"({first_line(error)}); start the job again: it goes on from its last checkpoint"
         )
         status = 1
     else:
@@ -286,8 +286,3 @@ def wait_for_all(place: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
         going_on(place)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from t5scaling import values
+from t5scaling import records, values
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
@@ -141,7 +141,7 @@ def train(
         evaluators=evaluators,
         eval_every=eval_every,
     )
-    if run_directory.is_done(model_dir, train_steps):
+    if records.is_done(model_dir, train_steps):
         print(f"{model_dir} is done already", flush=True)
         return
     examples = find_examples(dataset, examples_root)

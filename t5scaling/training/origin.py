@@ -23,7 +23,6 @@ from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.training import checkpoint, digests, run_directory, sharding, step
 
-FILE = "start.json"
 _FIELDS: records.Fields = {
     "checkpoint": records.TEXT_OR_NULL, "files": records.TEXT_OR_NULL, "parameters": records.TEXT,
 }  # fmt: skip
@@ -35,7 +34,7 @@ def note(model_dir: str, path: str | None, sums: dict[str, tuple[int, int]]) -> 
     if path:
         record["checkpoint"] = _seen_from(model_dir, path)
         record["files"] = digests.of_checkpoint(storage.path(path))
-    run_directory.write_json(os.path.join(model_dir, FILE), record)
+    run_directory.write_json(os.path.join(model_dir, records.START), record)
 
 
 def check(
@@ -47,7 +46,7 @@ def check(
     A checkpoint that has been deleted since is taken at its name. Parameters are read only where
     neither the name nor the files say that it is the one.
     """
-    record = records.read_object(os.path.join(model_dir, FILE), _FIELDS)
+    record = records.read_object(os.path.join(model_dir, records.START), _FIELDS)
     if record is None:
         return  # it had not started
     before = record["checkpoint"]

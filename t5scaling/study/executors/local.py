@@ -17,7 +17,7 @@ from t5scaling.errors import Stopped, UserError, nearest
 from t5scaling.study import t5x
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
-from t5scaling.study.expand import Run, data_specs, run_directory_of
+from t5scaling.study.expand import Run, data_specs
 from t5scaling.training import (
     agreement,
     checkpoint,
@@ -93,10 +93,10 @@ def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
     if any(run.record.get("trainer") == "t5x" for run in runs):
         t5x.leave_the_devices()
     if distributed.is_main():  # a job before this one may have died on its machine
-        claim.watch(run.directory for run in runs if not run_directory.is_done(run.directory))
+        claim.watch(run.directory for run in runs if not records.is_done(run.directory))
     with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
         Local(display).submit(study_dir, runs, ())
-    return [run.id for run in runs if not run_directory.is_done(run.directory)]
+    return [run.id for run in runs if not records.is_done(run.directory)]
 
 
 def train(
@@ -132,7 +132,7 @@ def train(
         {
             "setting": config_text,
             f"newest checkpoint in {model_dir}": str(checkpoint.newest_step(model_dir)),
-            f"number of steps done in {model_dir}": str(run_directory.steps_done(model_dir)),
+            f"number of steps done in {model_dir}": str(records.steps_done(model_dir)),
         }
     )
     try:
@@ -179,8 +179,8 @@ def lost_checkpoint(run: Run) -> str:
 
 def _is_ready(run: Run, study_dir: str) -> bool:
     """Whether there is something to do, it can be done, and nobody is at it."""
-    needed = [run_directory_of(study_dir, needed) for needed in run.needs]
-    if run_directory.is_done(run.directory) or not all(map(run_directory.is_done, needed)):
+    needed = [records.run_folder(study_dir, needed) for needed in run.needs]
+    if records.is_done(run.directory) or not all(map(records.is_done, needed)):
         return False
     last = claim.latest(run.directory)
     if last and last.alive:
@@ -192,7 +192,7 @@ def _is_ready(run: Run, study_dir: str) -> bool:
         # saved anything new may well do so for ever.
         died = UserError(f"{last} ended without an error message, and had saved nothing new")
         run_directory.fail(run.directory, died)
-    return not run_directory.is_parked(records.failure(run.directory))
+    return not records.is_parked(records.failure(run.directory))
 
 
 def _all_agree(first_says: bool) -> bool:
@@ -201,7 +201,7 @@ def _all_agree(first_says: bool) -> bool:
 
 
 def _from_directory(study_dir: str, run_id: str) -> Run:
-    folder = run_directory_of(study_dir, run_id)
+    folder = records.run_folder(study_dir, run_id)
     record = records.run_record(folder)
     if record is None:
         study = records.study_list(study_dir)
@@ -214,7 +214,7 @@ def _from_directory(study_dir: str, run_id: str) -> Run:
         raise UserError(f"{study_dir}: no run {run_id!r} here{nearest(run_id, known)}")
     return Run(
         id=run_id,
-        gin_files=(os.path.join(folder, run_directory.CONFIG),),
+        gin_files=(os.path.join(folder, records.CONFIG),),
         bindings={"MODEL_DIR": folder},
         needs=tuple(record.get("needs", ())),
         record=record,
