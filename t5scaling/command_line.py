@@ -25,7 +25,8 @@ def parser(program: str) -> argparse.ArgumentParser:
         _add(sub, (*verb.arguments, *(GIN if verb.gin else ())))
         if verb.job:
             group = sub.add_argument_group(
-                "several processes", "Found from Slurm and Cloud TPU by themselves; else give all:"
+                "several processes",
+                "Slurm and Cloud TPU set these by themselves; elsewhere give all three:",
             )
             _add(group, JOB)
     return top
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None, program: str = "t5scaling") -> int:
     """Does what `argv` says, the process's arguments by default, and returns the exit status: 0;
     1 where a verb says no; 2 for a mistake, which is one line on stderr; 128 + a signal's number.
     """
-    from t5scaling.errors import Stopped, UserError, of_files, shortage
+    from t5scaling.errors import Stopped, UserError, file_mistake, shortage
 
     argv = sys.argv[1:] if argv is None else argv
     settings = dict(a[6:].split("=", 1) for a in argv if a.startswith("--gin.") and "=" in a)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None, program: str = "t5scaling") -> int:
             raise
         return _refuse(lacking)
     except Exception as error:
-        mistake = of_files(error) if isinstance(error, OSError) else None
+        mistake = file_mistake(error) if isinstance(error, OSError) else None
         if mistake:  # a folder that may not be read, a file in a folder's place, ...
             return _refuse(mistake)
         reason = shortage(error)

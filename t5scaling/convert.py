@@ -20,8 +20,9 @@ from t5scaling.errors import UserError, nearest
 from t5scaling.interop import huggingface, t5x
 from t5scaling.interop.weights import Weights, flatten, shapes_of, unflatten
 from t5scaling.model import stacking
-from t5scaling.training import checkpoint, optimizer, run_directory, sharding, state
-from t5scaling.training import step as steps
+from t5scaling.training import checkpoint, optimizer, run_directory, sharding
+from t5scaling.training import state as state_lib
+from t5scaling.training import step as step_lib
 
 FORMATS = {
     "t5scaling": "a run directory, from which to finetune, evaluate and infer",
@@ -101,8 +102,8 @@ def summary(weights: Weights, source: str, kind: str, target: str, to: str) -> l
         f"  parameters     {count:,}, float32",
         f"  step           {weights.step:,}",
         f"  vocabulary     {config.vocab_size:,} rows of the embedding; "
-        + ("its vocabulary goes along" if _takes_vocabulary(weights, to) else "no vocabulary"),
-        f"  optimizer      {'moments go along' if moved else 'starts anew'}",
+        + ("the vocabulary is copied" if _takes_vocabulary(weights, to) else "no vocabulary"),
+        f"  optimizer      {'moments are copied' if moved else 'starts anew'}",
     ]
     return lines + [f"  left out       {sentence}" for sentence in weights.left_out]
 
@@ -180,7 +181,7 @@ def _read_run(path: str) -> Weights:
         )
     config = run_directory.model_of(run, None)
     layout = sharding.make_layout(devices=jax.devices("cpu")[:1])
-    restored = checkpoint.restore_state(path, steps.abstract_state(config, layout))
+    restored = checkpoint.restore_state(path, step_lib.abstract_state(config, layout))
     params, moments = restored.params, restored.opt_state
     if config.scan_layers:
         params, moments = map(stacking.unstack_layers, (params, moments))
@@ -196,7 +197,7 @@ def _read_run(path: str) -> Weights:
 
 def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
     """model.json, vocabulary.model and checkpoints/checkpoint_<step>, as a run leaves them."""
-    train_state = state.create(weights.params, weights.config)
+    train_state = state_lib.create(weights.params, weights.config)
     step = jnp.asarray(weights.step, jnp.int32)
     train_state = dataclasses.replace(train_state, step=step)
     if weights.moments is not None:
@@ -232,9 +233,9 @@ def _check_vocabulary(weights: Weights, where: str) -> None:
         try:
             size = Vocabulary(file.name, 0).size()
         except UserError:
-            raise UserError(f"the vocabulary of {where} is no SentencePiece model") from None
+            raise UserError(f"the vocabulary of {where} is not a SentencePiece model") from None
     if size > weights.config.vocab_size:
         raise UserError(
             f"the vocabulary of {where} has {size:,} pieces, more than the embedding's "
-            f"{weights.config.vocab_size:,} rows: it is of another model"
+            f"{weights.config.vocab_size:,} rows: it belongs to another model"
         )

@@ -101,7 +101,7 @@ def doctor(examples_root: str = "runs/examples") -> bool:
         workload = self_test.default_workload(platform, memory)
         _print_attention(console, self_test.attention_choices(workload.config, platform))
         result = self_test.run(workload)
-    except Exception as error:  # whatever fails here is what the user wants to be told
+    except Exception as error:  # whatever fails here is what the user wants to know
         reason = (str(error).splitlines() or [""])[0]
         _say(console, "red", f"self-test failed: {type(error).__name__}: {reason}")
         return False
@@ -181,7 +181,7 @@ def purposes() -> tuple[Purpose, ...]:
         Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
         Purpose("directories in a bucket, gs://", BUCKETS, "gcs"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),
-        Purpose("plan for GPUs that are not here", (plugin,), "plan-gpu"),
+        Purpose("plan for GPUs that this machine does not have", (plugin,), "plan-gpu"),
         Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff", "tokenizers"), "test"),
         Purpose("benchmarks against Hugging Face", ("torch", "transformers"), "bench"),
     )
@@ -259,7 +259,7 @@ def _print_devices(console: Any) -> None:
 
 
 def _how_to_use_the_gpu(environment: Mapping[str, str]) -> str:
-    here = "an NVIDIA GPU is here that JAX does not use"
+    here = "there is an NVIDIA GPU that JAX does not use"
     if forced := environment.get("JAX_PLATFORMS"):
         return f"{here}, as JAX_PLATFORMS is {forced!r}"
     cuda13, cuda12 = (install_command(Purpose("", (), e), ()) for e in ("gpu", "cuda12"))

@@ -94,7 +94,7 @@ class Environment:
 
         Raises:
             UserError: the folder holds something else, another set-up is at work there, or a step
-                failed; what it said is on the terminal.
+                failed, whose output is on the terminal.
         """
         root = self.folder_of(folder)
         state = root / f"{self.key}.json"
@@ -115,14 +115,14 @@ class Environment:
             if self._state(root).get("state") == "ready":
                 versions = self._check(root)
                 if versions:
-                    _say(f"{self.title} is there already: {root} ({in_words(versions)})")
+                    _say(f"{self.title} is already installed: {root} ({in_words(versions)})")
                     return root
-                _say(f"{self.title} in {root} does not work any more and is installed anew")
+                _say(f"{self.title} in {root} no longer works and is installed again")
             storage.write(state, json.dumps({"state": "installing"}))
             total = len(steps) + 2
             _say(f"1/{total} a new environment in {root}")
             made = [python, "-I", "-m", "venv", "--clear", str(root / "env")]
-            _run(made, "no virtual environment made")
+            _run(made, "the virtual environment could not be made")
             pip = [str(_python(root)), "-I", "-m", "pip", "install"]
             for number, step in enumerate(steps, 2):
                 _say(f"{number}/{total} {step.what}")

@@ -34,9 +34,9 @@ def in_one_line(error: BaseException) -> str:
     The place is the innermost one outside installed packages.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # TensorFlow tells first where it was and last what went wrong.
-    said = lines[-1] if lines and lines[0] == "in user code:" else "".join(lines[:1])
-    text = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    # TensorFlow's messages begin with the place and end with what went wrong.
+    reason = lines[-1] if lines and lines[0] == "in user code:" else "".join(lines[:1])
+    text = f"{type(error).__name__}: {reason[:300]}" if reason else type(error).__name__
     if isinstance(error, SyntaxError):
         return f"{text.partition(' (')[0]} ({error.filename}, line {error.lineno})"
     installed = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib"))
@@ -81,16 +81,16 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; expected one of: {shown}"
 
 
-def first_line(said: object, longest: int = 200) -> str:
+def first_line(message: object, longest: int = 200) -> str:
     """The first line of a text or of an error's message, as one can show it; "no reason given" if
     it has none."""
-    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     if not lines:
-        return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
+        return type(message).__name__ if isinstance(message, BaseException) else "no reason given"
     return "".join(c if c.isprintable() else " " for c in lines[0][:longest])
 
 
-def of_files(error: OSError) -> UserError | None:
+def file_mistake(error: OSError) -> UserError | None:
     """The user's mistake that an error of the file system is; None if it may be the program's."""
     if error.errno not in _OF_FILES or error.filename is None:
         return None

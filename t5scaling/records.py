@@ -235,12 +235,12 @@ def study_list(study_dir: str | os.PathLike) -> dict[str, Any] | None:
     found = read_object(path, {"study": NAME, "runs": NAMES})
     for run_id in found["runs"] if found else ():
         if not all(part not in ("", ".", "..") for part in run_id.split("/")):
-            raise UserError(f"{path}: {run_id!r} is no run's id")
+            raise UserError(f"{path}: {run_id!r} is not the id of a run")
     return found
 
 
 def log(study_dir: str | os.PathLike) -> list[tuple[str, dict[str, Any]]]:
-    """(where it stands, the line) of each run in a study's runs.jsonl; [] if there is none."""
+    """(its place, the line) of each run in a study's runs.jsonl; [] if there is no such file."""
     path = storage.path(study_dir) / LOG
     found = []
     for number, (_, line) in enumerate(read_lines(path, LOG_LINE), 1):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5scaling.model import attention, layers, network
-from t5scaling.training import sharding, step, throughput
+from t5scaling.training import sharding, throughput
+from t5scaling.training import step as step_lib
 
 STEPS = 10
 LEARNING_RATE = 0.01
@@ -151,13 +152,13 @@ def run(workload: Workload, steps: int = STEPS) -> Result:
     config, layout = workload.config, sharding.make_layout()
     rows = workload.rows * jax.device_count()
     batch = sharding.put_batch(_batch(workload, rows), layout)
-    init = step.jit_init(config, layout)
+    init = step_lib.jit_init(config, layout)
     settings = (np.float32(LEARNING_RATE), np.uint32(0), np.bool_(True))  # a window of each step
 
     entries = _cache_entries()
     start = time.perf_counter()
-    jitted = step.jit_train_step(config, step.Objective(), layout)
-    compiled = jitted.lower(step.abstract_state(config, layout), batch, *settings).compile()
+    jitted = step_lib.jit_train_step(config, step_lib.Objective(), layout)
+    compiled = jitted.lower(step_lib.abstract_state(config, layout), batch, *settings).compile()
     compile_s = time.perf_counter() - start
     from_cache = bool(entries) and _cache_entries() == entries
 

@@ -59,8 +59,8 @@ def parse_split(split: str) -> tuple[str, str | None, str | None]:
             return name, first, last
     name = split.partition("[")[0] or "train"
     raise ValueError(
-        f"{split!r} is no slice of a split; expected such as {name}[:1000], {name}[:1%] or "
-        f"{name}[10%:]"
+        f"{split!r} is not a slice of a split; expected, for example, {name}[:1000], {name}[:1%] "
+        f"or {name}[10%:]"
     )
 
 
@@ -327,8 +327,8 @@ def _by_open_parts(pattern: str, names: Sequence[str]) -> dict[tuple[str, ...], 
         match = None if name == pattern else re.fullmatch(expression, name, re.DOTALL)
         key = match.groups() if match else ()
         if key in found:
-            raise ValueError(f"{pattern!r} does not tell {found[key]} and {name} apart, as a pair "
-                             "of files must be")  # fmt: skip
+            raise ValueError(f"{pattern!r} does not distinguish {found[key]} from {name}, as "
+                             "pairs of files need")  # fmt: skip
         found[key] = name
     return found
 

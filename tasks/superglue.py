@@ -156,7 +156,7 @@ def reader(benchmark: str) -> Callable[[Shard], tuple[LineReader, int]]:
         value = json_of(line)
         try:
             found = _flat(benchmark, value)
-            for fields in found:  # what cannot be told as text is known by its line here
+            for fields in found:  # one that cannot be written as text is reported with its line
                 list(examples(benchmark, fields, training=True))
         except (KeyError, TypeError, IndexError):
             raise Broken("missing key") from None

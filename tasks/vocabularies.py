@@ -38,7 +38,7 @@ def load(name: str) -> seqio.Vocabulary:
         try:
             model = sentencepiece.SentencePieceProcessor(model_file=path)
         except (OSError, RuntimeError):
-            raise ValueError(f"the vocabulary {path} is no SentencePiece model") from None
+            raise ValueError(f"the vocabulary {path} is not a SentencePiece model") from None
         inside = _is_sentinel(model.id_to_piece(model.get_piece_size() - 1))
     return seqio.SentencePieceVocabulary(path, extra_ids=0 if inside else SENTINELS)
 

@@ -139,7 +139,7 @@ def test_a_finished_study_is_left_alone(finished, mini_root, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
     capsys.readouterr()
     assert run.main(command(finished, mini_root)) == 0
-    assert capsys.readouterr().out.count("done already") == 5
+    assert capsys.readouterr().out.count("already done") == 5
     after = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
     assert before == after
 

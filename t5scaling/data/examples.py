@@ -496,7 +496,7 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
         raise UserError(lines[-1])
     if done.returncode == -signal.SIGKILL:
         raise UserError(
-            f"materialising {names} was killed, as the system does when memory runs out; what is "
-            "finished is kept, and the same command goes on"
+            f"materialising {names} was killed, as happens when memory runs out; what is finished "
+            "is kept, and the same command goes on from there"
         )
     raise UserError(f"materialising {names} ended with status {done.returncode}")

@@ -2,7 +2,7 @@
 
 Two phases, each of items that know nothing of each other: `reading` turns shards of text into runs
 of examples, sorted by random keys; `writing` merges slices of all runs into the parts of the list.
-Both keep a bounded number of examples in memory. What is finished stands in `<directory>.work`; a
+Both keep a bounded number of examples in memory. What is finished is kept in `<directory>.work`; a
 job that was killed goes on from there. Items are done in this process, or by Apache Beam's workers,
 with the same bytes in the end.
 
@@ -272,7 +272,7 @@ def _components(provider, spec: DataSpec, manifests: dict) -> tuple[list[dict], 
         problems = _sum_up([entry for manifest in first for entry in manifest["skipped"]])
         if not sum(manifest["examples"] for manifest in first):
             left_out = sum(entry["count"] for entry in problems) + here
-            why = f": all {left_out:,} it had were left out as unreadable or empty"
+            why = f": all {left_out:,} of its lines were left out as unreadable or empty"
             for entry in problems:
                 why += f"; {entry['problem']} at {', '.join(entry['first'])}"
             raise UserError(f"{task.name} {spec.split} has no examples{why if left_out else ''}")

@@ -215,7 +215,7 @@ def _changed_files(made_from: Mapping[str, Any]) -> str | None:
     for pattern in made_from["patterns"]:
         for path in matches(_here(pattern)):
             if path not in recorded:
-                return f"{path} has come since"
+                return f"{path} was added"
     for path, file in recorded.items():
         if not os.path.isfile(path):
             return f"{path} is gone"
@@ -247,7 +247,7 @@ def _changed_code(recorded: Mapping[str, list[str]], modules: Sequence[str]) -> 
             if found is None:
                 return f"the task's code no longer has {name}"
             if was is None:
-                return f"the task's code has {name} beside what it had"
+                return f"the task's code now also has {name}"
             where = f"{_here(was[0])}, not {_here(found[0])}" if was[0] != found[0] else ""
             return f"{name} was {where}" if where else f"{_here(found[0])} was changed"
     return None

@@ -139,7 +139,7 @@ def _sentencepiece(
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError:
-        raise UserError(f"{path} is no SentencePiece model") from None
+        raise UserError(f"{path} is not a SentencePiece model") from None
     check(pieces, f"the vocabulary {path}")
     if extra_ids is None:
         extra_ids = 0 if text_pieces(pieces) < pieces.get_piece_size() else SENTINELS

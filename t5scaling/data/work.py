@@ -1,6 +1,6 @@
 """The work directory of a materialisation: one process at a time, nothing half-written is read.
 
-`<final>.work/` stands beside the directory that it becomes and holds what is finished so far:
+`<final>.work/` lies beside the directory that it becomes and holds what is finished so far:
 `read/` (sorted runs of examples), `written/` (what is known of each part) and `final/` (the parts).
 Files come into being under `tmp/` and are renamed when they are whole, so that a job that was
 killed goes on with what is there.

@@ -54,8 +54,8 @@ def find(model, model_file):
         path = pathlib.Path(download_model(model))
     except KeyError as error:
         raise NoModel(
-            f"{model} cannot be had from the Hugging Face hub: no network, no such model, or its "
-            "licence is not accepted; Comet.model_file takes a local copy"
+            f"{model} could not be downloaded from the Hugging Face hub: no network, no such "
+            "model, or its licence is not accepted; Comet.model_file takes a local copy"
         ) from error
     folders = path.parts
     if "snapshots" in folders[:-1]:

@@ -32,15 +32,8 @@ from t5scaling.evaluation.generate import (
 )
 from t5scaling.model import decoding, network
 from t5scaling.records import COUNT, EVALUATIONS, INFERENCE, NAME, NUMBER, Fields, read_lines
-from t5scaling.training import (
-    agreement,
-    checkpoint,
-    distributed,
-    run_directory,
-    sharding,
-    step,
-    tracker,
-)
+from t5scaling.training import agreement, checkpoint, distributed, run_directory, sharding, tracker
+from t5scaling.training import step as step_lib
 
 TRIED_EXAMPLES = 8  # with which metrics are tried before a run begins
 
@@ -156,7 +149,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         """-> {"cross_entropy": nats per target token, "target_tokens": their number,
         "truncated": examples whose inputs or targets did not fit the feature lengths}."""
-        eval_step = step.jit_eval_step(config, layout)
+        eval_step = step_lib.jit_eval_step(config, layout)
         total, tokens = 0.0, 0
         dispatched = (
             eval_step(params, sharding.put_batch(batch, layout))
@@ -356,7 +349,7 @@ def evaluate_checkpoints(
     model = run_directory.model_of(model_dir, model)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
-    abstract = step.abstract_params(model, layout)
+    abstract = step_lib.abstract_params(model, layout)
     for _, path in wanted:
         checkpoint.check_params(path, abstract)
     if distributed.is_main():  # another user's run: better now than after all is measured

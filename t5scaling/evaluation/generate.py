@@ -29,7 +29,7 @@ def check_decoder(decoder: Any) -> None:
     """Raises UserError if `decoder` is none, such as a name without gin's @."""
     if not isinstance(decoder, Decoder):
         raise UserError(
-            f"{decoder!r} is no decoder; expected @decoding.Greedy(), @decoding.BeamSearch() or "
+            f"{decoder!r} is not a decoder; expected @decoding.Greedy(), @decoding.BeamSearch() or "
             "@decoding.Sampling()"
         )
 

@@ -36,7 +36,9 @@ def files(vocabulary: bytes) -> dict[str, str]:
     model = ModelProto.FromString(vocabulary)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     if trained.model_type != _UNIGRAM:
-        raise UserError("the vocabulary is no unigram model of SentencePiece, as those of T5 are")
+        raise UserError(
+            "the vocabulary is not a unigram model of SentencePiece, as those of T5 are"
+        )
     if not normalised.escape_whitespaces or trained.treat_whitespace_as_suffix:
         raise UserError("the vocabulary does not mark spaces before words, as those of T5 do")
     special = {

@@ -80,8 +80,8 @@ def choose(
     if platform == "tpu":
         return Choice(
             "plain",
-            "the fused kernels are compiled for TPUs and tested, but nobody has timed them there; "
-            "ATTENTION='fused' takes them, for less memory",
+            "the fused kernels are compiled for TPUs and tested, but their speed there has not "
+            "been measured; ATTENTION='fused' takes them, for less memory",
         )
     if platform != "gpu":
         return Choice("plain", f"there is no fused kernel for this platform, {platform}")

@@ -33,7 +33,8 @@ from t5scaling.data import provenance
 from t5scaling.errors import UserError, first_line
 from t5scaling.model import network
 from t5scaling.study import gpus, topologies
-from t5scaling.training import sharding, step, throughput
+from t5scaling.training import sharding, throughput
+from t5scaling.training import step as step_lib
 
 # libtpu asks a metadata server what machine it is on, and waits for an answer, unless these say so.
 # Any machine will do: the slice that is compiled for comes with the topology's name.
@@ -64,7 +65,7 @@ class Program:
     """
 
     config: network.T5Config
-    objective: step.Objective
+    objective: step_lib.Objective
     batch_size: int
     input_length: int
     target_length: int
@@ -80,7 +81,7 @@ class Program:
     def from_json(cls, fields: Mapping[str, Any]) -> "Program":
         fields = dict(fields)
         fields["config"] = network.T5Config(**fields["config"])
-        fields["objective"] = step.Objective(**fields["objective"])
+        fields["objective"] = step_lib.Objective(**fields["objective"])
         fields["rules"] = fields["rules"] and sharding.Rules(**fields["rules"])
         return cls(**fields)
 
@@ -197,7 +198,7 @@ def compile_program(program: Program, topology: topologies.Topology | None) -> C
 def checkpoint_bytes(config: network.T5Config) -> int:
     """Of parameters, optimizer and counters."""
     layout = sharding.make_layout(None, None, jax.devices()[:1])
-    state = step.abstract_state(config, layout)
+    state = step_lib.abstract_state(config, layout)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
@@ -209,7 +210,7 @@ def compile_on(
     layout = sharding.make_layout(program.mesh_shape, program.rules, devices)
     sharding.check(layout, config)
     sharding.check_batch_size(program.batch_size, layout, program.microbatches)
-    state, batch = step.abstract_state(config, layout), program.abstract_batch(layout)
+    state, batch = step_lib.abstract_state(config, layout), program.abstract_batch(layout)
     found = Compiled(
         device_kind=devices[0].device_kind,
         mesh=dict(layout.mesh.shape),
@@ -223,7 +224,7 @@ def compile_on(
         peak_flops_per_s=peak_flops_per_s,
         seconds=0.0,
     )
-    train_step = step.jit_train_step(config, program.objective, layout, program.microbatches)
+    train_step = step_lib.jit_train_step(config, program.objective, layout, program.microbatches)
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.uint32, jnp.bool_)]
     started = time.monotonic()
     try:
@@ -311,11 +312,11 @@ def _compile_in_child(program: Program, topology: topologies.Topology) -> Compil
         raise UserError(done.stdout.strip())
     if done.returncode == -9:
         raise UserError(
-            f"the compiler was killed while compiling for {topology.name}, as the system does when "
-            "memory runs out; compile on a machine with more"
+            f"the compiler was killed while compiling for {topology.name}, as happens when memory "
+            "runs out; compile on a machine with more"
         )
     if done.returncode != 0:
-        last = complaints[-1] if complaints else "without a word"
+        last = complaints[-1] if complaints else "it printed nothing"
         raise RuntimeError(
             f"compiling for {topology.name} ended with status {done.returncode}: {last}"
         )

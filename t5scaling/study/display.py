@@ -61,7 +61,7 @@ class Display:
             note=self._left(share),
         )
 
-    def skip(self, run: Run, text: str = "done already") -> None:
+    def skip(self, run: Run, text: str = "already done") -> None:
         """It was found done, or another process has done it."""
         self._skipped += run.positions
         self._done += 1

@@ -99,7 +99,7 @@ def dry_run(
     where = topologies.parse(topology)
     peak = where.peak_flops_per_s if where else ahead_of_time.local_peak()
     grid = points(study)
-    rows = [_row(group, root, utilization * peak) for group in plan.of_study(study, root)]
+    rows = [_row(group, root, utilization * peak) for group in plan.study_groups(study, root)]
     rows.sort(key=lambda row: [part.part for part in parts].index(row.part))
     devices = where.devices if where else 1
     on = f"one device of {topology}" if where else "one device here"

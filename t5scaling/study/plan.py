@@ -47,7 +47,7 @@ class Group:
     Attributes:
         kind: "train", "pretrain" or "finetune".
         program: what they compile.
-        runs: how many there are.
+        runs: the number of processes.
         steps: of all of them together.
         checkpoints: kept for good, of all of them together.
         steps_estimated: how `steps` was estimated; None if it is exact.
@@ -128,7 +128,7 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
     arguments = config.bindings_of(runner.run_study)
     if arguments:
         config.require(runner.run_study)
-        groups = of_study(arguments["study"], arguments["examples_root"])
+        groups = study_groups(arguments["study"], arguments["examples_root"])
     else:
         config.require(loop.train)
         arguments = config.bindings_of(loop.train)
@@ -138,13 +138,13 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
     return _merged(groups)
 
 
-def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
+def study_groups(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
     """A group per pretraining, whatever its base rates, and per part and task."""
     families: dict[tuple, list[Point]] = {}
     for point in points(study):
         pretraining = point.study.prefix, point.data
-        of = pretraining if point.kind == "pretrain" else (id(point.study), point.task)
-        families.setdefault((point.kind, of), []).append(point)
+        key = pretraining if point.kind == "pretrain" else (id(point.study), point.task)
+        families.setdefault((point.kind, key), []).append(point)
     groups = []
     for found in families.values():
         first = found[0]
@@ -379,7 +379,7 @@ def _memory_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [
             ("  padding", f"{size(compiled['argument_bytes'] - sum(parts))} and counters"),
             ("  temporaries", size(compiled["temporary_bytes"])),
-            ("  outputs", f"{size(compiled['output_bytes'])} not in the place of arguments"),
+            ("  outputs", f"{size(compiled['output_bytes'])} that do not replace arguments"),
             *([("  program", size(compiled["code_bytes"]))] if compiled["code_bytes"] else []),
             ("  total", f"{size(total)} of {size(memory)}: {verdict}"),
         ]

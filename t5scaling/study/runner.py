@@ -114,7 +114,7 @@ def materialize(beam: str | None = None) -> None:
 
 
 class _Launch:
-    """One call of `run_study`. What it keeps in memory is only what it has said already."""
+    """One call of `run_study`. It keeps in memory only what it has already reported."""
 
     def __init__(
         self, study_dir: str, runs: Sequence[expand.Run], executor: Executor, display: Display
@@ -126,7 +126,7 @@ class _Launch:
         self._tries: Counter[str] = Counter()  # hand-overs that could have done it
         counts = storage.at_once(_failures, runs)  # when the launch began
         self._failures = {run.id: count for run, count in zip(runs, counts, strict=True)}
-        self._elsewhere: dict[str, str] = {}  # run -> "queued", "running" as last said
+        self._elsewhere: dict[str, str] = {}  # run -> "queued", "running" as last reported
         for run, done in zip(runs, _are_done(runs), strict=True):
             if done:
                 self._done.add(run.id)

@@ -17,7 +17,7 @@ from t5scaling.errors import UserError, first_line
 from t5scaling.training import claim
 
 ROWS = 40  # of a study with more runs, those done, queued or waiting share a row by their data
-TOLD_TOGETHER = frozenset({"done", "queued", "waiting"})
+SHARE_A_ROW = frozenset({"done", "queued", "waiting"})
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
     there = sum(run.elsewhere for run in runs)
     if there:
         console.print(
-            f"{there} running on other machines: whether they are alive is only seen over "
-            f"{claim.LEASE_S / 60:.0f} minutes, as `run.py study` does",
+            f"{there} running on other machines: whether they are alive shows only when they are "
+            f"watched for {claim.LEASE_S / 60:.0f} minutes, as `run.py study` does",
             highlight=False,
             soft_wrap=True,
         )
@@ -100,7 +100,7 @@ def _rows(runs: Sequence[RunStatus], every_run: bool) -> list[tuple[str, RunStat
         return [(run.id, run) for run in runs]
     groups: dict[tuple[str, str], list[RunStatus]] = {}
     for run in runs:
-        together = run.state in TOLD_TOGETHER and run.id.count("/") > 1
+        together = run.state in SHARE_A_ROW and run.id.count("/") > 1
         name = "/".join(run.id.split("/")[:2]) if together else run.id
         groups.setdefault((name, run.state), []).append(run)
     rows = []

@@ -272,7 +272,7 @@ def _check_id(run_id: str, study: str) -> None:
     """Raises UserError for an id that leads elsewhere or holds what no folder's name can."""
     for name in run_id.split("/"):
         wrong = (
-            "it leads out of the study's folder, or nowhere" if name in ("", ".", "..") else
+            "it would lie outside the study's folder" if name in ("", ".", "..") else
             f"{len(name.encode())} bytes, more than the {LONGEST_NAME} that a folder's name can "
             "have here" if len(name.encode()) > LONGEST_NAME else
             "not text on one line" if not name.isprintable() else

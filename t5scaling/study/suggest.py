@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 
 from t5scaling.errors import UserError
-from t5scaling.model import attention, loss
+from t5scaling.model import attention
+from t5scaling.model import loss as loss_lib
 from t5scaling.model.config import REMAT
 from t5scaling.study import gpus, topologies
 from t5scaling.study.ahead_of_time import Compiled, Program
@@ -213,7 +214,7 @@ def estimate(program: Program, platform: str) -> float:
     working = 2 * max(layers("none")) + 8 * rows * H * S * S  # and the bias with its gradient
     gathered = (4 + act) * max(encoder, decoder) if fsdp > 1 else 0.0
     at_a_time = program.objective.chunk_positions
-    at_a_time = at_a_time or loss.positions_at_a_time(platform, config.vocab_size)
+    at_a_time = at_a_time or loss_lib.positions_at_a_time(platform, config.vocab_size)
     chunk = 3 * 4 * V * min(at_a_time, rows * T)
     together = rows * fsdp * T  # positions of the devices that split a parameter
     matrix, moved = (V / fsdp, together) if together < config.vocab_size else (V, 0)

@@ -45,7 +45,7 @@ from t5scaling.training import (
     sharding,
     tracker,
 )
-from t5scaling.training import step as training_step
+from t5scaling.training import step as step_lib
 
 LOG, GIN = "t5x.log", "t5x.gin"
 TOKENS_WITHIN = 1e-5  # of each other are numbers of which one has six digits
@@ -97,7 +97,7 @@ def check_settings(**arguments: Any) -> None:
     Arguments: those of `loop.train`. How many devices there are, only T5X itself sees.
     """
     if arguments.get("eval_every"):
-        raise UserError("eval_every: the runs of T5X are measured at their end alone")
+        raise UserError("eval_every: the runs of T5X are evaluated only at their end")
     if arguments.get("rules") is not None:
         raise UserError("rules: T5X splits parameters by its own; only MESH_SHAPE is handed on")
     if storage.in_bucket(arguments["model_dir"]):
@@ -124,7 +124,7 @@ def train(
     batch_size: int,
     train_steps: int,
     learning_rate_schedule: optimizer.Schedule,
-    objective: training_step.Objective,
+    objective: step_lib.Objective,
     seed: int = 0,
     microbatches: int = 1,
     mesh_shape: Mapping[str, int] | None = None,
@@ -151,7 +151,7 @@ def train(
         Stopped: SIGTERM or SIGINT; the same command goes on from T5X's last checkpoint.
     """
     if records.is_done(model_dir, train_steps):
-        print(f"{model_dir} is done already", flush=True)
+        print(f"{model_dir} is already done", flush=True)
         return
     command, search_path = t5x_environment.command(trainer.folder)
     examples = find_examples(dataset, examples_root)
@@ -198,10 +198,11 @@ def train(
         if start < train_steps:
             arguments = [*command, "-m", "t5x.train", f"--gin_file={gin_file}", "--verbosity=0",
                          "--alsologtostderr"]  # fmt: skip
-            said = os.path.join(model_dir, LOG)
+            log_file = os.path.join(model_dir, LOG)
             environment = os.environ | {"PYTHONPATH": search_path, PARENT: str(os.getpid())}
             last = start
-            lines = stack.enter_context(closing(_said_by(arguments, environment, said, "T5X")))
+            output = _output_of(arguments, environment, log_file, "T5X")
+            lines = stack.enter_context(closing(output))
             for line in lines:
                 scalars = metrics_of(line)
                 if scalars is None:
@@ -230,7 +231,9 @@ def train(
                 log.flush()
                 progress(last, train_steps, f"loss {found['loss']:.3f}")
             if last != train_steps:
-                raise UserError(f"T5X has ended at step {last} of {train_steps} ({said} has why)")
+                raise UserError(
+                    f"T5X ended at step {last} of {train_steps}; the reason is in {log_file}"
+                )
         wanted = [*checkpoint_steps, train_steps]
         _check_checkpoints(model_dir, wanted, model)
         for line in _measured(model_dir, train_steps, evaluators, progress):
@@ -276,9 +279,9 @@ def train_line(
     seen = loss * steps / each if each else 0.0
     if abs(seen - tokens) > max(0.5, TOKENS_WITHIN * tokens):
         raise UserError(
-            f"T5X has seen {seen:,.0f} target tokens in the {steps} steps before step "
-            f"{scalars['step']}, and there are {tokens:,} in the batches of this run: it was given "
-            "others"
+            f"T5X trained on {seen:,.0f} target tokens in the {steps} steps before step "
+            f"{scalars['step']}, but the batches of this run have {tokens:,}: it was given other "
+            "batches"
         )
     per_token = steps / max(tokens, 1.0)  # of a mean over steps
     if isinstance(normalizer, str):
@@ -315,8 +318,8 @@ def _factors(schedule: optimizer.Schedule) -> tuple[str, float, int]:
     if isinstance(schedule, optimizer.InverseSquareRoot):
         return "constant * rsqrt_decay", schedule.base_learning_rate, schedule.warmup_steps
     raise UserError(
-        "learning_rate_schedule: T5X is handed @optimizer.constant() or "
-        "@optimizer.inverse_square_root(), and no other"
+        "learning_rate_schedule: expected @optimizer.constant() or "
+        "@optimizer.inverse_square_root(), the two that T5X can be given"
     )
 
 
@@ -324,13 +327,13 @@ def _sums(path: str | None, model: T5Config) -> dict[str, tuple[int, int]]:
     """A fingerprint of the parameters to start from; of random ones, which T5X draws, none."""
     if not path:
         return {}
-    abstract = training_step.abstract_params(model, sharding.make_layout())
+    abstract = step_lib.abstract_params(model, sharding.make_layout())
     return origin.sums_of(checkpoint.restore_params(path, abstract))
 
 
 def _check_checkpoints(model_dir: str, steps: Sequence[int], model: T5Config) -> None:
     """Raises UserError unless T5X has left all of them, whole and of this model."""
-    abstract = training_step.abstract_params(model, sharding.make_layout())
+    abstract = step_lib.abstract_params(model, sharding.make_layout())
     for _, path in checkpoint.choose(model_dir, sorted(set(steps))):
         checkpoint.check_params(path, abstract)
 
@@ -362,8 +365,8 @@ def _measured(
         answer = os.path.join(folder, "lines.json")
         command = provenance.child("t5scaling.study.t5x_measure", model_dir, answer)
         environment = provenance.child_environment(**{PARENT: str(os.getpid())})
-        said = os.path.join(model_dir, LOG)
-        with closing(_said_by(command, environment, said, "the evaluation")) as lines:
+        log_file = os.path.join(model_dir, LOG)
+        with closing(_output_of(command, environment, log_file, "the evaluation")) as lines:
             for line in lines:
                 if line.startswith(t5x_measure.NOTE):
                     progress(step, step, line.removeprefix(t5x_measure.NOTE).strip())
@@ -371,7 +374,7 @@ def _measured(
             return json.load(file)
 
 
-def _said_by(
+def _output_of(
     command: Sequence[str], environment: Mapping[str, str], log_file: str, who: str
 ) -> Generator[str, None, None]:
     """The lines of a child's output, which also go to the end of `log_file`.
@@ -401,14 +404,15 @@ def _said_by(
         if signals:
             raise Stopped(
                 signals[0],
-                "stopped; the same command goes on from T5X's last checkpoint (what T5X said is in "
+                "stopped; the same command goes on from T5X's last checkpoint (T5X's output is in "
                 f"{log_file})",
             )
         if code:
             killed = code == -signal.SIGKILL
-            words = "it was killed, as the system does when memory runs out" if killed else error
+            words = "it was killed, as happens when memory runs out" if killed else error
             raise UserError(
-                f"{who} ended with status {code}: {words or last} (all it said is in {log_file})"
+                f"{who} ended with status {code}: {words or last} (its whole output is in "
+                f"{log_file})"
             )
 
 

@@ -34,7 +34,8 @@ def main() -> int:
 def measure(model_dir: str) -> list[dict]:
     """A line of each evaluation of the run, on its last checkpoint. Raises UserError."""
     from t5scaling import config
-    from t5scaling.training import checkpoint, loop, sharding, step
+    from t5scaling.training import checkpoint, loop, sharding
+    from t5scaling.training import step as step_lib
 
     config.load([os.path.join(model_dir, records.CONFIG)], {"MODEL_DIR": model_dir})
     arguments = config.bindings_of(loop.train)
@@ -42,7 +43,7 @@ def measure(model_dir: str) -> list[dict]:
     layout = sharding.make_layout(arguments.get("mesh_shape"), arguments.get("rules"))
     sharding.check(layout, model)
     ((_, path),) = checkpoint.choose(model_dir, [last])
-    params = checkpoint.restore_params(path, step.abstract_params(model, layout))
+    params = checkpoint.restore_params(path, step_lib.abstract_params(model, layout))
     return [
         evaluator(
             params,

@@ -115,7 +115,9 @@ def ready_examples(specs: Sequence[DataSpec], root: str) -> None:
         time.sleep(0.5)
     error = made.exception() if made is not None else None
     if distributed.largest(int(error is not None))[0]:
-        raise error or UserError(f"process 0 could not make the examples of {names}: it says why")
+        raise error or UserError(
+            f"process 0 could not make the examples of {names}: its own message gives the reason"
+        )
     unseen = missing(specs, root, SEEN_S)
     if distributed.largest(int(bool(unseen)))[0]:
         raise UserError(
@@ -123,7 +125,8 @@ def ready_examples(specs: Sequence[DataSpec], root: str) -> None:
             "it; EXAMPLES_ROOT must be a folder that all processes share, and the text and code "
             "behind it the same for all"
             if unseen
-            else f"another process does not find the examples of {names} in {root}: it says which"
+            else f"another process does not find the examples of {names} in {root}: its own "
+            "message names them"
         )
 
 

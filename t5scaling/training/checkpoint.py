@@ -67,10 +67,10 @@ def choose(
 
 
 def _no_run(model_dir: str, of_t5x: bool) -> str:
-    said = f"{model_dir} is no run directory: it has no checkpoints"
+    message = f"{model_dir} is not a run directory: it has no checkpoints"
     if of_t5x:
-        said += ", of this program or of T5X"
-    return f"{said}; {_what_there_is(model_dir)}"
+        message += ", of this program or of T5X"
+    return f"{message}; {_what_there_is(model_dir)}"
 
 
 def _what_there_is(path: str) -> str:
@@ -166,7 +166,7 @@ class Checkpoints:
     def restore_latest(self, abstract_state: Any) -> Any | None:
         """The newest readable state, laid out as `abstract_state`; None if nothing was ever saved.
 
-        A checkpoint that cannot be read is set aside as `broken-checkpoint_<step>`, which is said,
+        A checkpoint that cannot be read is set aside as `broken-checkpoint_<step>`, with a warning,
         and the one before is taken. Raises UserError if there are some but none can be read, or if
         they hold another model.
         """
@@ -290,7 +290,7 @@ def restore_params(path: str, abstract_params: Any) -> Any:
         except (ValueError, OSError) as problem:
             error = problem
     if distributed.largest(int(error is not None)) != (0,):
-        raise _cannot_start(path, error or ValueError("process 0 says why")) from error
+        raise _cannot_start(path, error or ValueError("process 0 reports the reason")) from error
     try:
         if stacked == want_stacked:
             return _restore(directory / "default", {"params": abstract_params}, True)["params"]
@@ -312,7 +312,7 @@ def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
     of_t5x = t5x.is_checkpoint(path)
     if not (of_t5x or (directory / "default").exists()):
         raise UserError(
-            f"{path} is no checkpoint, of this program or of T5X; {_what_there_is(path)}"
+            f"{path} is a checkpoint neither of this program nor of T5X; {_what_there_is(path)}"
         )
     try:
         if of_t5x:
@@ -349,7 +349,7 @@ def first_difference(stored: Any, wanted: Any) -> str | None:
         if name not in there:
             return f"it has no {name}, which this model has with the shape {here[name]}"
         if name not in here:
-            return f"it has {name} with the shape {there[name]}, which this model has not"
+            return f"it has {name} with the shape {there[name]}, which this model does not have"
         if there[name] != here[name]:
             return f"its {name} has the shape {there[name]}, this model's {here[name]}"
     return None

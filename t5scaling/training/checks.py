@@ -12,7 +12,8 @@ from t5scaling.data.examples import DataSpec, Examples
 from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.training import calls, checkpoint, origin, run_directory, sharding, step
+from t5scaling.training import calls, checkpoint, origin, run_directory, sharding
+from t5scaling.training import step as step_lib
 
 WHOLE_NUMBERS = {  # argument of `loop.train` -> (its name in gin files, the least it may be)
     "batch_size": ("BATCH_SIZE", 1),
@@ -86,7 +87,7 @@ def check_settings(
 def check_initial(path: str, model: network.T5Config, layout: sharding.Layout) -> None:
     """Raises UserError unless there is a checkpoint of this model, by what it says of itself."""
     run_directory.check_model(_run_of(path), model)
-    checkpoint.check_params(path, step.abstract_params(model, layout))
+    checkpoint.check_params(path, step_lib.abstract_params(model, layout))
 
 
 def check_data(

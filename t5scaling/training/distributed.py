@@ -60,27 +60,30 @@ def job(
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of the job did not meet: {first_line(error)}") from error
+        raise UserError(
+            f"the processes of the job could not connect to each other: {first_line(error)}"
+        ) from error
     if jax.process_count() == 1:
         yield
         return
-    with _if_killed() as lives:
+    with _if_killed() as reports:
         try:
-            with _watched(lives):
+            with _watched(reports):
                 yield
         except Stopped:  # at the same step in all: an orderly end
             raise
         except BaseException as error:
-            lives()
+            reports()
             # At an orderly exit a process waits for the others, who may be waiting for it.
-            os._exit(_last_words(error))
+            os._exit(_exit_status(error))
 
 
-# What it is given to read is printed if the giver is gone without a last line "lives".
-_MOURNER = """
+# Prints what it has read, unless that ends with a line "reports": then the sender has printed a
+# message of its own.
+_WITNESS = """
 import sys
 text = sys.stdin.read()
-if not text.endswith("lives\\n"):
+if not text.endswith("reports\\n"):
     print(text.strip(), file=sys.stderr, flush=True)
 """
 
@@ -92,31 +95,31 @@ def _if_killed() -> Iterator[Callable[[], None]]:
 
     Gives a function to call when it will speak for itself.
     """
-    mourner = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _MOURNER],
+    witness = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WITNESS],
         stdin=subprocess.PIPE,
         start_new_session=True,  # signals that are meant for the job
         text=True,
     )
 
-    def lives() -> None:
+    def reports() -> None:
         with contextlib.suppress(OSError, ValueError):
-            mourner.communicate("lives\n", timeout=5)
+            witness.communicate("reports\n", timeout=5)
 
-    assert mourner.stdin is not None  # it is a pipe
-    mourner.stdin.write(
+    assert witness.stdin is not None  # it is a pipe
+    witness.stdin.write(
         f"process {jax.process_index()} of {jax.process_count()} was killed or ended by JAX, as "
         "happens when another process of the job dies or cannot be reached; start the job again: "
         "it goes on from its last checkpoint\n"
     )
-    mourner.stdin.flush()
+    witness.stdin.flush()
     try:
-        yield lives
+        yield reports
     except Stopped:
-        lives()
+        reports()
         raise
     else:
-        lives()
+        reports()
 
 
 _went_on = (0.0, "its start")  # when this process last did, by its monotonic clock, and at what
@@ -129,8 +132,8 @@ def going_on(place: str) -> None:
 
 
 @contextlib.contextmanager
-def _watched(lives: Callable[[], None]) -> Iterator[None]:
-    """Says when this process has not gone on for SAY_AFTER_S, and ends it after END_AFTER_S.
+def _watched(reports: Callable[[], None]) -> Iterator[None]:
+    """Says when this process has made no progress for SAY_AFTER_S, and ends it after END_AFTER_S.
 
     Where another process of the job hangs, or does something else, but lives, whoever waits for it
     in a collective would wait for ever.
@@ -139,22 +142,22 @@ def _watched(lives: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        said = None
+        reported = None
         while not over.wait(min(SAY_AFTER_S, END_AFTER_S) / 20):
             since, place = _went_on
             silent_s = time.monotonic() - since
             who = f"process {jax.process_index()} of {jax.process_count()}"
             stays = (
-                f"has not gone on for {silent_s / 60:.0f} minutes after {place}: another process "
-                "of the job may hang or do something else; look at what each said last"
+                f"has made no progress for {silent_s / 60:.0f} minutes after {place}: another "
+                "process of the job may hang or do something else; look at the last message of each"
             )
             if silent_s >= END_AFTER_S:
-                lives()
+                reports()
                 print(f"error: {who} {stays}; start the job again: it goes on from its last "
                       "checkpoint", file=sys.stderr, flush=True)  # fmt: skip
                 os._exit(1)
-            if silent_s >= SAY_AFTER_S and said != since:
-                said = since
+            if silent_s >= SAY_AFTER_S and reported != since:
+                reported = since
                 print(f"warning: {who} {stays}", file=sys.stderr, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -181,9 +184,9 @@ def _giving_up(settings: Mapping[str, Any]) -> Iterator[None]:
 
     def give_up() -> None:
         print(
-            f"error: {who} has met no others at {place} in {START_TIMEOUT_S:.0f} s; start all of "
-            "them with the same address, which each can reach, or leave out --coordinator, "
-            "--num_processes and --process_id for a process alone",
+            f"error: {who} could not reach the other processes at {place} in "
+            f"{START_TIMEOUT_S:.0f} s; start all of them with the same address, which each "
+            "can reach, or leave out --coordinator, --num_processes and --process_id for a process alone",
             file=sys.stderr,
             flush=True,
         )
@@ -247,7 +250,7 @@ def _explicit(address: str, numbers: Sequence[Any], names: Sequence[str]) -> dic
     return {"coordinator_address": address, "num_processes": count, "process_id": index}
 
 
-def _last_words(error: BaseException) -> int:
+def _exit_status(error: BaseException) -> int:
     """Says why this process ends; returns its exit status."""
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
@@ -277,7 +280,7 @@ def largest(*values: int) -> tuple[int, ...]:
     if jax.process_count() == 1:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
-    going_on("a word with the others")
+    going_on("an exchange with the other processes")
     return tuple(int(value) for value in gathered.max(axis=0))
 
 

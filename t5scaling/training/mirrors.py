@@ -1,6 +1,6 @@
 """Metrics to Weights & Biases or trackio as well, for those who watch their runs there.
 
-metrics.jsonl stays the record; what goes wrong with a mirror is said once and stops nothing.
+metrics.jsonl stays the record; a mirror's failure is reported once and stops nothing.
 """
 
 import importlib
@@ -20,7 +20,7 @@ PROJECT = "t5scaling"  # unless $TRACKIO_PROJECT or $WANDB_PROJECT says otherwis
 def open_mirror(package: str, model_dir: str, config: Mapping[str, Any]) -> "Mirror":
     """Goes on with the run of this directory's name there, or begins it. `config` is sent once.
 
-    Everything else is said by the package's own environment variables. Raises UserError if the
+    Everything else is set by the package's own environment variables. Raises UserError if the
     package is missing or unknown.
     """
     if package not in PACKAGES:

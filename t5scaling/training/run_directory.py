@@ -26,7 +26,7 @@ from typing import Any
 from t5scaling import records, storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
-from t5scaling.errors import UserError, of_files
+from t5scaling.errors import UserError, file_mistake
 from t5scaling.model.config import T5Config
 from t5scaling.training import checkpoint
 
@@ -97,10 +97,11 @@ def refuse_changed(model_dir: str, config_text: str, may_grow: bool = False) -> 
         now = next((line for line in after if line not in before), "nothing")
         advice = "delete it or choose another directory"
         if done and was.startswith(tuple(f"{name} =" for name in MEASURED_AT_THE_END)):
-            advice = "it is done, and `run.py eval` measures it in another way"
+            advice = "it is done; `run.py eval` can evaluate it with other settings"
         elif _steps(was):
             advice = (
-                "it may grow only, by run.py train, and if nothing else depends on it: " + advice
+                "only `run.py train` can change the number of steps, to a larger one that no other "
+                "setting depends on: " + advice
             )
         raise UserError(
             f"{model_dir} holds a run with other settings ({was} there, {now} now); {advice}"
@@ -311,7 +312,7 @@ def fail(model_dir: str, error: Exception) -> None:
         "reason": str(error) or type(error).__name__,
         "failures": 1 + (before["failures"] if before else 0),
     }
-    mistake = isinstance(error, UserError) or (isinstance(error, OSError) and of_files(error))
+    mistake = isinstance(error, UserError) or (isinstance(error, OSError) and file_mistake(error))
     if not mistake:
         record["traceback"] = "".join(traceback.format_exception(error))
     write_json(os.path.join(model_dir, records.FAILED), record)

@@ -17,7 +17,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5scaling.errors import UserError, nearest
-from t5scaling.model import layers, loss, network
+from t5scaling.model import layers, network
+from t5scaling.model import loss as loss_lib
 
 MESH_AXES = ("data", "fsdp", "model")
 Target = str | tuple[str, ...] | None
@@ -85,13 +86,13 @@ class Layout:
         """Parts into which a logical axis is split."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes(logical_axis))
 
-    def loss_split(self) -> loss.Split:
+    def loss_split(self) -> loss_lib.Split:
         """For the loss, whose rows and vocabulary must not share a mesh axis: rows go first."""
         batch = _axes(self.rules.batch)
         vocab = tuple(axis for axis in _axes(self.rules.vocab) if axis not in batch)
         wide = {axis for axis in self.axes("embed") if self.mesh.shape[axis] > 1}
         shared = tuple(axis for axis in batch if axis in wide)
-        return loss.Split(self.mesh, batch, vocab, shared)
+        return loss_lib.Split(self.mesh, batch, vocab, shared)
 
     @property
     def platform(self) -> str:
@@ -127,7 +128,7 @@ def make_layout(
 ) -> Layout:
     """A layout over all devices, data parallel unless `mesh_shape` says otherwise.
 
-    `mesh_shape` gives the size of mesh axes, e.g. {"data": -1, "fsdp": 4}; -1 stands for what is
+    `mesh_shape` gives the size of mesh axes, e.g. {"data": -1, "fsdp": 4}; -1 means what is
     left, an axis not named has size 1 (or what is left, for "data"). `devices` may be those of a
     topology description. Raises UserError if the sizes do not multiply to the number of devices.
     """

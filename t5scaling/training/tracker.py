@@ -112,8 +112,8 @@ class Tracker:
             mirror.log(line["step"], scalars)
 
     def flush(self) -> None:
-        """What was said so far will be there after a kill. To be called before what a resumed run
-        goes on from, a checkpoint, or takes for the end, DONE."""
+        """Writes the lines so far, which then outlast a kill. To be called before a checkpoint,
+        from which a resumed run goes on, and before DONE, after which none does."""
         if self._writes:
             self._metrics.flush()
             self._timing.flush()

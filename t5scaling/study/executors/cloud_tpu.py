@@ -119,11 +119,11 @@ class CloudTPU:
 
     def states(self, jobs: Collection[str]) -> dict[str, State]:
         found: dict[str, State] = dict.fromkeys(jobs, "gone")
-        said = _sky("jobs", "queue", "--skip-finished", "--all", "--output", "json")
+        output = _sky("jobs", "queue", "--skip-finished", "--all", "--output", "json")
         try:
-            records = json.loads(said[said.index("[") :])
+            records = json.loads(output[output.index("[") :])
         except ValueError:
-            raise UserError(f"sky jobs queue: expected JSON, got {said.strip()[:80]!r}") from None
+            raise UserError(f"sky jobs queue: expected JSON, got {output.strip()[:80]!r}") from None
         for record in records:
             if record.get("job_name") in found:
                 found[record["job_name"]] = _ALIVE.get(record.get("status"), "gone")
