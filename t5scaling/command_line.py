@@ -38,9 +38,9 @@ def _add(parser: Any, arguments: Sequence[Argument]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "t5scaling") -> int:
-    """Does what `argv` says, the process's arguments by default, and returns the exit status: 0;
-    1 where a verb says no; 2 for a mistake, which is one line on stderr; 128 + a signal's number.
-    """
+    """Runs the verb of `argv`, by default the arguments of the process, and returns the exit
+    status: 0; 1 if the answer of a verb is no; 2 for a user's mistake, which is one line on stderr;
+    128 plus the number of a signal."""
     from t5scaling.errors import Stopped, UserError, file_mistake, shortage
 
     argv = sys.argv[1:] if argv is None else argv
@@ -85,7 +85,8 @@ def _refuse(reason: object) -> int:
 
 
 def _lacking(name: str, verb: Verb, error: ModuleNotFoundError) -> str:
-    """What to install where a verb's packages are not there; "" for a mistake of ours."""
+    """What to install where packages that a verb needs are missing; "" if the missing module is one
+    of this project's own."""
     module = (error.name or "").partition(".")[0]
     if not module or module in ("t5scaling", "tasks"):
         return ""
@@ -97,7 +98,7 @@ def _lacking(name: str, verb: Verb, error: ModuleNotFoundError) -> str:
 
 
 def _with_home(value: Any) -> Any:
-    """Takes a leading ~ as the home folder: after `--output=` a shell leaves it."""
+    """Replaces a leading ~ by the home folder, as a shell does not after `--output=`."""
     if isinstance(value, list):
         return [_with_home(item) for item in value]
     if not isinstance(value, str) or not value.startswith("~"):

@@ -1,4 +1,4 @@
-"""What has to be settled before JAX starts: compilation cache, memory allocation, quiet logs."""
+"""What has to be set before JAX starts: compilation cache, memory allocation, quiet logs."""
 
 import ctypes
 import logging
@@ -64,11 +64,11 @@ def prepare(cache_dir: str | None = None) -> str:
 
 
 def _repeat_exactly() -> None:
-    """Keeps the choice of algorithms on a GPU from depending on what was fast at that moment.
+    """Makes the choice of algorithms on a GPU independent of their speed at that moment.
 
     XLA chooses among the algorithms for a product by timing them, and two runs may then round
-    differently. Without it cuBLAS's own rule chooses. Nothing that the step does depends on the
-    order of threads, so that XLA's deterministic replacements, which are slow, are not needed.
+    differently. Without it cuBLAS's own rule chooses. No result of the step depends on the order of
+    threads, so that XLA's deterministic replacements, which are slow, are not needed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     for flag in GPU_FLAGS:

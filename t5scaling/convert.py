@@ -44,7 +44,7 @@ def convert(
 
     Args:
         source: a run directory of t5scaling or one of its checkpoint_<step>; a checkpoint or a
-            model directory of T5X; a folder of Hugging Face. Which one it is, is recognised.
+            model directory of T5X; a folder of Hugging Face. The kind is recognised.
         target: must not exist yet; appears when it is whole.
         to: a key of FORMATS.
         step: which checkpoint of a run or a model directory (default: the last).
@@ -113,7 +113,8 @@ def _takes_vocabulary(weights: Weights, to: str) -> bool:
 
 
 def read(source: str, step: int | None = None) -> tuple[str, Weights]:
-    """(format, model) of a source, which is recognised. Raises UserError if it is none."""
+    """(format, model) of a source, whose format is recognised. Raises UserError for any other
+    source."""
     folder = storage.path(source)
     if not folder.exists():
         raise UserError(f"there is no {source}")
@@ -141,7 +142,7 @@ def read(source: str, step: int | None = None) -> tuple[str, Weights]:
 
 
 def _with_fitting_moments(weights: Weights) -> Weights:
-    """Without the second moments, unless they are those that Adafactor keeps here."""
+    """The weights, without second moments that are not those of this Adafactor."""
     if weights.moments is None:
         return weights
     there = shapes_of(weights.moments)
@@ -161,8 +162,8 @@ def _fresh_moments(weights: Weights) -> dict[str, tuple[int, ...]]:
 
 
 def _write_t5x(folder: str, weights: Weights) -> None:
-    """T5X restores no parameters without slots for its optimizer: unknown ones are zero, as in a
-    run that has not begun."""
+    """The weights with second moments, which T5X needs to restore parameters: unknown ones are
+    zero, as in a run that has not begun."""
     if weights.moments is None:
         shapes = _fresh_moments(weights)
         zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
@@ -171,7 +172,8 @@ def _write_t5x(folder: str, weights: Weights) -> None:
 
 
 def _read_run(path: str) -> Weights:
-    """Of one of our own checkpoints, `<run directory>/checkpoints/checkpoint_<step>`."""
+    """The weights of one of our own checkpoints, `<run
+    directory>/checkpoints/checkpoint_<step>`."""
     storage.check_fit(path, "source")
     run = os.path.dirname(os.path.dirname(os.path.normpath(path)))
     if not (storage.path(run) / records.MODEL).is_file():
@@ -226,7 +228,7 @@ def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
 
 
 def _check_vocabulary(weights: Weights, where: str) -> None:
-    """Raises UserError unless the vocabulary is one that the embedding has room for."""
+    """Raises UserError if the vocabulary has more pieces than the embedding has rows."""
     with tempfile.NamedTemporaryFile(suffix=".model") as file:
         file.write(weights.vocabulary or b"")
         file.flush()

@@ -39,7 +39,8 @@ BUCKETS = ("fsspec", "gcsfs")
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package as it is installed (None: it is not) and as it should be."""
+    """A package: the version that is installed (None if it is not) and the versions that are
+    wanted."""
 
     name: str
     installed: str | None
@@ -48,7 +49,7 @@ class Package:
 
     @property
     def problem(self) -> str:
-        """In words; empty if there is none."""
+        """The problem as a sentence; empty if there is none."""
         from packaging.specifiers import SpecifierSet
 
         if self.installed is None:
@@ -142,7 +143,7 @@ def requirements() -> dict[str, dict[str, str]]:
 
 
 def versions_wanted() -> dict[str, str]:
-    """Package -> the versions it takes, whatever it is for."""
+    """Package -> the versions that are accepted, for all extras together."""
     found: dict[str, str] = {}
     for packages in requirements().values():
         for name, versions in packages.items():
@@ -170,7 +171,7 @@ def _known_good() -> dict[str, str]:
 
 
 def purposes() -> tuple[Purpose, ...]:
-    """What a user may want to do, and the packages for it."""
+    """The purposes that a user may have, and the packages that each needs."""
     # Either of JAX's CUDA plugins will do, and two would be in each other's way.
     plugin = "jax-cuda12-plugin" if _version("jax-cuda12-plugin") else "jax-cuda13-plugin"
     return (
@@ -188,7 +189,7 @@ def purposes() -> tuple[Purpose, ...]:
 
 
 def install_command(purpose: Purpose, lacking: Sequence[Package]) -> str:
-    """The command, in the clone's directory, that gets what a purpose lacks."""
+    """The command, in the clone's directory, that installs what a purpose lacks."""
     if purpose.extra:
         return f'{INSTALL} --editable ".[{purpose.extra}]"'
     return f"{INSTALL} " + " ".join(f'"{p.name}{p.wanted}"' for p in lacking)
@@ -270,14 +271,14 @@ def _how_to_use_the_gpu(environment: Mapping[str, str]) -> str:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _host_memory(pages: str) -> str:
-    """By the name that sysconf gives to a number of pages."""
+    """The memory of so many pages, named as in sysconf."""
     if pages not in os.sysconf_names:
         return "unknown"
     return size(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))

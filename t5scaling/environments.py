@@ -1,4 +1,4 @@
-"""Virtual environments of their own, for programs whose packages do not go together with ours.
+"""Separate virtual environments, for programs whose packages conflict with ours.
 
 Each lies in a folder, by default `$XDG_CACHE_HOME/t5scaling/<key>`:
   env/        the virtual environment
@@ -21,8 +21,8 @@ from t5scaling.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """Something that pip does. what: in words; arguments: of `pip install`; failure: what could
-    not be done, should it fail."""
+    """One call of pip. what: a description for the progress line; arguments: those of `pip
+    install`; failure: the message if it fails."""
 
     what: str
     arguments: Sequence[str]
@@ -61,7 +61,8 @@ class Environment:
         return self._state(root).get("state") == "ready" and _python(root).exists()
 
     def python(self, folder: str | os.PathLike | None = None) -> Path:
-        """Its interpreter. Raises UserError, with what to do, if it is not there."""
+        """The environment's interpreter. Raises UserError, with the command to run, if it is not
+        installed."""
         root = self.folder_of(folder)
         if not self.is_ready(folder):
             where = "" if root == self.default_folder() else f" --folder {root}"

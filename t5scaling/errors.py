@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A signal came and the work so far is saved: the same command goes on with it."""
+    """A signal arrived and the work so far is saved: the same command continues it."""
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
@@ -46,8 +46,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def shortage(error: BaseException) -> str | None:
-    """One line if what lies behind the error is that the disk is full or memory does not suffice;
-    else None."""
+    """One line if the error was caused by a full disk or too little memory; else None."""
     seen: set[int] = set()
     behind: BaseException | None = error
     while behind is not None and id(behind) not in seen:
@@ -91,7 +90,8 @@ def first_line(message: object, longest: int = 200) -> str:
 
 
 def file_mistake(error: OSError) -> UserError | None:
-    """The user's mistake that an error of the file system is; None if it may be the program's."""
+    """The error as a user's mistake, such as a missing permission; None if it may be a mistake of
+    the program."""
     if error.errno not in _OF_FILES or error.filename is None:
         return None
     return UserError(f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}")

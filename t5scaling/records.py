@@ -1,9 +1,9 @@
-"""The JSON files of runs and studies, read: one reader a file, which checks what it must hold.
+"""Readers of the JSON files of runs and studies: one for each file, which checks its fields.
 
-Whoever reads one, training, `status`, `report` or `export`, reads it here, so that all believe the
-same and all refuse the same: a file that is binary, empty, a folder, of another shape or not to be
-read is one line with its name. What a field holds is one of the kinds below; a field that need not
-be there ends in "?" in a table of fields. Fields that a table does not name may hold anything.
+Training, `status`, `report` and `export` all read them here, so that they accept and refuse the
+same: a file that is binary, empty, a folder, unreadable or without the expected fields is reported
+in one line with its name. The kind of each field is one of those below; the name of an optional
+field ends in "?" in a table of fields. Fields that a table does not name may hold anything.
 """
 
 import json
@@ -118,7 +118,7 @@ def check(value: Any, fields: Fields, where: str) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """A JSON value. Raises UserError for a text that is none, however it is damaged."""
+    """A JSON value. Raises UserError for a text that is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -181,8 +181,8 @@ def timing(folder: str | os.PathLike, *, growing: bool = False) -> list[dict[str
 def failure(folder: str | os.PathLike) -> dict[str, Any] | None:
     """{"reason", "failures", ...} of a run's FAILED; None if the run has not failed.
 
-    One that is damaged says that the run failed all the same, and nothing more: nobody is locked
-    out by it.
+    A damaged file still means that the run failed, without a reason, and does not keep the run from
+    being tried again.
     """
     path = storage.path(folder) / FAILED
     try:
@@ -193,7 +193,7 @@ def failure(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def is_parked(failed: Mapping[str, Any] | None) -> bool:
-    """Whether a study leaves a run alone that failed so (`failure`)."""
+    """Whether a study no longer tries a run with this record of its failures (`failure`)."""
     return failed is not None and failed["failures"] >= MOST_FAILURES
 
 
@@ -216,7 +216,7 @@ def steps_done(folder: str | os.PathLike) -> int:
 
 
 def job(folder: str | os.PathLike) -> str | None:
-    """The engine's job that was asked to do the run, of its JOB; None if none was."""
+    """The engine's job that was asked to do the run, from its JOB; None if there is none."""
     found = read_object(storage.path(folder) / JOB, {"job": NAME})
     return found["job"] if found else None
 
@@ -229,7 +229,7 @@ def run_folder(study_dir: str, run_id: str) -> str:
 def study_list(study_dir: str | os.PathLike) -> dict[str, Any] | None:
     """{"study": its name, "runs": ids} of a study's study.json; None if there is none.
 
-    Raises UserError also for an id that would lead out of the study.
+    Raises UserError also for an id that would lie outside the study.
     """
     path = storage.path(study_dir) / STUDY
     found = read_object(path, {"study": NAME, "runs": NAMES})

@@ -1,4 +1,4 @@
-"""Whether a real train step works on the devices that are here, how fast, and how exactly.
+"""A self-test: whether a train step works on this machine's devices, how fast, and how exactly.
 
 Only the doctor uses it, once JAX is known to be there.
 """
@@ -64,7 +64,7 @@ class Result:
     product_errors: tuple[float, float]
 
     def failures(self) -> list[str]:
-        """What is wrong, in words; empty if nothing is."""
+        """The problems as sentences; empty if there are none."""
         first, last = self.losses[0], self.losses[-1]
         found = []
         if not all(math.isfinite(loss) for loss in self.losses):

@@ -1,6 +1,6 @@
 """Files of runs, studies and examples, on this machine or in a bucket: one way for both.
 
-`path` makes of an address what one reads and writes by: a `pathlib.Path`, or for `gs://` an
+`path` returns for an address what one reads and writes with: a `pathlib.Path`, or for `gs://` an
 `epath.Path` over gcsfs, which has the same methods. The functions here do what those lack. In a
 bucket there are objects only: folders are there when something is in them, an object appears whole,
 and it is never appended to or renamed, only written anew.
@@ -82,7 +82,8 @@ def absolute(address: str | os.PathLike) -> str:
 
 
 def create(address: str | os.PathLike, data: bytes) -> bool:
-    """Makes a file that must not exist yet; returns False if it does. One process can win.
+    """Makes a file that must not exist yet; returns False if it does. If several processes try, one
+    succeeds.
 
     Raises UserError if it cannot be written; then nothing is there.
     """
@@ -114,7 +115,7 @@ def make_folder(address: str | os.PathLike) -> AnyPath:
 def check_writable(folder: str | os.PathLike) -> None:
     """Raises UserError if nothing can be written in a folder: to be asked before hours of work.
 
-    Makes the folder. Permissions alone do not say it: a disk may be full or mounted read-only.
+    Makes the folder. Permissions alone do not decide it: a disk may be full or mounted read-only.
     """
     probe = make_folder(folder) / f".{_temporary('probe')}"
     write(probe, b"")
@@ -351,7 +352,8 @@ def fetch(file: AnyPath) -> Path:
 
 
 def publish(local: Path, target: AnyPath, last: str) -> None:
-    """Copies a finished folder to its place, its file `last` at the end: who sees that sees all."""
+    """Copies a finished folder to its place, its file `last` at the end: whoever sees that file
+    sees all."""
     if local == target:
         return
     with _cannot("write", str(target)):

@@ -118,7 +118,8 @@ class DataSpec:
         return fields
 
     def _used_definitions(self) -> Mapping[str, Mapping]:
-        """What is asked for when its task is defined here; else it may follow from any of them."""
+        """The definitions that decide what the task is: its own and those of its components, or,
+        for a task that is registered elsewhere, all."""
         definitions = self.definitions or {}
         definition = definitions.get(self.task)
         if not isinstance(definition, Mapping):
@@ -156,7 +157,8 @@ class DataSpec:
 
 
 def _with_absolute_paths(definition: Any) -> Any:
-    """A definition of `tasks.definitions`; what is none is left for the check of those."""
+    """A definition of `tasks.definitions`; a value of another kind is returned as it is, for the
+    check there."""
     if not isinstance(definition, Mapping):
         return definition
     changed = dict(definition)
@@ -360,7 +362,7 @@ def _sha256_of_file(file: Path) -> str:
 
 @functools.cache
 def _digest(file: str, *identity: int) -> str:
-    """Of a file; `identity` makes one that was changed be read anew."""
+    """The digest of a file; `identity` is there so that a changed file is read again."""
     del identity
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -393,7 +395,7 @@ def _read_meta(path: storage.AnyPath) -> dict:
 
 
 def _check_meta(meta: dict, file: str) -> None:
-    """Raises UserError unless counts, sums and digests say the same of the same examples."""
+    """Raises UserError unless counts, sums and digests agree with each other."""
     rows, knots = meta["num_examples"], meta["knots"]
     for number, shard in enumerate(meta["shards"]):
         records.check(shard, _SHARD, f"{file}, shard {number}")

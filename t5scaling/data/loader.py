@@ -1,7 +1,7 @@
 """Batches for training and evaluation, read from a range of examples with Grain.
 
-The order is a function of the index alone: batch k can be made without making those before it,
-so a restart at any step is immediate, and hosts agree without talking.
+The order is a function of the index alone: batch k can be made without making those before it, so a
+restart at any step is immediate, and hosts agree without communication.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -149,7 +149,8 @@ def _part(at: Path, number: int, count: Callable[[int], None]) -> None:
 
 @contextlib.contextmanager
 def _noted(at: Path):
-    """Leaves a user's mistake where the launcher finds it, whatever the runner makes of it."""
+    """Writes a user's mistake to a file that the launcher reads, whatever the runner does with the
+    error."""
     try:
         yield
     except UserError as error:
@@ -158,7 +159,7 @@ def _noted(at: Path):
 
 
 class _Engine:
-    """Does items, in this process or on Beam, and shows how far they are."""
+    """Does items, in this process or on Beam, and shows the progress."""
 
     def __init__(self, at: Path, console: Console, beam: str | None):
         self.at, self._console, self._beam = at, console, beam
@@ -240,7 +241,7 @@ class _Meter:
 
     @contextlib.contextmanager
     def watching(self, finished: Callable[[], int]):
-        """Asks again and again how many items are finished, while others work on them."""
+        """Polls how many items are finished, while other processes work on them."""
         over = threading.Event()
 
         def watch() -> None:
@@ -257,7 +258,8 @@ class _Meter:
 
 
 def _components(provider, spec: DataSpec, manifests: dict) -> tuple[list[dict], dict[str, Any]]:
-    """What `writer.Mixture` is made of; and what dataset.json says of what was met on the way.
+    """The input of `writer.Mixture`, and the entries of dataset.json about lines and examples that
+    were left out.
 
     Raises UserError for a task without examples, or whose examples all exceed the feature lengths.
     """

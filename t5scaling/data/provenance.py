@@ -55,7 +55,7 @@ def describe(
 
 
 def identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `made_from` two descriptions of the same have in common, for a hash."""
+    """The part of `made_from` that is equal for equal data and code, for a hash."""
     files = [
         [path, size, digest or changed_ns] for path, size, changed_ns, digest in made_from["files"]
     ]
@@ -63,7 +63,7 @@ def identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(made_from: Mapping[str, Any], modules: Sequence[str]) -> str | None:
-    """What is no longer as it was, in words; None if nothing is.
+    """A sentence about the first thing that changed; None if nothing did.
 
     Where none of the files is there any more, as on a machine that was given the examples alone,
     there is nothing to compare them with.
@@ -93,7 +93,8 @@ def matches(pattern: str) -> list[str]:
 def search_path() -> list[str]:
     """Where a child finds modules: what this process finds, and last what lies in the folder.
 
-    So that a tasks.py or queue.py of the user's is never taken for one of ours or of Python's.
+    The folder comes last so that a tasks.py or queue.py in it never hides a module of ours or of
+    Python's.
     """
     here = os.getcwd()
     before = [entry for entry in sys.path if entry and os.path.abspath(entry) != here]
@@ -106,7 +107,8 @@ def child(module: str, *arguments: str) -> list[str]:
     """The command of a Python process that calls `main` of a module of ours, in the environment of
     `child_environment`.
 
-    Python itself would put the folder first where it finds modules; a queue.py there is not its.
+    Python itself would look for modules in the current folder first, and could take a queue.py
+    there for its own.
     """
     place, _, name = module.rpartition(".")
     code = (
@@ -138,7 +140,7 @@ def code(modules: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _source_of(name: str, places: Sequence[str]) -> str | None:
-    """The file of a module that is no installed package, by its name alone."""
+    """The file of a module that is not in an installed package, found by its name alone."""
     if name.split(".")[0] in ("t5scaling", *sys.stdlib_module_names):
         return None
     inside = name.replace(".", os.sep)

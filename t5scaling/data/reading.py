@@ -33,7 +33,7 @@ _one_reader = threading.Lock()
 
 
 def import_seqio():
-    """SeqIO, with a TensorFlow that keeps quiet and leaves accelerators to others."""
+    """SeqIO, with a TensorFlow that logs nothing and uses no accelerator."""
     if "seqio" not in sys.modules:
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
         # What TensorFlow logs as it is loaded and looks for devices heeds no level.
@@ -187,7 +187,7 @@ def _read_model(file: str, name: str) -> tuple[bytes, int]:
 
 
 def fingerprint(provider) -> str:
-    """Changes with the definition of the task: source, steps, their arguments, mixing rates."""
+    """A hash of the task's definition: source, steps, their arguments, mixing rates."""
     return sha256_of(
         [
             {
@@ -342,7 +342,8 @@ def _read(spec: DataSpec, at: Path, item: Item, count: Callable[[int], None]) ->
 
 
 def _keys(spec: DataSpec, item: Item) -> Callable[[int], np.ndarray]:
-    """Gives the next n keys to sort by: the seed's when training, else the examples' numbers."""
+    """Returns the next n keys to sort by: random ones from the seed for training, else the numbers
+    of the examples."""
     if spec.is_training:
         seed = _seed("order", spec.seed, item.task, item.number, item.shard)
         random = np.random.Generator(np.random.Philox(key=seed % 2**128))
@@ -363,7 +364,7 @@ def _seed(*parts) -> int:
 
 @contextlib.contextmanager
 def _explained(task, spec: DataSpec) -> Iterator[None]:
-    """Turns what is wrong with the data into a UserError, whatever TensorFlow made of it."""
+    """Turns any error about the data into a UserError, also where TensorFlow has wrapped it."""
     import tensorflow as tf
 
     try:

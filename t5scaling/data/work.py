@@ -31,8 +31,8 @@ class DiskError(UserError):
 
 
 def end_with(parent: int) -> None:
-    """Sends this process SIGTERM when the process `parent`, which started it, is gone: what that
-    one was killed for must not go on here."""
+    """Sends this process SIGTERM when the process `parent`, which started it, is gone: its work
+    must not go on without it."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -135,7 +135,7 @@ def _number(error: Exception) -> int | None:
 
 
 def note_error(work: Path, error: UserError) -> None:
-    """Leaves a user's mistake where the process that started the work finds it."""
+    """Writes a user's mistake to a file that the process that started the work reads."""
     with contextlib.suppress(DiskError):
         value = {"message": str(error), "disk": isinstance(error, DiskError)}
         write_json(work, work / "error.json", value)

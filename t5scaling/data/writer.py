@@ -249,7 +249,7 @@ def _count_rows(index: np.ndarray, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def finish(at: Path, final: Path, meta: dict, mixture: Mixture, vocabulary: bytes) -> dict:
-    """Adds to the parts what makes them an examples directory, and moves it to `final`.
+    """Adds vocabulary.model and dataset.json to the parts, and moves the directory to `final`.
 
     Returns the contents of dataset.json.
     """

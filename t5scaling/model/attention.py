@@ -59,7 +59,7 @@ class Mask(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A backend and, in a sentence, why it is taken."""
+    """A backend, and a sentence with the reason for it."""
 
     backend: str
     reason: str

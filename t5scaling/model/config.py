@@ -87,7 +87,7 @@ class T5Config:
     def function(self) -> dict[str, Any]:
         """The settings that decide which function of its parameters the model is, as JSON has them.
 
-        A checkpoint is of this model if these are equal; equal shapes alone do not say so.
+        A checkpoint is of this model if these are equal; equal shapes alone are not enough.
         """
         values = dataclasses.asdict(self) | {"mlp_activations": list(self.mlp_activations)}
         return {name: value for name, value in values.items() if name not in NOT_THE_FUNCTION}

@@ -4,10 +4,10 @@ Tokens are int32; the decoder starts from token 0. Shapes: B examples, K beams, 
 L = max_decode_len positions, V vocabulary, N = L*K cache slots.
 
 The cache lives in the loop's carry and is written in place. It grows in stages, and when few rows
-are left they go on by themselves: a step costs what the answers' length so far and their number
-make it cost, and not what `max_decode_len` and the batch would. The encoder's keys and values are
-computed once per example and shared by its beams. Beams that change places take nothing with them:
-a table says which beam wrote each position of a hypothesis, and attention looks there.
+are left the others are dropped: the cost of a step follows from the length of the answers so far
+and their number, not from `max_decode_len` and the batch. The encoder's keys and values are
+computed once per example and shared by its beams. When beams change places the cache stays: a table
+records which beam wrote each position of a hypothesis, and attention reads it there.
 
 Inputs may be on one device or sharded over a mesh by rows.
 """
@@ -347,8 +347,8 @@ def _cast_once(model: Transformer, params: Any) -> Any:
 
 
 def _stages(max_decode_len: int) -> list[int]:
-    """For how many positions there is room in turn: all of them at last, and before that a quarter
-    as many each time, in three stages at most."""
+    """The lengths of the cache in turn: each is a quarter of the next, the last is all positions,
+    three stages at most."""
     lengths = [max_decode_len // 16, max_decode_len // 4, max_decode_len]
     return [length for length in lengths[:2] if length >= SHORTEST_STAGE] + lengths[2:]
 

@@ -56,7 +56,7 @@ _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("p
 
 @contextlib.contextmanager
 def placed(there: Placement) -> Iterator[None]:
-    """Inside, the model is traced for devices there."""
+    """Inside the block, the model is traced for devices of this placement."""
     token = _placement.set(there)
     try:
         yield
@@ -74,7 +74,8 @@ def placement() -> Placement:
 
 
 def compute_capability(device: Any) -> float | None:
-    """CUDA's, such as 9.0; 0 for a GPU of another vendor, None for what is no GPU."""
+    """CUDA's compute capability, such as 9.0; 0 for a GPU of another vendor, None for a device that
+    is not a GPU."""
     capability = getattr(device, "compute_capability", None)
     try:
         return capability and float(capability)
@@ -87,7 +88,8 @@ _initializers: contextvars.ContextVar[dict | None] = contextvars.ContextVar("ini
 
 @contextlib.contextmanager
 def noting_initializers(noted: dict[tuple[str, ...], Callable]) -> Iterator[None]:
-    """Inside, each `Dense` that is traced leaves its kernel's initialiser under its path."""
+    """Inside the block, each `Dense` that is traced stores its kernel's initialiser under its
+    path."""
     token = _initializers.set(noted)
     try:
         yield
@@ -153,7 +155,8 @@ def dropout(
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Holds an activation, whose axes have these logical names, to the mesh, if there is one."""
+    """Constrains an activation, whose axes have these logical names, to the mesh, if there is
+    one."""
     return placement().constrain(x, axes)
 
 
@@ -423,7 +426,8 @@ def sums_by_token(
     )  # fmt: skip
 
     def join(before: tuple[jax.Array, ...], after: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        """Of runs of chunks: the sum of the last token's rows; whether all are of one token."""
+        """Joins two runs of chunks, for each of which are given: the sum of the last token's rows,
+        whether all rows are of one token, and the last token."""
         (sum_before, one_before, last_before), (sum_after, one_after, last_after) = before, after
         goes_on = one_after & (last_before == last_after)
         return (

@@ -1,9 +1,9 @@
 """Cross-entropy of an output projection, a chunk of positions at a time.
 
 Natural logarithms: losses are in nats. z-loss and label smoothing are T5X's. The logits of a whole
-batch are never there at once, and never computed twice: while a chunk's logits are at hand for the
-loss, their gradient is taken too and multiplied out to the gradients of the projection's operands,
-which the backward pass only scales. There are no one-hot labels.
+batch are never in memory at once, and never computed twice: when a chunk's logits have been
+computed for the loss, their gradient is taken too and multiplied out to the gradients of the
+projection's operands, which the backward pass only scales. There are no one-hot labels.
 
 Axes in array names: B batch, T position, C position in a chunk, E embed, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Compiles the train step for devices that need not be there, and says what memory it takes.
+"""Compiles the train step for devices that need not be present, and reports the memory it takes.
 
 For a TPU slice or a GPU the work is done in a child process, whose environment keeps JAX from
 looking for such a device. The JAX of this process, and its devices, are left as they are. It is
@@ -86,7 +86,7 @@ class Program:
         return cls(**fields)
 
     def summary(self) -> str:
-        """What a search changes, in words."""
+        """The settings that a search changes, as text."""
         mesh = " x ".join(
             f"{axis} {'rest' if size == -1 else size}"
             for axis, size in (self.mesh_shape or {}).items()
@@ -117,7 +117,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a program on some devices. Bytes are of one device.
+    """What the compiler reports about a program on some devices. Bytes are those of one device.
 
     Attributes:
         device_kind: JAX's name of the devices.

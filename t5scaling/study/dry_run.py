@@ -1,7 +1,7 @@
-"""What a study would take, part by part, before anything is paid: nothing is compiled or run.
+"""What a study would cost, part by part, before anything is spent: nothing is compiled or run.
 
 The numbers are `plan`'s: model FLOPs by formula, at a share of the devices' peak that the user
-states. Whether a step fits into memory only `run.py plan` says, as it compiles it.
+states. Only `run.py plan`, which compiles the step, can find out whether it fits into memory.
 
 `dry_run.json` holds what `dry_run.txt` shows: `study`, `topology`, `utilization`, `rows` (one per
 pretraining, and per task of a part; the fields of `Row`), `total`, `longest_chain_hours`.
@@ -75,7 +75,7 @@ def dry_run(
     output: str | None = None,
     console: Console | None = None,
 ) -> list[Row]:
-    """Prints what the study of the loaded gin configuration would take, and returns its rows.
+    """Prints what the study of the loaded gin configuration would cost, and returns its rows.
 
     Args:
         topology: as for `plan`; None: the study's own.

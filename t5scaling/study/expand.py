@@ -1,4 +1,4 @@
-"""From the grid of a study to its runs, on the data that there is.
+"""From the grid of a study to its runs, on the data that is there.
 
 A run is gin files plus values of their macros, so `run.py train` with the same files and values
 is the same run on any machine.
@@ -229,7 +229,8 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
 
 
 def _digest(family: _Family, bindings: Mapping[str, Any]) -> str:
-    """Of all settings that decide what the run computes; cheaper than to compare its gin text."""
+    """A hash of all settings that decide what the run computes; cheaper to compare than its gin
+    text."""
     own = [f"{k} = {bindings[k]!r}" for k in sorted(bindings) if k not in run_directory.FREE_MACROS]
     return hashlib.sha256("\n".join([family.settings, *own]).encode()).hexdigest()
 

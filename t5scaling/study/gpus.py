@@ -71,7 +71,7 @@ class Gpus:
 
     @property
     def platform(self) -> str:
-        """As JAX names it."""
+        """JAX's name of the device."""
         return "gpu"
 
     @property
@@ -86,12 +86,12 @@ class Gpus:
 
     @property
     def peak_flops_per_s(self) -> float:
-        """Of one GPU, bfloat16."""
+        """The peak of one GPU, bfloat16."""
         return self.card.peak_flops_per_s
 
     @property
     def memory_bytes(self) -> int:
-        """Of one GPU, that a program may use."""
+        """The memory of one GPU that a program may use."""
         return int(self.card.memory_bytes * memory_fraction())
 
     @property
@@ -208,7 +208,7 @@ CARDS = {
 def parse(name: str) -> Gpus | None:
     """ "h100:2x8" -> Gpus; None if `name` begins with neither a card nor a file.
 
-    Raises UserError for a number of cards that is none, or a file that describes no card.
+    Raises UserError if the number of cards is not a number, or the file does not describe a card.
     """
     match = re.fullmatch(r"(.+?)(?::([^:/]*))?", name)
     kind, number = match.groups() if match else (name, None)
@@ -316,7 +316,8 @@ def _version(package: str) -> str | None:
 
 
 def describe(topology: Gpus) -> list[Any]:
-    """JAX's devices of cards that are not here. For the child process of `ahead_of_time`."""
+    """JAX's devices for cards that this machine does not have. For the child process of
+    `ahead_of_time`."""
     from jax.experimental import topologies as described
 
     card = topology.card

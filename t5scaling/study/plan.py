@@ -1,4 +1,4 @@
-"""What a run or a study would take on given devices: does it fit, and what does it cost?
+"""Whether a run or a study fits on given devices, and what it would cost.
 
 The train step is really compiled (`ahead_of_time`), so memory is what the compiler needs. Time is
 not measured: it is the model's FLOPs, by formula, at a share of the chips' peak that the user
@@ -76,7 +76,7 @@ def plan(
     utilization: float = UTILIZATION,
     output: str | None = None,
 ) -> bool:
-    """Prints what the run or study of these gin files would take, and returns whether it fits.
+    """Prints what the run or study of these gin files would cost, and returns whether it fits.
 
     Args:
         gin_files, overrides: as for `config.load`; they bind `loop.train` or `runner.run_study`.

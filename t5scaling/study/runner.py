@@ -1,4 +1,5 @@
-"""Does what is left of a study. Its only memory is the run directories, so kill it and start again.
+"""Does what is left of a study. Its only memory is the run directories, so it can be killed and
+started again at any time.
 
 A run is over when it is DONE with unchanged settings. One that fails leaves FAILED with the reason
 and does not stop the others; those that need it wait. It is tried again, at the next launch if the
@@ -141,8 +142,8 @@ class _Launch:
         return {i: job for i, job in found.items() if states.get(job, "gone") != "gone"}
 
     def go_on(self) -> Literal["", "here", "elsewhere"]:
-        """Hands over what is ready; returns where something may have changed since, "" if all is
-        over."""
+        """Hands over the runs that are ready; returns "here" or "elsewhere", where something may
+        change next, or "" if all is over."""
         jobs = self.jobs()
         ready: dict[str, expand.Run] = {}
         pending = False
@@ -213,7 +214,7 @@ class _Launch:
         return [run for run in self._runs.values() if run.id not in closed]
 
     def _final(self, failed: Mapping[str, object]) -> bool:
-        """A mistake of the user's will not mend itself: one try a launch."""
+        """Whether the failure is a user's mistake, which is tried only once per launch."""
         return "traceback" not in failed
 
     def _silent(self, run: expand.Run) -> str:

@@ -1,4 +1,4 @@
-"""How far a study is, from its run directories alone: no process has to be asked."""
+"""How far a study is, read from its run directories alone."""
 
 import os
 import sys
@@ -95,7 +95,7 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
 
 
 def _rows(runs: Sequence[RunStatus], every_run: bool) -> list[tuple[str, RunStatus]]:
-    """What is in the first column, and whose numbers are in the others."""
+    """For each row, the text of the first column, and the run whose numbers are in the others."""
     if every_run or len(runs) <= ROWS:
         return [(run.id, run) for run in runs]
     groups: dict[tuple[str, str], list[RunStatus]] = {}

@@ -224,7 +224,7 @@ def points(study: Study | Sequence[Study]) -> list[Point]:
 def _add_pretrain(
     pretrains: dict[str, Point], part: Study, data: str, name: str, base_rate: float
 ) -> None:
-    """The sizes of parts that share a pretraining come together."""
+    """Adds a part's sizes to those of the parts that share its pretraining."""
     sizes = {size for size in part.sizes if size}
     if not sizes:
         return
@@ -269,7 +269,8 @@ def _id(part: Study, *names: str) -> str:
 
 
 def _check_id(run_id: str, study: str) -> None:
-    """Raises UserError for an id that leads elsewhere or holds what no folder's name can."""
+    """Raises UserError for an id that would lie outside the study or that cannot be the name of a
+    folder."""
     for name in run_id.split("/"):
         wrong = (
             "it would lie outside the study's folder" if name in ("", ".", "..") else

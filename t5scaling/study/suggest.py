@@ -1,5 +1,5 @@
-"""The smallest change that makes a train step fit: an estimate orders and sifts, the compiler
-confirms.
+"""The smallest change that makes a train step fit: an estimate sorts and filters the changes, the
+compiler confirms one.
 
 Changes are tried in this order:
 
@@ -195,7 +195,7 @@ def estimate(program: Program, platform: str) -> float:
     state = 4 * whole / fsdp * (1 + gradients)
 
     def kept(remat: str, length: int, attentions: int, scores: float) -> float:
-        """Of one layer: its input, then its matrix products, then everything."""
+        """The bytes of one layer: its input, then its matrix products, then everything."""
         if remat == "full":
             return rows * length * E * act
         products = attentions * (3 * J + E) + branches * M + 2 * E

@@ -3,12 +3,12 @@
 T5X (google-research/t5x, commit cc342d4) trains in a process of its own, on the examples that our
 loop would read and in its order (`data.as_seqio`), from what `interop.t5x_gin` writes. Its model
 directory is `<run>/checkpoints`, so that its checkpoints are the run's: the next run of a study
-starts from them, and `eval` and `infer` read them. What it says goes to `<run>/t5x.log`, and its
+starts from them, and `eval` and `infer` read them. Its output goes to `<run>/t5x.log`, and its
 metrics become lines of metrics.jsonl while it is at work. Then the run's evaluations are made by
 `t5x_measure`, another process: this one must leave the devices to them.
 
 A finetuning takes the parameters of its checkpoint and begins with a new optimizer at step 0, as by
-our trainer; T5X's own custom would go on with both.
+our trainer; T5X itself would go on with both.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ def train(
     progress: tracker.Progress | None = None,
     **_: Any,
 ) -> None:
-    """Has T5X train to `train_steps`, measures what it made, and leaves a finished run directory.
+    """Trains to `train_steps` by T5X, evaluates the result, and leaves a finished run directory.
 
     Arguments: those of `loop.train`, as far as `check_settings` lets them be set. Goes on from the
     newest checkpoint of `model_dir`, where there is one, with the batch after it.
@@ -273,7 +273,8 @@ def train_line(
     T5X's loss, cross_ent_loss and z_loss are means over steps of a batch's sums, divided by
     LOSS_NORMALIZING_FACTOR. Where that factor is the number of tokens, a window's loss is the mean
     of its batches' losses. `tokens`, `positions`: target tokens, and positions for them, of the
-    steps together. Raises UserError if T5X, which says so in six digits, has seen others.
+    steps together. Raises UserError if T5X, which prints six digits, trained on another number of
+    them.
     """
     loss, each = scalars["loss"], scalars["loss_per_nonpadding_target_token"]
     seen = loss * steps / each if each else 0.0
@@ -306,7 +307,7 @@ def target_tokens(examples: Examples, places: range, rows: int, seed: int, shuff
 
 
 def _devices(scalars: Mapping[str, float]) -> int:
-    """How many T5X has: it gives a rate for all of them and for each."""
+    """The number of devices that T5X uses: it reports a rate for all of them and for each."""
     each = scalars.get("timing/seqs_per_second_per_core", 0.0)
     return round(scalars.get("timing/seqs_per_second", 0.0) / each) if each else 1
 
@@ -324,7 +325,7 @@ def _factors(schedule: optimizer.Schedule) -> tuple[str, float, int]:
 
 
 def _sums(path: str | None, model: T5Config) -> dict[str, tuple[int, int]]:
-    """A fingerprint of the parameters to start from; of random ones, which T5X draws, none."""
+    """A fingerprint of the parameters to start from; none for random ones, which T5X draws."""
     if not path:
         return {}
     abstract = step_lib.abstract_params(model, sharding.make_layout())
@@ -332,14 +333,15 @@ def _sums(path: str | None, model: T5Config) -> dict[str, tuple[int, int]]:
 
 
 def _check_checkpoints(model_dir: str, steps: Sequence[int], model: T5Config) -> None:
-    """Raises UserError unless T5X has left all of them, whole and of this model."""
+    """Raises UserError unless T5X has written all of these checkpoints, complete and of this
+    model."""
     abstract = step_lib.abstract_params(model, sharding.make_layout())
     for _, path in checkpoint.choose(model_dir, sorted(set(steps))):
         checkpoint.check_params(path, abstract)
 
 
 def _keep_checkpoints(model_dir: str, steps: Sequence[int]) -> None:
-    """Removes all others, and notes the digests of these."""
+    """Removes all other checkpoints, and writes the digests of these."""
     for step, path in checkpoint.choose(model_dir, "all"):
         if step in steps:
             digests.write(storage.path(path))
@@ -348,7 +350,7 @@ def _keep_checkpoints(model_dir: str, steps: Sequence[int]) -> None:
 
 
 def _drop_checkpoints(model_dir: str, after: int) -> None:
-    """Removes those that may hold what a loss that is not finite has left."""
+    """Removes the checkpoints that may hold parameters from a loss that is not finite."""
     with contextlib.suppress(UserError):  # there is none
         for step, path in checkpoint.choose(model_dir, "all"):
             if step > after:
@@ -379,8 +381,8 @@ def _output_of(
 ) -> Generator[str, None, None]:
     """The lines of a child's output, which also go to the end of `log_file`.
 
-    Raises UserError with its last words if it fails, and Stopped after SIGTERM or SIGINT, which end
-    it. To be closed: whatever ends this call ends the child.
+    Raises UserError with its last message if it fails, and Stopped after SIGTERM or SIGINT, which
+    end it. Closing the generator ends the child.
     """
     with open(log_file, "a", encoding="utf-8") as log:
         child = subprocess.Popen(
@@ -445,7 +447,7 @@ def _signals_end(child: subprocess.Popen) -> Iterator[list[int]]:
 
 
 def _end(child: subprocess.Popen) -> None:
-    """Returns when it is gone."""
+    """Ends the child, and returns when it is gone."""
     if child.poll() is None:
         child.terminate()
         try:

@@ -1,4 +1,4 @@
-"""What the processes of a job must have in common, compared before one waits for another.
+"""Checks that the processes of a job agree, before one of them waits for another.
 
 Processes with other code, other settings or another folder under the same name would compute
 different programs, or look for files that nobody makes: each would wait for the others for ever.
@@ -48,7 +48,7 @@ def check(facts: Mapping[str, str | Sequence[str]]) -> None:
 
 
 def difference(facts: Sequence[Mapping[str, Sequence[str]]]) -> str | None:
-    """The first fact that two processes do not have alike, in words; None if there is none."""
+    """A sentence about the first fact in which two processes differ; None if there is none."""
     first = facts[0]
     for process, other in enumerate(facts):
         for name in first:

@@ -141,7 +141,8 @@ class Checkpoints:
             self.wait()
 
     def delete_all_but(self, steps: Sequence[int]) -> None:
-        """Removes what nobody wants any more; for the first process of a job."""
+        """Removes checkpoints that are no longer kept; to be called by the first process of a
+        job."""
         for step in self.steps():
             if step not in steps:
                 self._folder(step).rmtree()
@@ -207,7 +208,8 @@ class Checkpoints:
         return None
 
     def _set_aside_damaged(self) -> None:
-        """Orbax would not notice most damage, and of the rest make a page of errors a file."""
+        """Raises one clear error for a damaged checkpoint: Orbax does not notice most damage, and
+        reports the rest by a page of errors for each file."""
         for step in reversed(self.steps()):
             try:
                 digests.check(self._folder(step))
@@ -250,8 +252,8 @@ def _restore_from_t5x(path: str, abstract_params: Any) -> Any:
 
 
 def check_params(path: str, abstract_params: Any) -> None:
-    """Raises UserError as `restore_params` would, from what the checkpoint says of itself: it reads
-    no array."""
+    """Raises UserError as `restore_params` would, from the checkpoint's metadata: it reads no
+    array."""
     _find_params(path, abstract_params)
 
 
@@ -400,7 +402,7 @@ def _restore(item: epath.Path, abstract: Any, partial: bool = False) -> Any:
 
 
 class _disk_errors:
-    """Says in one line why a checkpoint cannot be written, however deep the error comes from."""
+    """Turns an error while a checkpoint is written into one line with the reason."""
 
     def __init__(self, directory: Any):
         self._directory = directory

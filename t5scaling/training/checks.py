@@ -1,4 +1,4 @@
-"""What can be found wrong with a run before its first step: all of it, in one place.
+"""All checks of a run that are possible before its first step, in one place.
 
 `check_settings` needs no data, and so is asked before examples are made; `check_data` needs them.
 Neither changes anything.
@@ -85,7 +85,7 @@ def check_settings(
 
 
 def check_initial(path: str, model: network.T5Config, layout: sharding.Layout) -> None:
-    """Raises UserError unless there is a checkpoint of this model, by what it says of itself."""
+    """Raises UserError unless there is a checkpoint of this model, judged by its metadata."""
     run_directory.check_model(_run_of(path), model)
     checkpoint.check_params(path, step_lib.abstract_params(model, layout))
 

@@ -3,11 +3,12 @@
 `<model_dir>/claims/<n>` holds {"owner", "host", "pid", "started", "job", "step", "beat"}: the
 process, the engine's job that it belongs to, the step it went on from, and how many signs of life
 it has given. The highest n counts. A new claim is a file that must not exist yet, which file
-systems and object stores alike grant to one process only. A claim is over when it was given back
-or when its process is gone from this machine. On another machine, its holder is dead when
-whoever looks has seen no new sign of life for LEASE_S by its own clock: clocks of two machines
-are never compared. So a first look never finds such a holder dead; `watch` looks for long enough.
-A claim that cannot be read, as a full disk or a kill leaves one, gives no sign of life either.
+systems and object stores alike grant to one process only. A claim is over when it was given back or
+when its process is gone from this machine. On another machine, the holder counts as dead when an
+observer has seen no new sign of life for LEASE_S by the observer's own clock: clocks of two
+machines are never compared. So a first look never finds such a holder dead; `watch` looks for long
+enough. A claim that cannot be read, as a full disk or a kill leaves one, gives no sign of life
+either.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether its process can be looked for, as it is one of this machine."""
+        """Whether the process is one of this machine, so that it can be looked for."""
         return self.host == _host()
 
     @property
@@ -74,7 +75,8 @@ class Holder:
 
 
 def holder(model_dir: str) -> Holder | None:
-    """Who is at work on the run now, or None; who may be, after a first look at another machine."""
+    """Who is at work on the run now, or None; on another machine, after a first look, who may
+    be."""
     last = latest(model_dir)
     return last if last and last.alive else None
 
@@ -87,7 +89,7 @@ def latest(model_dir: str) -> Holder | None:
 
 def watch(model_dirs: Iterable[str]) -> None:
     """Returns when it is known of each run whether its holder on another machine is alive: it has
-    given a sign of life, or none for LEASE_S. Says so if that takes a while."""
+    given a sign of life, or none for LEASE_S. Prints a line if that takes a while."""
     open_ones = {}
     for model_dir in model_dirs:
         last = latest(model_dir)
@@ -228,7 +230,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """When the process began, as the system writes it; "" if there is none of that number."""
+    """When the process began, as the system writes it; "" if there is no process of that number."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -47,7 +47,8 @@ def check(folder: storage.AnyPath) -> None:
 
 
 def checkpoint_digest(folder: storage.AnyPath) -> str | None:
-    """One digest of all files, of equal checkpoints and of copies of one; None if none are noted.
+    """One digest of all files, equal for equal checkpoints and for copies of one; None if the
+    checkpoint has no digests.
 
     Raises ValueError for a damaged file of digests.
     """

@@ -41,7 +41,7 @@ def job(
     Cloud TPU.
 
     An error in one process of several ends that process at once: the others notice, since its
-    heartbeats stop, and end too. Raises UserError for arguments that make no job.
+    heartbeats stop, and end too. Raises UserError for arguments that do not describe a job.
     """
     settings = _settings(coordinator, num_processes, process_id, os.environ)
     if settings is None:
@@ -93,7 +93,7 @@ def _if_killed() -> Iterator[Callable[[], None]]:
     """Prints one last sentence if this process dies inside the block without a message
     of its own: JAX aborts it, under a stack of C++, when another process of the job is gone.
 
-    Gives a function to call when it will speak for itself.
+    Yields a function to call before this process prints its own message.
     """
     witness = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WITNESS],
@@ -126,14 +126,15 @@ _went_on = (0.0, "its start")  # when this process last did, by its monotonic cl
 
 
 def going_on(place: str) -> None:
-    """Notes that this process has come to a place: it does not wait for the others for ever."""
+    """Records that this process has made progress and has come to this place."""
     global _went_on
     _went_on = (time.monotonic(), place)
 
 
 @contextlib.contextmanager
 def _watched(reports: Callable[[], None]) -> Iterator[None]:
-    """Says when this process has made no progress for SAY_AFTER_S, and ends it after END_AFTER_S.
+    """Prints a message when this process has made no progress for SAY_AFTER_S, and ends it after
+    END_AFTER_S.
 
     Where another process of the job hangs, or does something else, but lives, whoever waits for it
     in a collective would wait for ever.
@@ -170,7 +171,7 @@ def _watched(reports: Callable[[], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _giving_up(settings: Mapping[str, Any]) -> Iterator[None]:
     """Ends this process with one line if the block, which nothing can interrupt, takes longer than
-    START_TIMEOUT_S; says what it waits for when a tenth of that is over."""
+    START_TIMEOUT_S; prints what it waits for when a tenth of that is over."""
     count, index = settings.get("num_processes"), settings.get("process_id")
     who = f"process {index} of {count}" if count else "this process"
     place = settings.get("coordinator_address", "the address that the cluster gives")
@@ -186,7 +187,8 @@ def _giving_up(settings: Mapping[str, Any]) -> Iterator[None]:
         print(
             f"error: {who} could not reach the other processes at {place} in "
             f"{START_TIMEOUT_S:.0f} s; start all of them with the same address, which each "
-            "can reach, or leave out --coordinator, --num_processes and --process_id for a process alone",
+            "can reach, or leave out --coordinator, --num_processes and --process_id for a "
+            "process alone",
             file=sys.stderr,
             flush=True,
         )
@@ -251,7 +253,7 @@ def _explicit(address: str, numbers: Sequence[Any], names: Sequence[str]) -> dic
 
 
 def _exit_status(error: BaseException) -> int:
-    """Says why this process ends; returns its exit status."""
+    """Prints why this process ends; returns its exit status."""
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
         text, status = f"error: {error} ({who})", 2

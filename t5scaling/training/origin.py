@@ -1,8 +1,8 @@
-"""What a run started from, kept so that nothing else is ever taken for it.
+"""A record of what a run started from, so that it never goes on from anything else.
 
 `start.json` in a run's directory holds
 
-- `checkpoint`: the checkpoint's place, seen from the run's directory (so that a study may move), or
+- `checkpoint`: the checkpoint's path relative to the run's directory (so that a study may move), or
   null for a start from scratch;
 - `files`: one digest of that checkpoint's files, null where it has none;
 - `parameters`: a fingerprint of the parameters that it gave. A pretraining that was done again has
@@ -44,8 +44,8 @@ def check(
     """Raises UserError if the run there did not start from the checkpoint `path`, or from scratch
     for None.
 
-    A checkpoint that has been deleted since is taken at its name. Parameters are read only where
-    neither the name nor the files say that it is the one.
+    A checkpoint that has been deleted since is compared by its name alone. Parameters are read only
+    where neither the name nor the files say that it is the one.
     """
     record = records.read_object(os.path.join(model_dir, records.START), _FIELDS)
     if record is None:

@@ -135,8 +135,8 @@ def settings_of(config_text: str, free_macros: Sequence[str] = FREE_MACROS) -> l
 
 
 def start(model_dir: str, examples: Examples, model: T5Config) -> None:
-    """Leaves in the directory what the model is, which examples it is trained on, and their
-    vocabulary; a run that was done, and is made longer, is so no more.
+    """Writes to the directory what the model is, which examples it is trained on, and their
+    vocabulary; a run that was done and is made longer is no longer marked as done.
 
     Raises UserError if it has trained on other examples, made of text that was changed since.
     """
@@ -147,7 +147,7 @@ def start(model_dir: str, examples: Examples, model: T5Config) -> None:
 
 
 def keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None:
-    """Leaves in the directory which examples it is trained on, and their vocabulary.
+    """Writes to the directory which examples it is trained on, and their vocabulary.
 
     Raises UserError if it `has_trained` on others, made of text that was changed since.
     """
@@ -201,9 +201,10 @@ def vocabulary_of(model_dir: str, given: str | None, vocab_size: int) -> Vocabul
 
 
 def model_of(model_dir: str | os.PathLike, given: T5Config | None) -> T5Config:
-    """The model of a run to compute with: `given`, or the run's own as any device computes it.
+    """The model to compute with: `given`, or that of the run in the form that any device can
+    compute.
 
-    Raises UserError if there is neither, or if they are two functions of their parameters.
+    Raises UserError if there is neither, or if the two are different functions of their parameters.
     """
     own = _read_model(model_dir)
     if given is None:
@@ -219,7 +220,7 @@ def model_of(model_dir: str | os.PathLike, given: T5Config | None) -> T5Config:
 
 
 def check_model(model_dir: str | os.PathLike, model: T5Config) -> None:
-    """Raises UserError if the run there is of another model."""
+    """Raises UserError if the run in the directory has another model."""
     own = _read_model(model_dir)
     if own is not None:
         _refuse_other_model(model_dir, own, model)
@@ -240,7 +241,7 @@ def _gin(value: Any) -> str:
 
 
 def _read_model(model_dir: str | os.PathLike) -> T5Config | None:
-    """What model.json says; None if there is none. Raises UserError if it is damaged."""
+    """The model of model.json; None if there is no such file. Raises UserError if it is damaged."""
     path = storage.path(model_dir) / records.MODEL
     try:
         return T5Config(**json.loads(path.read_text(encoding="utf-8")))
@@ -298,7 +299,7 @@ def check_same_vocabulary(examples: Examples, training: Examples, vocab_size: in
 
 
 def finish(model_dir: str, step: int) -> None:
-    """Writes DONE. Its digest shows whoever reads the metrics later that they are these."""
+    """Writes DONE. Its digest lets later readers check that the metrics are the same."""
     metrics = storage.read_text(storage.path(model_dir) / records.METRICS) or ""
     digest = hashlib.sha256(metrics.encode()).hexdigest()
     write_json(os.path.join(model_dir, records.DONE), {"step": step, "metrics_sha256": digest})

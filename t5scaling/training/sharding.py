@@ -87,7 +87,8 @@ class Layout:
         return math.prod(self.mesh.shape[axis] for axis in self.axes(logical_axis))
 
     def loss_split(self) -> loss_lib.Split:
-        """For the loss, whose rows and vocabulary must not share a mesh axis: rows go first."""
+        """The split of the loss, whose rows and vocabulary must not share a mesh axis: rows go
+        first."""
         batch = _axes(self.rules.batch)
         vocab = tuple(axis for axis in _axes(self.rules.vocab) if axis not in batch)
         wide = {axis for axis in self.axes("embed") if self.mesh.shape[axis] > 1}
@@ -96,7 +97,7 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """Of the mesh's devices: "cpu", "gpu" or "tpu"."""
+        """The platform of the mesh's devices: "cpu", "gpu" or "tpu"."""
         platform = self.mesh.devices.flat[0].platform
         return "gpu" if platform in ("cuda", "rocm") else platform
 

@@ -45,7 +45,7 @@ class Tracker:
 
         `is_logged`: whether a step has a line of its training. `log_every`: steps between those
         lines. Raises UserError if lines before `step` are damaged or gone: a run that went on
-        without them would seem whole.
+        without them would seem complete.
         """
         self._writes = writes
         self._mirrors: list[Mirror] = []

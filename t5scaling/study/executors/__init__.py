@@ -1,4 +1,5 @@
-"""Who does the runs of a study. The runner decides what is left; an executor hands it over."""
+"""Executors, which do the runs of a study. The runner decides which are left; an executor hands
+them to an engine."""
 
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal, Protocol
@@ -22,7 +23,7 @@ class Executor(Protocol):
         ...
 
     def states(self, jobs: Collection[str]) -> dict[str, State]:
-        """Where each job is. One that failed, ended or was never known is gone."""
+        """The state of each job: "gone" if it failed, ended or is unknown."""
         ...
 
     def cancel(self, jobs: Collection[str]) -> None:

@@ -2,8 +2,8 @@
 
 Each job is a slice of its own that does its runs by `run.py work` on all of its hosts. SkyPilot
 finds the slice, copies the repository there and starts the job again elsewhere when the slice is
-preempted. Study and examples lie in a bucket, by their gs:// addresses here and there. SkyPilot
-knows no order of jobs: the runner holds a finetuning back until its pretraining is DONE.
+preempted. Study and examples lie in a bucket, by their gs:// addresses here and there. SkyPilot has
+no dependencies between jobs: the runner holds a finetuning back until its pretraining is DONE.
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ class Watcher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Does runs at once, in this process."""
+    """Does runs immediately, in this process."""
 
     watch: Watcher | None = None
     orders_jobs: ClassVar[bool] = True
@@ -61,7 +61,7 @@ class Local:
         return dict.fromkeys(jobs, "gone")
 
     def cancel(self, jobs: Collection[str]) -> None:
-        """Nothing is under way while the caller is."""
+        """Does nothing: a local run is over when `submit` returns."""
 
     def _do(self, run: Run) -> None:
         if self.watch:
@@ -85,7 +85,8 @@ class Local:
 
 
 def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
-    """Does these runs of a study from what their directories say: what a job of an engine calls.
+    """Does these runs of a study by the configurations in their directories: what the job of an
+    engine calls.
 
     Returns the ids of those that are not done. Raises UserError for an unknown run.
     """
@@ -165,8 +166,8 @@ def train(
 
 
 def lost_checkpoint(run: Run) -> str:
-    """What to do where a run's pretraining is done and the checkpoint to start from is gone; "" if
-    it is there, or if the run has its own to go on from."""
+    """What to do if a run's pretraining is done but the checkpoint to start from is gone; "" if it
+    is there, or if the run has its own to go on from."""
     path = run.bindings.get("INITIAL_CHECKPOINT_PATH")
     if not path or storage.path(path).exists() or checkpoint.newest_step(run.directory):
         return ""
@@ -178,7 +179,7 @@ def lost_checkpoint(run: Run) -> str:
 
 
 def _is_ready(run: Run, study_dir: str) -> bool:
-    """Whether there is something to do, it can be done, and nobody is at it."""
+    """Whether the run is not done, can be done now, and is done by no other process."""
     needed = [records.run_folder(study_dir, needed) for needed in run.needs]
     if records.is_done(run.directory) or not all(map(records.is_done, needed)):
         return False
@@ -196,7 +197,7 @@ def _is_ready(run: Run, study_dir: str) -> bool:
 
 
 def _all_agree(first_says: bool) -> bool:
-    """What the first process of the job says, in all of them; the others say False."""
+    """The answer of the first process of the job, in every process; the others pass False."""
     return bool(distributed.largest(int(first_says))[0])
 
 

@@ -2,7 +2,7 @@
 
 Each job does `runs_per_job` runs by `run.py work`, one after the other in one process, and is
 requeued by Slurm when it is preempted or its node fails. A job that ends otherwise without its runs
-done is submitted anew by the study's next look. Nothing here keeps a list of jobs: each run
+done is submitted again when the study next looks at it. Nothing here keeps a list of jobs: each run
 directory names its own.
 """
 
