@@ -105,7 +105,7 @@ def _joined(blocks: Sequence[Block], column: str) -> tuple[bytes, np.ndarray]:
     return b"".join(getattr(block, column) for block in blocks), np.concatenate(sizes)
 
 
-class Run:
+class SortedRun:
     """A run, opened for reading; `entry` as `RunWriter.runs` has it."""
 
     def __init__(self, work: Path, entry: dict):

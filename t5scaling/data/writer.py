@@ -20,7 +20,7 @@ from t5scaling.data import work
 from t5scaling.data.examples import FIELDS, META, VOCABULARY, DataSpec, encode_record, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
-from t5scaling.data.runs import FEATURES, Block, Run
+from t5scaling.data.runs import FEATURES, Block, SortedRun
 
 MAX_KNOTS = 4096
 PART_BYTES = 1 << 27  # of tokens and texts
@@ -30,7 +30,7 @@ class Pass:
     """One pass over a task: its runs together, in the order of the keys."""
 
     def __init__(self, at: Path, entries: Sequence[dict]):
-        self._runs = [Run(at, entry) for entry in entries]
+        self._runs = [SortedRun(at, entry) for entry in entries]
         self._sizes = [entry["examples"] for entry in entries]
         self.bytes = sum(entry["tokens"] + entry["texts"] for entry in entries)
 
