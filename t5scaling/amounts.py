@@ -2,10 +2,10 @@
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit of which there is at least one: "1.5 GiB"."""
+    """Bytes in the largest unit of which there is at least one: "1.50 GiB"."""
     for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= factor:
-            return f"{count / factor:.4g} {unit}"
+            return f"{count / factor:.2f} {unit}"
     return f"{count:.0f} B"
 
 

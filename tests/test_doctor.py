@@ -362,7 +362,7 @@ def test_accelerators_are_shown_with_their_memory(examine, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [tpu] * 4)
     monkeypatch.setattr(self_test, "run", lambda workload: GOOD)
     _, shown = examine()
-    assert line_of(shown, "4 x TPU v4")[1:] == ["tpu", "32 GiB each, 3 MiB in use"]
+    assert line_of(shown, "4 x TPU v4")[1:] == ["tpu", "32.00 GiB each, 3.00 MiB in use"]
 
 
 def test_a_gpu_that_jax_does_not_use_is_told(examine, monkeypatch):

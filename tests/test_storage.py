@@ -50,7 +50,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**50, "1024 TiB")]
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (2**50, "1024.00 TiB")]
 )
 def test_bytes_as_text(count, text):
     assert amounts.size(count) == text

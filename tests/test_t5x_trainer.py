@@ -127,7 +127,7 @@ def test_metrics_are_per_target_token(normalizer, divisor):
     assert found["target_tokens"] == 500 and found["learning_rate"] == 0.01
     assert math.isclose(found["loss"], 3.0) and math.isclose(found["z_loss"], 0.5)
     assert t5x._devices(scalars) == 2
-    with pytest.raises(UserError, match="has seen 500 target tokens in the 5 steps before step 20"):
+    with pytest.raises(UserError, match="trained on 500 target tokens in the 5 steps"):
         t5x.train_line(scalars, 5, 502, 800, normalizer)
 
 
