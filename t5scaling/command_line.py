@@ -25,7 +25,8 @@ def parser(program: str) -> argparse.ArgumentParser:
         _add(sub, (*verb.arguments, *(GIN if verb.gin else ())))
         if verb.job:
             group = sub.add_argument_group(
-                "several processes", "Found from Slurm and Cloud TPU by themselves; else give all:"
+                "several processes",
+                "Slurm and Cloud TPU set these by themselves; elsewhere give all three:",
             )
             _add(group, JOB)
     return top
@@ -37,10 +38,10 @@ def _add(parser: Any, arguments: Sequence[Argument]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "t5scaling") -> int:
-    """Does what `argv` says, the process's arguments by default, and returns the exit status: 0;
-    1 where a verb says no; 2 for a mistake, which is one line on stderr; 128 + a signal's number.
-    """
-    from t5scaling.errors import Stopped, UserError, of_files, shortage
+    """Runs the verb of `argv`, by default the arguments of the process, and returns the exit
+    status: 0; 1 if the answer of a verb is no; 2 for a user's mistake, which is one line on stderr;
+    128 plus the number of a signal."""
+    from t5scaling.errors import Stopped, UserError, file_mistake, shortage
 
     argv = sys.argv[1:] if argv is None else argv
     settings = dict(a[6:].split("=", 1) for a in argv if a.startswith("--gin.") and "=" in a)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None, program: str = "t5scaling") -> int:
             raise
         return _refuse(lacking)
     except Exception as error:
-        mistake = of_files(error) if isinstance(error, OSError) else None
+        mistake = file_mistake(error) if isinstance(error, OSError) else None
         if mistake:  # a folder that may not be read, a file in a folder's place, ...
             return _refuse(mistake)
         reason = shortage(error)
@@ -84,7 +85,8 @@ def _refuse(reason: object) -> int:
 
 
 def _lacking(name: str, verb: Verb, error: ModuleNotFoundError) -> str:
-    """What to install where a verb's packages are not there; "" for a mistake of ours."""
+    """What to install where packages that a verb needs are missing; "" if the missing module is one
+    of this project's own."""
     module = (error.name or "").partition(".")[0]
     if not module or module in ("t5scaling", "tasks"):
         return ""
@@ -96,7 +98,7 @@ def _lacking(name: str, verb: Verb, error: ModuleNotFoundError) -> str:
 
 
 def _with_home(value: Any) -> Any:
-    """Takes a leading ~ as the home folder: after `--output=` a shell leaves it."""
+    """Replaces a leading ~ by the home folder, as a shell does not after `--output=`."""
     if isinstance(value, list):
         return [_with_home(item) for item in value]
     if not isinstance(value, str) or not value.startswith("~"):

@@ -1,11 +1,11 @@
-"""What has to be settled before JAX starts: compilation cache, memory allocation, quiet logs."""
+"""What has to be set before JAX starts: compilation cache, memory allocation, quiet logs."""
 
 import ctypes
 import logging
 import os
 import sys
 
-from t5scaling import nvidia
+from t5scaling import nvidia, storage
 
 # mallopt's parameters (glibc malloc.h) and their values: keep freed memory in the process. XLA on
 # a CPU frees and takes hundreds of megabytes a step, and giving them back to the system each time
@@ -41,11 +41,10 @@ def prepare(cache_dir: str | None = None) -> str:
     nvidia.keep_quiet_without_a_driver()
     import jax
 
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache_dir = (
         cache_dir
         or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or os.path.join(home, "t5scaling", "compilation")
+        or str(storage.cache_folder("compilation"))
     )
     jax.config.update("jax_compilation_cache_dir", cache_dir)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -65,11 +64,11 @@ def prepare(cache_dir: str | None = None) -> str:
 
 
 def _repeat_exactly() -> None:
-    """Keeps the choice of algorithms on a GPU from depending on what was fast at that moment.
+    """Makes the choice of algorithms on a GPU independent of their speed at that moment.
 
     XLA chooses among the algorithms for a product by timing them, and two runs may then round
-    differently. Without it cuBLAS's own rule chooses. Nothing that the step does depends on the
-    order of threads, so that XLA's deterministic replacements, which are slow, are not needed.
+    differently. Without it cuBLAS's own rule chooses. No result of the step depends on the order of
+    threads, so that XLA's deterministic replacements, which are slow, are not needed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     for flag in GPU_FLAGS:

@@ -18,7 +18,7 @@ from typing import Any
 import gin
 from gin import config as gin_config
 from t5scaling import storage, values
-from t5scaling.errors import UserError, in_one_line, nearest
+from t5scaling.errors import UserError, first_line, in_one_line, nearest
 
 REQUIRED = gin.REQUIRED
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -29,7 +29,7 @@ SHIPPED = _SHIPPED if os.path.isdir(_SHIPPED) else REPOSITORY
 
 
 def _open(address: str) -> io.StringIO:
-    """A gin file's text. Raises UserError for one that includes itself or is no UTF-8."""
+    """The text of a gin file. Raises UserError if it includes itself or is not UTF-8."""
     if address in _being_read:
         raise UserError(f"{' includes '.join([*_being_read, address])}, which never ends")
     try:
@@ -54,11 +54,13 @@ class _GinFile(io.StringIO):
 
 
 # Ours alone: gin's own readers know no byte order mark and no bucket, and log what they don't find.
-gin_config._FILE_READERS[:] = [(_open, lambda address: storage.path(address).is_file())]
+# A list of Any, as gin's own list is inferred to hold `open` and nothing else.
+_READERS: list[Any] = [(_open, lambda address: storage.path(address).is_file())]
+gin_config._FILE_READERS[:] = _READERS
 
 
 def gin_literal(value: str) -> str:
-    """Returns `value` as gin text: a plain string that is no gin value gets its quotes here."""
+    """Returns `value` as gin text: a plain string that is not a gin value is put in quotes."""
     # A reference is a value whether or not there is what it names: `load` says so where not.
     looked_at = re.sub(r"@[\w./]+(\(\))?", "0", value)
     try:
@@ -78,9 +80,9 @@ def load(
 
     Macros that are `optional` are None where nothing sets them.
 
-    Returns the whole parsed configuration as gin text, which can be parsed again.
-    Raises UserError for a missing file, a syntax error, a name that nothing binds, or a value that
-    is none of those that the parameter's annotation describes.
+    Returns the whole parsed configuration as gin text, which can be parsed again. Raises UserError
+    for a missing file, a syntax error, a name that nothing binds, or a value that does not match
+    the parameter's annotation.
     """
     if not gin_files:
         raise UserError(
@@ -173,9 +175,8 @@ def macro(name: str) -> Any:
 
 
 def _check_values() -> None:
-    """Compares every bound value with its parameter's annotation, so that no mistake waits until
-    something stumbles over it. Spellings of true and false, and ~ in paths, become what they mean.
-    """
+    """Checks every bound value against its parameter's annotation, so that a mistake is reported
+    before anything runs. Replaces spellings of true and false, and ~ in paths, by their values."""
     for key, parameters in list(gin_config._CONFIG.items()):
         scope, selector = key
         if selector in ("gin.macro", "gin.constant"):
@@ -198,7 +199,8 @@ def _check_values() -> None:
 
 
 def _name_of(kind: type) -> str:
-    """What a gin file calls a class: by the module that it imports, which may only hand it on."""
+    """The name of a class in a gin file: it begins with the module that the file imports, which
+    need not be the one that defines the class."""
     for selector, configurable in gin_config._REGISTRY.items():
         if configurable.wrapped is kind:
             return ".".join(selector.split(".")[-2:])
@@ -210,7 +212,7 @@ def _at(place: tuple[tuple[str, str], str]) -> Any:
 
 
 class _Unset(Exception):
-    """A value that is still to be given."""
+    """A required value that has not been set."""
 
 
 def _plain(value: Any, inside: tuple[str, ...]) -> Any:
@@ -229,7 +231,7 @@ def _plain(value: Any, inside: tuple[str, ...]) -> Any:
     name, selector = value.config_key
     if selector == "gin.macro":
         return _plain(_at(((name, selector), "value")), (*inside, name))
-    target = value.configurable.wrapped
+    target = gin_config._REGISTRY[selector].wrapped
     if target is gin_config._retrieve_constant:
         return _plain(copy.deepcopy(value), inside)  # REQUIRED, or another of gin's constants
     return values.Reference(repr(value)[1:].removesuffix("()"), target, value.evaluate)
@@ -258,7 +260,7 @@ def _refuse_circles() -> None:
 
 
 def _imports() -> list[str]:
-    """The imports of all files: what a reference on the command line may name."""
+    """The imports of all files, whose modules a reference on the command line may name."""
     lines = {statement.format() for statement in gin_config._IMPORTS}
     return sorted(lines, key=lambda line: ("__gin__" not in line, line))
 
@@ -290,7 +292,8 @@ def _known_gin_files() -> list[str]:
 
 
 def _reference_to(module: str, message: str) -> str:
-    """What gin's message, which quotes the binding, names in `module`: "loop.train"."""
+    """The name in `module` that a message of gin, which quotes the binding, is about:
+    "loop.train"."""
     quoted = re.search(rf"(@?)\b({module}\.[\w.]+)", message)
     if not quoted:
         return module
@@ -310,7 +313,7 @@ def _one_line_errors(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:  # from a constructor; gin has added lines of its own
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error, 1000)) from error
     except tokenize.TokenError as error:
         reason, (line, _) = error.args
         raise UserError(f"{where}: {reason} before line {line}; is a bracket open?") from None
@@ -327,7 +330,8 @@ def _one_line_errors(where: str) -> Iterator[None]:
 
 
 def _explain(message: str) -> str:
-    """The first line of gin's message, and the nearest existing name where it tells of one."""
+    """The first line of gin's message, with the nearest existing name where the message is about an
+    unknown name."""
     first = next((line.strip() for line in message.splitlines() if line.strip()), message)
     unknown_parameter = re.search(
         r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", message
@@ -348,11 +352,12 @@ def _explain(message: str) -> str:
         r"No configurable matching (?:'([^']+)'|reference '@([^'(]+))", message
     )
     unknown_module = re.search(r"'(\w+)' was not provided by an import statement", message)
-    if unknown_function or unknown_module:
-        if unknown_function:
-            name = unknown_function.group(1) or unknown_function.group(2)
-        else:
-            name = _reference_to(unknown_module.group(1), message)
+    name = None
+    if unknown_function:
+        name = unknown_function.group(1) or unknown_function.group(2)
+    elif unknown_module:
+        name = _reference_to(unknown_module.group(1), message)
+    if name is not None:
         known = {
             ".".join(selector.split(".")[-2:]) for selector in gin_config._REGISTRY._selector_map
         }

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5scaling import __version__, storage
+from t5scaling import __version__, records, storage
 from t5scaling.data.vocabulary import BYTES, Vocabulary
 from t5scaling.errors import UserError, nearest
 from t5scaling.interop import huggingface, t5x
 from t5scaling.interop.weights import Weights, flatten, shapes_of, unflatten
 from t5scaling.model import stacking
-from t5scaling.training import checkpoint, optimizer, run_directory, sharding, state
-from t5scaling.training import step as steps
+from t5scaling.training import checkpoint, optimizer, run_directory, sharding
+from t5scaling.training import state as state_lib
+from t5scaling.training import step as step_lib
 
 FORMATS = {
     "t5scaling": "a run directory, from which to finetune, evaluate and infer",
@@ -43,7 +44,7 @@ def convert(
 
     Args:
         source: a run directory of t5scaling or one of its checkpoint_<step>; a checkpoint or a
-            model directory of T5X; a folder of Hugging Face. Which one it is, is recognised.
+            model directory of T5X; a folder of Hugging Face. The kind is recognised.
         target: must not exist yet; appears when it is whole.
         to: a key of FORMATS.
         step: which checkpoint of a run or a model directory (default: the last).
@@ -101,8 +102,8 @@ def summary(weights: Weights, source: str, kind: str, target: str, to: str) -> l
         f"  parameters     {count:,}, float32",
         f"  step           {weights.step:,}",
         f"  vocabulary     {config.vocab_size:,} rows of the embedding; "
-        + ("its vocabulary goes along" if _takes_vocabulary(weights, to) else "no vocabulary"),
-        f"  optimizer      {'moments go along' if moved else 'starts anew'}",
+        + ("the vocabulary is copied" if _takes_vocabulary(weights, to) else "no vocabulary"),
+        f"  optimizer      {'moments are copied' if moved else 'starts anew'}",
     ]
     return lines + [f"  left out       {sentence}" for sentence in weights.left_out]
 
@@ -112,11 +113,12 @@ def _takes_vocabulary(weights: Weights, to: str) -> bool:
 
 
 def read(source: str, step: int | None = None) -> tuple[str, Weights]:
-    """(format, model) of a source, which is recognised. Raises UserError if it is none."""
+    """(format, model) of a source, whose format is recognised. Raises UserError for any other
+    source."""
     folder = storage.path(source)
     if not folder.exists():
         raise UserError(f"there is no {source}")
-    if (folder / "checkpoints").is_dir():
+    if (folder / records.CHECKPOINTS).is_dir():
         [(_, path)] = checkpoint.choose(source, "last" if step is None else [step])
         return "t5scaling", _read_run(path)
     if (folder / "default").is_dir():
@@ -140,7 +142,7 @@ def read(source: str, step: int | None = None) -> tuple[str, Weights]:
 
 
 def _with_fitting_moments(weights: Weights) -> Weights:
-    """Without the second moments, unless they are those that Adafactor keeps here."""
+    """The weights, without second moments that are not those of this Adafactor."""
     if weights.moments is None:
         return weights
     there = shapes_of(weights.moments)
@@ -160,8 +162,8 @@ def _fresh_moments(weights: Weights) -> dict[str, tuple[int, ...]]:
 
 
 def _write_t5x(folder: str, weights: Weights) -> None:
-    """T5X restores no parameters without slots for its optimizer: unknown ones are zero, as in a
-    run that has not begun."""
+    """The weights with second moments, which T5X needs to restore parameters: unknown ones are
+    zero, as in a run that has not begun."""
     if weights.moments is None:
         shapes = _fresh_moments(weights)
         zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
@@ -170,21 +172,22 @@ def _write_t5x(folder: str, weights: Weights) -> None:
 
 
 def _read_run(path: str) -> Weights:
-    """Of one of our own checkpoints, `<run directory>/checkpoints/checkpoint_<step>`."""
+    """The weights of one of our own checkpoints, `<run
+    directory>/checkpoints/checkpoint_<step>`."""
     storage.check_fit(path, "source")
     run = os.path.dirname(os.path.dirname(os.path.normpath(path)))
-    if not (storage.path(run) / run_directory.MODEL).is_file():
+    if not (storage.path(run) / records.MODEL).is_file():
         raise UserError(
-            f"{run} has no {run_directory.MODEL}, which says which model it is; a run of this "
+            f"{run} has no {records.MODEL}, which says which model it is; a run of this "
             "version has one as soon as it starts"
         )
     config = run_directory.model_of(run, None)
     layout = sharding.make_layout(devices=jax.devices("cpu")[:1])
-    restored = checkpoint.restore_state(path, steps.abstract_state(config, layout))
+    restored = checkpoint.restore_state(path, step_lib.abstract_state(config, layout))
     params, moments = restored.params, restored.opt_state
     if config.scan_layers:
         params, moments = map(stacking.unstack_layers, (params, moments))
-    kept = storage.path(run) / run_directory.VOCABULARY
+    kept = storage.path(run) / records.VOCABULARY
     return Weights(
         dataclasses.replace(config, scan_layers=False),
         jax.tree.map(np.asarray, params),
@@ -196,10 +199,11 @@ def _read_run(path: str) -> Weights:
 
 def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
     """model.json, vocabulary.model and checkpoints/checkpoint_<step>, as a run leaves them."""
-    train_state = state.create(weights.params, weights.config)
-    train_state = train_state.replace(step=jnp.asarray(weights.step, jnp.int32))
+    train_state = state_lib.create(weights.params, weights.config)
+    step = jnp.asarray(weights.step, jnp.int32)
+    train_state = dataclasses.replace(train_state, step=step)
     if weights.moments is not None:
-        train_state = train_state.replace(opt_state=weights.moments)
+        train_state = dataclasses.replace(train_state, opt_state=weights.moments)
     checkpoints = checkpoint.Checkpoints(folder)
     try:
         checkpoints.save(weights.step, train_state)
@@ -207,10 +211,10 @@ def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
     finally:
         checkpoints.close()
     run_directory.write_json(
-        os.path.join(folder, run_directory.MODEL), dataclasses.asdict(weights.config)
+        os.path.join(folder, records.MODEL), dataclasses.asdict(weights.config)
     )
     if weights.vocabulary is not None:
-        storage.path(os.path.join(folder, run_directory.VOCABULARY)).write_bytes(weights.vocabulary)
+        storage.path(os.path.join(folder, records.VOCABULARY)).write_bytes(weights.vocabulary)
     else:
         print(
             f"warning: {source} has no vocabulary, without which nothing can be evaluated or "
@@ -224,16 +228,16 @@ def _write_run(folder: str, weights: Weights, source: str, kind: str) -> None:
 
 
 def _check_vocabulary(weights: Weights, where: str) -> None:
-    """Raises UserError unless the vocabulary is one that the embedding has room for."""
+    """Raises UserError if the vocabulary has more pieces than the embedding has rows."""
     with tempfile.NamedTemporaryFile(suffix=".model") as file:
         file.write(weights.vocabulary or b"")
         file.flush()
         try:
             size = Vocabulary(file.name, 0).size()
         except UserError:
-            raise UserError(f"the vocabulary of {where} is no SentencePiece model") from None
+            raise UserError(f"the vocabulary of {where} is not a SentencePiece model") from None
     if size > weights.config.vocab_size:
         raise UserError(
             f"the vocabulary of {where} has {size:,} pieces, more than the embedding's "
-            f"{weights.config.vocab_size:,} rows: it is of another model"
+            f"{weights.config.vocab_size:,} rows: it belongs to another model"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t5scaling import __version__, nvidia
+from t5scaling.amounts import size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL = "python -m pip install --constraint constraints.txt"
@@ -38,7 +39,8 @@ BUCKETS = ("fsspec", "gcsfs")
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package as it is installed (None: it is not) and as it should be."""
+    """A package: the version that is installed (None if it is not) and the versions that are
+    wanted."""
 
     name: str
     installed: str | None
@@ -47,7 +49,7 @@ class Package:
 
     @property
     def problem(self) -> str:
-        """In words; empty if there is none."""
+        """The problem as a sentence; empty if there is none."""
         from packaging.specifiers import SpecifierSet
 
         if self.installed is None:
@@ -100,7 +102,7 @@ def doctor(examples_root: str = "runs/examples") -> bool:
         workload = self_test.default_workload(platform, memory)
         _print_attention(console, self_test.attention_choices(workload.config, platform))
         result = self_test.run(workload)
-    except Exception as error:  # whatever fails here is what the user wants to be told
+    except Exception as error:  # whatever fails here is what the user wants to know
         reason = (str(error).splitlines() or [""])[0]
         _say(console, "red", f"self-test failed: {type(error).__name__}: {reason}")
         return False
@@ -141,7 +143,7 @@ def requirements() -> dict[str, dict[str, str]]:
 
 
 def versions_wanted() -> dict[str, str]:
-    """Package -> the versions it takes, whatever it is for."""
+    """Package -> the versions that are accepted, for all extras together."""
     found: dict[str, str] = {}
     for packages in requirements().values():
         for name, versions in packages.items():
@@ -169,7 +171,7 @@ def _known_good() -> dict[str, str]:
 
 
 def purposes() -> tuple[Purpose, ...]:
-    """What a user may want to do, and the packages for it."""
+    """The purposes that a user may have, and the packages that each needs."""
     # Either of JAX's CUDA plugins will do, and two would be in each other's way.
     plugin = "jax-cuda12-plugin" if _version("jax-cuda12-plugin") else "jax-cuda13-plugin"
     return (
@@ -180,14 +182,14 @@ def purposes() -> tuple[Purpose, ...]:
         Purpose("materialize on Apache Beam", ("apache-beam",), "beam"),
         Purpose("directories in a bucket, gs://", BUCKETS, "gcs"),
         Purpose("TPUs; plan for their topologies", ("libtpu",), "tpu"),
-        Purpose("plan for GPUs that are not here", (plugin,), "plan-gpu"),
+        Purpose("plan for GPUs that this machine does not have", (plugin,), "plan-gpu"),
         Purpose("make test", ("apache-beam", "hypothesis", "pytest", "ruff", "tokenizers"), "test"),
         Purpose("benchmarks against Hugging Face", ("torch", "transformers"), "bench"),
     )
 
 
 def install_command(purpose: Purpose, lacking: Sequence[Package]) -> str:
-    """The command, in the clone's directory, that gets what a purpose lacks."""
+    """The command, in the clone's directory, that installs what a purpose lacks."""
     if purpose.extra:
         return f'{INSTALL} --editable ".[{purpose.extra}]"'
     return f"{INSTALL} " + " ".join(f'"{p.name}{p.wanted}"' for p in lacking)
@@ -248,7 +250,7 @@ def _print_devices(console: Any) -> None:
     for (name, kind), devices in kinds.items():
         memory = devices[0].memory_stats() or {}
         limit, used = memory.get("bytes_limit"), memory.get("bytes_in_use", 0)
-        known = f"{_size(limit)} each, {_size(used)} in use" if limit else "the host's"
+        known = f"{size(limit)} each, {size(used)} in use" if limit else "the host's"
         rows.append((f"{len(devices)} x {kind}", name, known))
     total, free = _host_memory("SC_PHYS_PAGES"), _host_memory("SC_AVPHYS_PAGES")
     rows.append((f"host, {_cores()} cores", platform.machine(), f"{total}, {free} free"))
@@ -258,7 +260,7 @@ def _print_devices(console: Any) -> None:
 
 
 def _how_to_use_the_gpu(environment: Mapping[str, str]) -> str:
-    here = "an NVIDIA GPU is here that JAX does not use"
+    here = "there is an NVIDIA GPU that JAX does not use"
     if forced := environment.get("JAX_PLATFORMS"):
         return f"{here}, as JAX_PLATFORMS is {forced!r}"
     cuda13, cuda12 = (install_command(Purpose("", (), e), ()) for e in ("gpu", "cuda12"))
@@ -269,17 +271,17 @@ def _how_to_use_the_gpu(environment: Mapping[str, str]) -> str:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _host_memory(pages: str) -> str:
-    """By the name that sysconf gives to a number of pages."""
+    """The memory of so many pages, named as in sysconf."""
     if pages not in os.sysconf_names:
         return "unknown"
-    return _size(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
+    return size(os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _print_places(console: Any, cache: str, examples_root: str) -> None:
@@ -290,7 +292,7 @@ def _print_places(console: Any, cache: str, examples_root: str) -> None:
         ("compilation cache", os.path.abspath(cache), _folder_size(cache)),
         ("examples", _absolute(examples_root), _folder_size(examples_root)),
         ("T5X as a trainer", str(t5x.default_folder()), there),
-        ("working directory", os.getcwd(), f"{_size(shutil.disk_usage('.').free)} free"),
+        ("working directory", os.getcwd(), f"{size(shutil.disk_usage('.').free)} free"),
     ]
     _table(console, "Places", rows, ("what", "path", "what is there"))
 
@@ -305,16 +307,7 @@ def _folder_size(path: str) -> str:
     if not os.path.isdir(path):
         return "not there yet"
     files = [file for file in Path(path).rglob("*") if file.is_file()]
-    return f"{_size(sum(file.stat().st_size for file in files))} in {len(files)} files"
-
-
-def _size(count: float) -> str:
-    """Bytes in the unit that leaves 1 to 1023 of them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
+    return f"{size(sum(file.stat().st_size for file in files))} in {len(files)} files"
 
 
 def _print_attention(console: Any, choices: Mapping[str, Any]) -> None:

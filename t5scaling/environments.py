@@ -1,4 +1,4 @@
-"""Virtual environments of their own, for programs whose packages do not go together with ours.
+"""Separate virtual environments, for programs whose packages conflict with ours.
 
 Each lies in a folder, by default `$XDG_CACHE_HOME/t5scaling/<key>`:
   env/        the virtual environment
@@ -6,13 +6,11 @@ Each lies in a folder, by default `$XDG_CACHE_HOME/t5scaling/<key>`:
 pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from t5scaling.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """Something that pip does. what: in words; arguments: of `pip install`; failure: what could
-    not be done, should it fail."""
+    """One call of pip. what: a description for the progress line; arguments: those of `pip
+    install`; failure: the message if it fails."""
 
     what: str
     arguments: Sequence[str]
@@ -52,8 +50,7 @@ class Environment:
 
     def default_folder(self) -> Path:
         """`$XDG_CACHE_HOME/t5scaling/<key>`, or below `~/.cache` where that is not set."""
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        return Path(cache) / "t5scaling" / self.key
+        return storage.cache_folder(self.key)
 
     def folder_of(self, folder: str | os.PathLike | None) -> Path:
         """The environment's folder: the one given, or the default one."""
@@ -64,7 +61,8 @@ class Environment:
         return self._state(root).get("state") == "ready" and _python(root).exists()
 
     def python(self, folder: str | os.PathLike | None = None) -> Path:
-        """Its interpreter. Raises UserError, with what to do, if it is not there."""
+        """The environment's interpreter. Raises UserError, with the command to run, if it is not
+        installed."""
         root = self.folder_of(folder)
         if not self.is_ready(folder):
             where = "" if root == self.default_folder() else f" --folder {root}"
@@ -97,7 +95,7 @@ class Environment:
 
         Raises:
             UserError: the folder holds something else, another set-up is at work there, or a step
-                failed; what it said is on the terminal.
+                failed, whose output is on the terminal.
         """
         root = self.folder_of(folder)
         state = root / f"{self.key}.json"
@@ -105,7 +103,11 @@ class Environment:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{root} cannot be made a folder: {error.strerror}") from None
-        with self._alone(root):
+
+        def refuse() -> None:
+            raise UserError(f"another {self.verb} is at work in {root}")
+
+        with storage.locked(root, refuse):
             if any(root.iterdir()) and not state.exists():
                 raise UserError(
                     f"{root} holds something other than {self.title}'s environment; give a new or "
@@ -114,14 +116,14 @@ class Environment:
             if self._state(root).get("state") == "ready":
                 versions = self._check(root)
                 if versions:
-                    _say(f"{self.title} is there already: {root} ({in_words(versions)})")
+                    _say(f"{self.title} is already installed: {root} ({in_words(versions)})")
                     return root
-                _say(f"{self.title} in {root} does not work any more and is installed anew")
+                _say(f"{self.title} in {root} no longer works and is installed again")
             storage.write(state, json.dumps({"state": "installing"}))
             total = len(steps) + 2
             _say(f"1/{total} a new environment in {root}")
             made = [python, "-I", "-m", "venv", "--clear", str(root / "env")]
-            _run(made, "no virtual environment made")
+            _run(made, "the virtual environment could not be made")
             pip = [str(_python(root)), "-I", "-m", "pip", "install"]
             for number, step in enumerate(steps, 2):
                 _say(f"{number}/{total} {step.what}")
@@ -144,18 +146,6 @@ class Environment:
             return records.read_object(root / f"{self.key}.json", {}) or {}
         except UserError:  # damaged: set up again
             return {}
-
-    @contextlib.contextmanager
-    def _alone(self, root: Path) -> Iterator[None]:
-        """No second set-up in the same folder; the lock goes with the process."""
-        lock = os.open(root, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise UserError(f"another {self.verb} is at work in {root}") from None
-        finally:
-            os.close(lock)
 
 
 def in_words(versions: dict[str, str]) -> str:

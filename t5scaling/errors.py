@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A signal came and the work so far is saved: the same command goes on with it."""
+    """A signal arrived and the work so far is saved: the same command continues it."""
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
@@ -34,9 +34,9 @@ def in_one_line(error: BaseException) -> str:
     The place is the innermost one outside installed packages.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # TensorFlow tells first where it was and last what went wrong.
-    said = lines[-1] if lines and lines[0] == "in user code:" else "".join(lines[:1])
-    text = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    # TensorFlow's messages begin with the place and end with what went wrong.
+    reason = lines[-1] if lines and lines[0] == "in user code:" else "".join(lines[:1])
+    text = f"{type(error).__name__}: {reason[:300]}" if reason else type(error).__name__
     if isinstance(error, SyntaxError):
         return f"{text.partition(' (')[0]} ({error.filename}, line {error.lineno})"
     installed = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib"))
@@ -46,15 +46,15 @@ def in_one_line(error: BaseException) -> str:
 
 
 def shortage(error: BaseException) -> str | None:
-    """One line if what lies behind the error is that the disk is full or memory does not suffice;
-    else None."""
+    """One line if the error was caused by a full disk or too little memory; else None."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        text = str(error)
-        number = getattr(error, "errno", None)
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        seen.add(id(behind))
+        text = str(behind)
+        number = getattr(behind, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
-            where = getattr(error, "filename", None)
+            where = getattr(behind, "filename", None)
             return f"no space is left on the disk{f' for {where}' if where else ''}"
         if "RESOURCE_EXHAUSTED" in text:
             return (
@@ -62,9 +62,9 @@ def shortage(error: BaseException) -> str | None:
                 f"({text[text.index('RESOURCE_EXHAUSTED') :].splitlines()[0][:200]}); a smaller "
                 "batch, MICROBATCHES or REMAT_POLICY need less, and run.py plan says how much"
             )
-        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        if isinstance(behind, MemoryError) or number == errno.ENOMEM:
             return "this machine's memory does not suffice; smaller batches or lengths need less"
-        error = error.__cause__ or error.__context__
+        behind = behind.__cause__ or behind.__context__
     return None
 
 
@@ -80,17 +80,18 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; expected one of: {shown}"
 
 
-def first_line(said: object, longest: int = 200) -> str:
+def first_line(message: object, longest: int = 200) -> str:
     """The first line of a text or of an error's message, as one can show it; "no reason given" if
     it has none."""
-    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     if not lines:
-        return type(said).__name__ if isinstance(said, BaseException) else "no reason given"
+        return type(message).__name__ if isinstance(message, BaseException) else "no reason given"
     return "".join(c if c.isprintable() else " " for c in lines[0][:longest])
 
 
-def of_files(error: OSError) -> UserError | None:
-    """The user's mistake that an error of the file system is; None if it may be the program's."""
+def file_mistake(error: OSError) -> UserError | None:
+    """The error as a user's mistake, such as a missing permission; None if it may be a mistake of
+    the program."""
     if error.errno not in _OF_FILES or error.filename is None:
         return None
     return UserError(f"{os.fsdecode(error.filename)}: {os.strerror(error.errno)}")

@@ -1,9 +1,9 @@
-"""The JSON files of runs and studies, read: one reader a file, which checks what it must hold.
+"""Readers of the JSON files of runs and studies: one for each file, which checks its fields.
 
-Whoever reads one, training, `status`, `report` or `export`, reads it here, so that all believe the
-same and all refuse the same: a file that is binary, empty, a folder, of another shape or not to be
-read is one line with its name. What a field holds is one of the kinds below; a field that need not
-be there ends in "?" in a table of fields. Fields that a table does not name may hold anything.
+Training, `status`, `report` and `export` all read them here, so that they accept and refuse the
+same: a file that is binary, empty, a folder, unreadable or without the expected fields is reported
+in one line with its name. The kind of each field is one of those below; the name of an optional
+field ends in "?" in a table of fields. Fields that a table does not name may hold anything.
 """
 
 import json
@@ -15,10 +15,17 @@ from typing import Any
 from t5scaling import storage
 from t5scaling.errors import UserError
 
-# The files of a run's directory, and those of a study's.
+# What is in a run's directory (training.run_directory says what they hold), and in a study's.
 CONFIG, METRICS, TIMING, RECORD = "config.gin", "metrics.jsonl", "timing.jsonl", "run.json"
+MODEL, START, VOCABULARY, EXAMPLES = (
+    "model.json", "start.json", "vocabulary.model", "examples.json",
+)  # fmt: skip
+EVALUATIONS, INFERENCE = "eval.jsonl", "inference_eval"
+CHECKPOINTS, CLAIMS = "checkpoints", "claims"
 DONE, FAILED, JOB = "DONE", "FAILED", "JOB"
-LOG, STUDY = "runs.jsonl", "study.json"
+LOG, STUDY, STUDY_CONFIG = "runs.jsonl", "study.json", "study.gin"
+RUNS, JOBS = "runs", "jobs"
+MOST_FAILURES = 3  # of a run: then a study leaves it alone
 _SHOWN = 40  # characters of what was found
 
 
@@ -113,7 +120,7 @@ def check(value: Any, fields: Fields, where: str) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """A JSON value. Raises UserError for a text that is none, however it is damaged."""
+    """A JSON value. Raises UserError for a text that is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -176,8 +183,8 @@ def timing(folder: str | os.PathLike, *, growing: bool = False) -> list[dict[str
 def failure(folder: str | os.PathLike) -> dict[str, Any] | None:
     """{"reason", "failures", ...} of a run's FAILED; None if the run has not failed.
 
-    One that is damaged says that the run failed all the same, and nothing more: nobody is locked
-    out by it.
+    A damaged file still means that the run failed, without a reason, and does not keep the run from
+    being tried again.
     """
     path = storage.path(folder) / FAILED
     try:
@@ -187,27 +194,55 @@ def failure(folder: str | os.PathLike) -> dict[str, Any] | None:
     return found and {"failures": 1, **found}
 
 
+def is_parked(failed: Mapping[str, Any] | None) -> bool:
+    """Whether a study no longer tries a run with this record of its failures (`failure`)."""
+    return failed is not None and failed["failures"] >= MOST_FAILURES
+
+
+def is_done(folder: str | os.PathLike, train_steps: int | None = None) -> bool:
+    """Whether the run is done, with so many steps at least where `train_steps` is given."""
+    if not storage.exists(storage.path(folder) / DONE):
+        return False
+    return train_steps is None or steps_done(folder) >= train_steps
+
+
+def steps_done(folder: str | os.PathLike) -> int:
+    """The steps of a run that is done. Raises UserError if DONE does not say how many."""
+    try:
+        done = read_object(storage.path(folder) / DONE, {"step": COUNT})
+    except UserError as error:
+        raise UserError(
+            f"{error}; delete it, and the same command goes on from the last checkpoint"
+        ) from None
+    return 0 if done is None else done["step"]
+
+
 def job(folder: str | os.PathLike) -> str | None:
-    """The engine's job that was asked to do the run, of its JOB; None if none was."""
+    """The engine's job that was asked to do the run, from its JOB; None if there is none."""
     found = read_object(storage.path(folder) / JOB, {"job": NAME})
-    return found and found["job"]
+    return found["job"] if found else None
+
+
+def run_folder(study_dir: str, run_id: str) -> str:
+    """Where a study keeps the run of that id."""
+    return os.path.join(study_dir, RUNS, *run_id.split("/"))
 
 
 def study_list(study_dir: str | os.PathLike) -> dict[str, Any] | None:
     """{"study": its name, "runs": ids} of a study's study.json; None if there is none.
 
-    Raises UserError also for an id that would lead out of the study.
+    Raises UserError also for an id that would lie outside the study.
     """
     path = storage.path(study_dir) / STUDY
     found = read_object(path, {"study": NAME, "runs": NAMES})
     for run_id in found["runs"] if found else ():
         if not all(part not in ("", ".", "..") for part in run_id.split("/")):
-            raise UserError(f"{path}: {run_id!r} is no run's id")
+            raise UserError(f"{path}: {run_id!r} is not the id of a run")
     return found
 
 
 def log(study_dir: str | os.PathLike) -> list[tuple[str, dict[str, Any]]]:
-    """(where it stands, the line) of each run in a study's runs.jsonl; [] if there is none."""
+    """(its place, the line) of each run in a study's runs.jsonl; [] if there is no such file."""
     path = storage.path(study_dir) / LOG
     found = []
     for number, (_, line) in enumerate(read_lines(path, LOG_LINE), 1):

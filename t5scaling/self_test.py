@@ -1,4 +1,4 @@
-"""Whether a real train step works on the devices that are here, how fast, and how exactly.
+"""A self-test: whether a train step works on this machine's devices, how fast, and how exactly.
 
 Only the doctor uses it, once JAX is known to be there.
 """
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5scaling.model import attention, layers, network
-from t5scaling.training import sharding, step, throughput
+from t5scaling.training import sharding, throughput
+from t5scaling.training import step as step_lib
 
 STEPS = 10
 LEARNING_RATE = 0.01
@@ -63,7 +64,7 @@ class Result:
     product_errors: tuple[float, float]
 
     def failures(self) -> list[str]:
-        """What is wrong, in words; empty if nothing is."""
+        """The problems as sentences; empty if there are none."""
         first, last = self.losses[0], self.losses[-1]
         found = []
         if not all(math.isfinite(loss) for loss in self.losses):
@@ -114,9 +115,9 @@ def this_device() -> tuple[str, int | None]:
     """The platform as JAX names it, and the bytes that a device of it has left for this process;
     None if it does not say."""
     memory = jax.local_devices()[0].memory_stats()  # None on a CPU
-    known = memory is not None and {"bytes_limit", "bytes_in_use"} <= memory.keys()
-    left = memory["bytes_limit"] - memory["bytes_in_use"] if known else None
-    return jax.default_backend(), left
+    if memory is None or not {"bytes_limit", "bytes_in_use"} <= memory.keys():
+        return jax.default_backend(), None
+    return jax.default_backend(), memory["bytes_limit"] - memory["bytes_in_use"]
 
 
 def attention_choices(config: network.T5Config, platform: str) -> dict[str, attention.Choice]:
@@ -151,13 +152,13 @@ def run(workload: Workload, steps: int = STEPS) -> Result:
     config, layout = workload.config, sharding.make_layout()
     rows = workload.rows * jax.device_count()
     batch = sharding.put_batch(_batch(workload, rows), layout)
-    init = step.jit_init(config, layout)
+    init = step_lib.jit_init(config, layout)
     settings = (np.float32(LEARNING_RATE), np.uint32(0), np.bool_(True))  # a window of each step
 
     entries = _cache_entries()
     start = time.perf_counter()
-    jitted = step.jit_train_step(config, step.Objective(), layout)
-    compiled = jitted.lower(step.abstract_state(config, layout), batch, *settings).compile()
+    jitted = step_lib.jit_train_step(config, step_lib.Objective(), layout)
+    compiled = jitted.lower(step_lib.abstract_state(config, layout), batch, *settings).compile()
     compile_s = time.perf_counter() - start
     from_cache = bool(entries) and _cache_entries() == entries
 
@@ -212,6 +213,6 @@ def _batch(workload: Workload, rows: int) -> dict[str, np.ndarray]:
 
 def _cache_entries() -> set[str]:
     """Files of JAX's compilation cache, if one is in use."""
-    folder = jax.config.jax_compilation_cache_dir
+    folder: str | None = jax.config.values["jax_compilation_cache_dir"]
     names = os.listdir(folder) if folder and os.path.isdir(folder) else []
     return {name for name in names if name.endswith("-cache")}

@@ -1,6 +1,6 @@
 """Files of runs, studies and examples, on this machine or in a bucket: one way for both.
 
-`path` makes of an address what one reads and writes by: a `pathlib.Path`, or for `gs://` an
+`path` returns for an address what one reads and writes with: a `pathlib.Path`, or for `gs://` an
 `epath.Path` over gcsfs, which has the same methods. The functions here do what those lack. In a
 bucket there are objects only: folders are there when something is in them, an object appears whole,
 and it is never appended to or renamed, only written anew.
@@ -8,6 +8,7 @@ and it is never appended to or renamed, only written anew.
 
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -81,7 +82,8 @@ def absolute(address: str | os.PathLike) -> str:
 
 
 def create(address: str | os.PathLike, data: bytes) -> bool:
-    """Makes a file that must not exist yet; returns False if it does. One process can win.
+    """Makes a file that must not exist yet; returns False if it does. If several processes try, one
+    succeeds.
 
     Raises UserError if it cannot be written; then nothing is there.
     """
@@ -113,7 +115,7 @@ def make_folder(address: str | os.PathLike) -> AnyPath:
 def check_writable(folder: str | os.PathLike) -> None:
     """Raises UserError if nothing can be written in a folder: to be asked before hours of work.
 
-    Makes the folder. Permissions alone do not say it: a disk may be full or mounted read-only.
+    Makes the folder. Permissions alone do not decide it: a disk may be full or mounted read-only.
     """
     probe = make_folder(folder) / f".{_temporary('probe')}"
     write(probe, b"")
@@ -320,8 +322,16 @@ def cached(address: str | os.PathLike, kind: str) -> Path:
     """
     if not in_bucket(address):
         return Path(address)
+    return cache_folder(kind, os.fspath(path(address)).removeprefix(BUCKETS))
+
+
+def cache_folder(*names: str) -> Path:
+    """The folder of that name within `$XDG_CACHE_HOME/t5scaling`, or `~/.cache/t5scaling`.
+
+    Raises UserError if nothing says where the home folder is.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")
-    return Path(cache, "t5scaling", kind, os.fspath(path(address)).removeprefix(BUCKETS))
+    return Path(cache, "t5scaling", *names)
 
 
 def fetch(file: AnyPath) -> Path:
@@ -330,7 +340,9 @@ def fetch(file: AnyPath) -> Path:
     For files that never change. Raises FileNotFoundError.
     """
     here = cached(file, "fetched")
-    if here != file and not (here.is_file() and here.stat().st_size == file.stat().length):
+    if isinstance(file, Path):
+        return file
+    if not (here.is_file() and here.stat().st_size == file.stat().length):
         with _cannot("write", str(here)):
             here.parent.mkdir(parents=True, exist_ok=True)
             temporary = here.with_name(_temporary(here.name))
@@ -340,13 +352,57 @@ def fetch(file: AnyPath) -> Path:
 
 
 def publish(local: Path, target: AnyPath, last: str) -> None:
-    """Copies a finished folder to its place, its file `last` at the end: who sees that sees all."""
+    """Copies a finished folder to its place, its file `last` at the end: whoever sees that file
+    sees all."""
     if local == target:
         return
     with _cannot("write", str(target)):
         names = [name for name in sizes(local) if name != last]
         at_once(lambda name: _system().put_file(local / name, f"{target}/{name}"), names)
         _system().put_file(local / last, f"{target}/{last}")
+
+
+@contextlib.contextmanager
+def locked(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds the one lock on a folder of this machine, or on a file that is there for it alone.
+
+    Calls `waiting` first if another process has it; what that raises ends the wait. The kernel
+    frees the lock at any death of its holder; a file is removed in the end. (The package filelock
+    leaves its files behind, cannot lock a folder, and where a file system knows no locks replaces
+    them by a file that a killed process leaves locked.)
+
+    Raises UserError if the place cannot be opened, or its file system knows no locks.
+    """
+    while True:
+        is_folder = place.is_dir()
+        with _cannot("lock", str(place)):
+            flags = os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT
+            descriptor = os.open(place, flags, 0o666)
+        try:
+            with _cannot("lock", str(place)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The holder before may have removed the file; then the lock is one on nothing.
+            if not _is_open_at(descriptor, place):
+                continue
+            try:
+                yield
+            finally:
+                if not is_folder:
+                    place.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_open_at(descriptor: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(place))
+    except FileNotFoundError:
+        return False
 
 
 def at_once(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -358,7 +414,7 @@ def at_once(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 @functools.cache
 def _open_bucket(bucket: str) -> None:
     """Sees to it that the bucket can be used, at its first use, or says what is missing."""
-    import fsspec
+    import fsspec.config
 
     # What a process has listed once it would go on believing, and others write there as well.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False

@@ -72,19 +72,21 @@ GIN = (
 )
 JOB = (
     Argument("--coordinator", "address of process 0", metavar="HOST:PORT"),
-    Argument("--num_processes", "how many there are", type=int, metavar="N"),
-    Argument("--process_id", "which of them this is", type=int, metavar="I"),
+    Argument("--num_processes", "the number of processes", type=int, metavar="N"),
+    Argument("--process_id", "the number of this process, from 0", type=int, metavar="I"),
 )
 TABLE = (
     Argument("file", "CSV, TSV or parquet; a study's directory; T5X's runs"),
-    Argument("--x", "column of data sizes, or two by a comma (default: the first)"),
-    Argument("--y", "column of scores or losses; of runs: a metric's name"),
-    Argument("--group", "columns, by commas: a curve per value", default=""),
-    Argument("--error", "column of standard errors of y, which weigh the points"),
+    Argument("--x", "column of data sizes, or two separated by a comma (default: the first)"),
+    Argument("--y", "column of scores or losses; for runs, the name of a metric"),
+    Argument(
+        "--group", "columns, separated by commas; each of their values gets a curve", default=""
+    ),
+    Argument("--error", "column of standard errors of y, by which points are weighted"),
     Argument("--seed", "column of seeds"),
 )
-STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")
-FOLDER = Argument("--folder", "of the environment (default: in the user's cache)")
+STUDY_DIR = Argument("study_dir", "directory in which `study` runs the study")
+FOLDER = Argument("--folder", "folder of the environment (default: in the user's cache)")
 UTILIZATION = Argument(
     "--utilization",
     "share of the devices' peak that is assumed to be reached (default: 0.4)",
@@ -287,7 +289,7 @@ VERBS = {
         gin=True,
     ),
     "train": Verb(
-        "Pretrain or finetune one model. Killed and started again, it goes on where it was.",
+        "Pretrain or finetune one model. If it is killed, the same command continues it.",
         "--gin_file=gin/models/tiny.gin --gin_file=gin/runs/pretrain.gin "
         "--gin.MIXTURE_OR_TASK_NAME=techdoc_span_en50_de50 --gin.TRAIN_STEPS=200 "
         "--gin.MODEL_DIR=runs/pretrain",
@@ -310,7 +312,7 @@ VERBS = {
     ),
     "infer": Verb(
         "Answer each line of a text file with a trained model: translations, in the lines' order. "
-        "Killed and started again, it goes on where it was.",
+        "If it is killed, the same command continues it.",
         "--gin_file=gin/models/tiny.gin --gin_file=gin/runs/infer.gin "
         "--gin.MODEL_DIR=runs/finetune --gin.INPUT_FILE=sentences.txt "
         "--gin.OUTPUT_FILE=translations.txt --gin.PROMPT='translate English to German: '",
@@ -327,15 +329,17 @@ VERBS = {
         (
             Argument(
                 "--dry_run",
-                "print runs, steps, tokens, device-hours and storage per part, and what waits for "
-                "what; compiles and runs nothing",
+                "print runs, steps, tokens, device-hours and storage per part, and in which order "
+                "runs follow each other; compiles and runs nothing",
                 action="store_true",
             ),
             Argument("--detach", "do not wait for the jobs of a cluster", action="store_true"),
             Argument("--cancel", "end the jobs of a cluster", action="store_true"),
-            _topology(None, "the study's, else local"),
+            _topology(None, "that of the study's executor, or else local"),
             UTILIZATION,
-            Argument("--output", "write study.txt and .json there", metavar="DIR"),
+            Argument(
+                "--output", "folder in which study.txt and study.json are written", metavar="DIR"
+            ),
         ),
         needs="study",
         gin=True,
@@ -344,7 +348,7 @@ VERBS = {
         "Do some runs of a study whose directories are prepared: what the jobs of a cluster call.",
         "runs/quick pretrain/en50_de50",
         _work,
-        (STUDY_DIR, Argument("runs", "ids of its runs", nargs="+", metavar="RUN")),
+        (STUDY_DIR, Argument("runs", "ids of the study's runs", nargs="+", metavar="RUN")),
         needs="train",
         job=True,
     ),
@@ -353,7 +357,6 @@ VERBS = {
         "runs/quick",
         _status,
         (STUDY_DIR, Argument("--all", "a row for every run", action="store_true")),
-        needs="train",
     ),
     "fit": Verb(
         "Fit scaling laws to a table (CSV, TSV or parquet) or to a directory of runs, ours or "
@@ -372,22 +375,23 @@ VERBS = {
             Argument("--hold_out", "how many of the largest x to predict", type=int),
             Argument(
                 "--protocol",
-                "of --law=all: rollout, smallest (the 4 smallest predict the rest) or last "
-                "(default: rollout)",
+                "how --law=all holds out points: rollout, smallest (the 4 smallest predict the "
+                "rest) or last (default: rollout)",
                 default="rollout",
             ),
             Argument(
                 "--interval",
-                "noise (parametric bootstrap), points or seeds (resampled) or profile "
-                "(likelihood) (default: noise)",
+                "how intervals are made: noise (parametric bootstrap), points or seeds "
+                "(resampled) or profile (likelihood) (default: noise)",
                 default="noise",
             ),
             Argument(
                 "--residual",
-                "log, value, or reducible: of logs above the floor (default: log)",
+                "what is fitted: log, value, or reducible, the log of what lies above the floor "
+                "(default: log)",
                 default="log",
             ),
-            Argument("--delta", "Huber's threshold; inf: squares", type=float),
+            Argument("--delta", "threshold of Huber's loss; inf for least squares", type=float),
             Argument(
                 "--worse_counts",
                 "weight of points worse than the law, below 1 where runs may be under-tuned "
@@ -399,13 +403,13 @@ VERBS = {
         ),
     ),
     "advise": Verb(
-        "Say what the measurements mean for the next purchase: is pretraining worth it, do the "
+        "Advise what to pay for next: is pretraining worth it, do the "
         "data suffice, what score at a larger size, which data, which run next.",
         "runs/quick --at=1e9",
         _advise,
         (
             *TABLE,
-            Argument("--at", "the size asked for (default: 4x largest)", type=float),
+            Argument("--at", "the size to forecast (default: 4x largest)", type=float),
             Argument(
                 "--cost_per_unit",
                 "device-hours of pretraining per unit of x (default: as the study measured)",
@@ -427,20 +431,22 @@ VERBS = {
         (
             *TABLE,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
-            Argument("--at", "size of the forecasts, as for advise", type=float),
+            Argument("--at", "the size to forecast, as for advise", type=float),
         ),
     ),
     "plan": Verb(
-        "Say whether a run or a study fits on TPUs or GPUs that need not be there, or on the "
-        "devices here, and what it would cost: compiles the train step ahead of time. Exits with 1 "
-        "if it does not fit.",
+        "Report whether a run or a study fits on TPUs or GPUs, which this machine need not have, "
+        "or on its own devices, and what it would cost: compiles the train step ahead of time. "
+        "Exits with 1 if it does not fit.",
         "--gin_file=gin/models/t5_1_1/base.gin --gin_file=gin/runs/pretrain.gin "
         "--gin.BATCH_SIZE=64 --gin.TRAIN_STEPS=100_000 --topology=h100",
         _plan,
         (
             _topology("local", "local"),
             UTILIZATION,
-            Argument("--output", "write plan.txt and .json there", metavar="DIR"),
+            Argument(
+                "--output", "folder in which plan.txt and plan.json are written", metavar="DIR"
+            ),
         ),
         needs="train",
         gin=True,
@@ -460,9 +466,9 @@ VERBS = {
         (FOLDER,),
     ),
     "t5x-setup": Verb(
-        "Install stock T5X into an environment of its own, from which gin/runs/t5x.gin and "
-        "gin/executors/t5x.gin have it train: packages in versions that go together, and T5X, "
-        "airio and jestimator from GitHub or from clones.",
+        "Install stock T5X into an environment of its own, which gin/runs/t5x.gin and "
+        "gin/executors/t5x.gin use for training: packages in versions that work together, and "
+        "T5X, airio and jestimator from GitHub or from clones.",
         "",
         _t5x_setup,
         (
@@ -472,7 +478,7 @@ VERBS = {
                 "folder with clones named t5x, airio and jestimator (default: GitHub)",
                 metavar="DIR",
             ),
-            Argument("--extra", "for devices: gpu, cuda12 or tpu"),
+            Argument("--extra", "the devices to install for: gpu, cuda12 or tpu"),
         ),
     ),
     "convert": Verb(
@@ -482,9 +488,9 @@ VERBS = {
         _convert,
         (
             Argument("source", "a run, a T5X checkpoint or a Hugging Face folder"),
-            Argument("target", "the directory to make; it must not exist"),
+            Argument("target", "the directory to write, which must not exist yet"),
             Argument("--to", "t5scaling, t5x or huggingface", required=True, metavar="FORMAT"),
-            Argument("--step", "of the checkpoint (default: the last)", type=int),
+            Argument("--step", "step of the checkpoint (default: the last)", type=int),
             Argument(
                 "--vocabulary",
                 'SentencePiece model, or "bytes", if the source has none',
@@ -494,8 +500,8 @@ VERBS = {
         needs="train",
     ),
     "report": Verb(
-        "Make results.csv, fits.json, findings.json, the figures and report.html of a study again; "
-        "of an archive of `export` too, which is unpacked beside it.",
+        "Rebuild results.csv, fits.json, findings.json, the figures and report.html of a study, or "
+        "of an archive made by `export`, which is unpacked beside it.",
         "runs/quick",
         _report,
         (STUDY_DIR,),
@@ -504,14 +510,14 @@ VERBS = {
         "Pack a study into one file that `report` opens elsewhere: results.csv, runs.jsonl, fits, "
         "figures and report, and of each run its gin text, its place in the study, its metrics, "
         "times and evaluations, and why it failed; no checkpoints, no examples. Of paths, only "
-        "what lies in the study goes along, and the last name of others. Names of tasks, data, "
-        "models and languages go as they are.",
+        "those within the study are kept whole, of others only the last name. Names of tasks, "
+        "data, models and languages are kept as they are.",
         "runs/quick --output=quick.tar.gz",
         _export,
         (
             STUDY_DIR,
             Argument("--output", "(default: STUDY_DIR.tar.gz)", metavar="FILE"),
-            Argument("--predictions", "with the models' answers", action="store_true"),
+            Argument("--predictions", "include the models' answers", action="store_true"),
         ),
     ),
 }

@@ -8,7 +8,7 @@ The resamples depend on the number of segments alone. Whatever is measured on th
 any metric and of any model, is therefore resampled alike.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def scores(statistics: np.ndarray, score: Score) -> dict[str, float]:
     return values | intervals(statistics, score)
 
 
-def mean_scores(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+def mean_scores(values: Mapping[str, Sequence[float] | np.ndarray]) -> dict[str, float]:
     """Means over segments and their `intervals`.
 
     Args:

@@ -21,7 +21,7 @@ or
 import difflib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -180,8 +180,11 @@ def _superglue(name: str, definition: Definition) -> dict[str, Any]:
     }
 
 
-def reference_or_text(output: str, example: Mapping | None = None, is_target: bool = False) -> Any:
-    """What the metrics get: the target's reference, the prediction's text."""
+def reference_or_text(output: str, example: Any = None, is_target: bool = False) -> Any:
+    """What the metrics get: the target's reference, the prediction's text.
+
+    example: a mapping; SeqIO leaves it out for a prediction.
+    """
     return json.loads(example["reference"]) if is_target else output
 
 
@@ -191,7 +194,7 @@ def for_seqio(metric: Callable) -> Callable:
     `metric` of the result is the dotted name of the plain function.
     """
 
-    def score(targets, predictions):
+    def score(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, Any]:
         return {
             name: seqio.metrics.Text(value) if isinstance(value, str) else value
             for name, value in metric(targets, predictions).items()
@@ -262,7 +265,7 @@ def _check_keys(name: str, definition: Definition, known: set[str]) -> None:
             raise _wrong(name, "definition", key, sorted(known), "a key")
 
 
-def _wrong(name: str, where: str, value: Any, known: Sequence[str], what: str = "") -> ValueError:
+def _wrong(name: str, where: str, value: Any, known: Iterable[str], what: str = "") -> ValueError:
     close = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     expected = f"; expected {what or 'one of ' + ', '.join(map(str, known))}"

@@ -1,6 +1,6 @@
 """Metrics of generated text: functions of (targets, predictions) -> dict of JSON values.
 
-A score K stands beside `K_signature`, a record of what makes two values of it comparable, such as
+A score K comes with `K_signature`, a record of what makes two values of it comparable, such as
 sacreBLEU's (Post 2018, arXiv 1804.08771), and `K_low` and `K_high`, its 95 % bootstrap interval
 (tasks/bootstrap.py), which a test set of one segment does not have. Scores are from 0 to 100.
 Nothing in a result depends on more than the two lists.
@@ -16,11 +16,12 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from tasks import bootstrap
 
@@ -149,8 +150,10 @@ def squad_f1(target: str, prediction: str) -> float:
     return 200.0 * shared / (len(expected) + len(found)) if shared else 0.0
 
 
-def check(metric: str, targets: Sequence[Any], predictions: Sequence[str], of: type = str) -> None:
-    """Raises ValueError unless there is one prediction for every target, which is an `of`."""
+def check(
+    metric: str, targets: Sequence[Any], predictions: Sequence[str], target_type: type = str
+) -> None:
+    """Raises ValueError unless there is one prediction for every target, of that type."""
     if len(targets) != len(predictions):
         raise ValueError(
             f"{metric}: {len(targets)} targets but {len(predictions)} predictions; "
@@ -159,7 +162,7 @@ def check(metric: str, targets: Sequence[Any], predictions: Sequence[str], of: t
     if not len(targets):
         raise ValueError(f"{metric}: no targets; a corpus metric needs at least one sentence")
     for number, (target, prediction) in enumerate(zip(targets, predictions, strict=True)):
-        for what, value, kind in (("target", target, of), ("prediction", prediction, str)):
+        for what, value, kind in (("target", target, target_type), ("prediction", prediction, str)):
             if not isinstance(value, kind):
                 raise ValueError(
                     f"{metric}: {what} {number} is of type {type(value).__name__}; expected "
@@ -250,7 +253,12 @@ def _bleu(targets: Sequence[str], predictions: Sequence[str], tokenize: str, suf
     return result | interval
 
 
-def _squad(name: str, score, targets: Sequence[str], predictions: Sequence[str]) -> Result:
+def _squad(
+    name: str,
+    score: Callable[[str, str], float],
+    targets: Sequence[str],
+    predictions: Sequence[str],
+) -> Result:
     check(name, targets, predictions)
     values = [score(*pair) for pair in zip(targets, predictions, strict=True)]
     return _with_signatures(bootstrap.mean_scores({name: values}), {name: SQUAD_SIGNATURE})

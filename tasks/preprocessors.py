@@ -5,7 +5,8 @@ of the corpus it covers, without prompt, sentinels and end-of-sequence tokens. D
 these. SeqIO's feature converters ignore it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -13,6 +14,8 @@ import tensorflow as tf
 from tasks import vocabularies
 
 Features = Mapping[str, seqio.Feature]
+# It makes a function of a data set out of one of an example, which its annotations do not say.
+map_over_dataset: Any = seqio.map_over_dataset
 
 
 def concatenate_documents(
@@ -25,9 +28,9 @@ def concatenate_documents(
     """
     vocabulary = output_features["targets"].vocabulary
 
-    @seqio.map_over_dataset
+    @map_over_dataset
     @tf.autograph.experimental.do_not_convert  # no Python control flow: saves a second of start-up
-    def tokenize(batch):
+    def tokenize(batch: Mapping[str, Any]) -> dict[str, Any]:
         tokens = vocabularies.encode_batch(vocabulary, _valid(batch["text"]))
         return {"tokens": tokens.flat_values}
 
@@ -69,7 +72,7 @@ def segment_length(
     return length, targets
 
 
-def _partition(total, parts, rows, seed):
+def _partition(total: Any, parts: Any, rows: Any, seed: Any) -> tf.Tensor:
     """`rows` uniformly random ways to write `total` as a sum of `parts` positive integers.
 
     Returns int32 (rows, parts). The cuts are the first `parts - 1` places of a random order of
@@ -82,7 +85,9 @@ def _partition(total, parts, rows, seed):
     return ends - starts
 
 
-def corrupt_spans(tokens, noise, spans, first_sentinel: int, seed):
+def corrupt_spans(
+    tokens: Any, noise: Any, spans: Any, first_sentinel: int, seed: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Replaces `spans` random spans, `noise` tokens together, of each row by sentinels.
 
     A row reads kept, noise, kept, noise, ... and ends with noise. Inputs are the kept tokens with
@@ -104,7 +109,7 @@ def corrupt_spans(tokens, noise, spans, first_sentinel: int, seed):
     sentinel = first_sentinel - region // 2
     is_noise = region % 2 == 1
 
-    def keep(wanted):
+    def keep(wanted: Any) -> tf.Tensor:
         values = tf.where(wanted, tokens, sentinel)
         return tf.boolean_mask(values, wanted | first)
 
@@ -157,16 +162,17 @@ def span_corruption(
         )
     # Looked up rather than computed again: one rounding for every length, whole or short.
     table = tf.constant(counts, tf.int32)
+    eos_id: Any = vocabulary.eos_id
 
-    def corrupt_rows(tokens, noise, spans, seed):
+    def corrupt_rows(tokens: Any, noise: Any, spans: Any, seed: Any) -> dict[str, Any]:
         inputs, targets = corrupt_spans(tokens, noise, spans, vocabulary.vocab_size - 1, seed)
-        rows = {"inputs": inputs, "targets": targets}
+        rows: dict[str, Any] = {"inputs": inputs, "targets": targets}
         for name, count in eos.items():
-            rows[name] = tf.pad(rows[name], [[0, 0], [0, count]], constant_values=vocabulary.eos_id)
+            rows[name] = tf.pad(rows[name], [[0, 0], [0, count]], constant_values=eos_id)
         rows["text_tokens"] = tf.fill(tf.shape(tokens)[:1], tf.shape(tokens)[1])
         return rows
 
-    def corrupt_short(rest, seed):
+    def corrupt_short(rest: Any, seed: Any) -> dict[str, Any]:
         """Zero rows or one: a single token leaves nothing to condition on and is dropped."""
         size = tf.maximum(tf.size(rest), 2)
         chosen = table[size]
@@ -175,16 +181,16 @@ def span_corruption(
         count = tf.cast(tf.size(rest) >= 2, tf.int32)
         return {name: values[:count] for name, values in rows.items()}
 
-    @seqio.map_over_dataset(num_seeds=1)
+    @map_over_dataset(num_seeds=1)
     @tf.autograph.experimental.do_not_convert
-    def corrupt(group, seed):
+    def corrupt(group: Mapping[str, Any], seed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         tokens = tf.cast(group["tokens"], tf.int32)
         seeds = tf.random.split(tf.stack(seed), 2)
         whole = tf.size(tokens) // length * length
         rows = corrupt_rows(tf.reshape(tokens[:whole], [-1, length]), noise, spans, seeds[0])
         return rows, corrupt_short(tokens[whole:], seeds[1])
 
-    def one_by_one(rows, short):
+    def one_by_one(rows: Any, short: Any) -> tf.data.Dataset:
         slices = tf.data.Dataset.from_tensor_slices
         return slices(rows).concatenate(slices(short))
 
@@ -203,9 +209,9 @@ def translation(
     # Pieces do not cross spaces, so that the prompt's tokens can be counted apart.
     prompt_tokens = len(output_features["inputs"].vocabulary.encode(prompt))
 
-    @seqio.map_over_dataset
+    @map_over_dataset
     @tf.autograph.experimental.do_not_convert
-    def tokenize(batch):
+    def tokenize(batch: Mapping[str, Any]) -> dict[str, Any]:
         sides = {name: _valid(batch[name]) for name in ("source", "target")}
         inputs = tf.strings.join([prompt, sides["source"]])
         example = _tokenized({"inputs": inputs, "targets": sides["target"]}, output_features)
@@ -228,25 +234,25 @@ def text_to_text(dataset: tf.data.Dataset, output_features: Features) -> tf.data
     Other fields stay; all tokens count as text.
     """
 
-    @seqio.map_over_dataset
+    @map_over_dataset
     @tf.autograph.experimental.do_not_convert
-    def tokenize(batch):
+    def tokenize(batch: Mapping[str, Any]) -> dict[str, Any]:
         text = {name: _valid(batch[name]) for name in ("inputs", "targets")}
         return {**batch, **_tokenized(text, output_features)}
 
     return _by_batches(tokenize, dataset)
 
 
-def _valid(strings):
+def _valid(strings: Any) -> tf.Tensor:
     """UTF-8, whatever was there: a tokenizer stops at anything else."""
     return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8")
 
 
-def _tokenized(text: Mapping[str, tf.Tensor], output_features: Features) -> dict:
-    example = {"text_tokens": 0}
+def _tokenized(text: Mapping[str, tf.Tensor], output_features: Features) -> dict[str, Any]:
+    example: dict[str, Any] = {"text_tokens": 0}
     for name, strings in text.items():
         feature = output_features[name]
-        tokens = vocabularies.encode_batch(feature.vocabulary, strings)
+        tokens: Any = vocabularies.encode_batch(feature.vocabulary, strings)
         example["text_tokens"] += tf.cast(tokens.row_lengths(), tf.int32)
         if feature.add_eos:
             eos = tf.fill([tf.size(strings), 1], feature.vocabulary.eos_id)
@@ -256,7 +262,7 @@ def _tokenized(text: Mapping[str, tf.Tensor], output_features: Features) -> dict
     return example
 
 
-def _by_batches(function, dataset: tf.data.Dataset) -> tf.data.Dataset:
+def _by_batches(function: Callable, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Tokenising example by example costs several times as much."""
     # Unbatched, a row of a ragged tensor becomes a plain tensor only once it went through a map.
     return function(dataset.batch(256)).unbatch().map(dict, num_parallel_calls=tf.data.AUTOTUNE)

@@ -9,7 +9,8 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -52,14 +53,15 @@ def parse_split(split: str) -> tuple[str, str | None, str | None]:
     if "[" not in split and "]" not in split:
         return split, None, None
     match = _SLICE.fullmatch(split)
-    bounds = match.groups()[1:] if match else ()
-    if not match or any(b and b[-1] == "%" and abs(int(b[:-1])) > 100 for b in bounds):
-        name = split.partition("[")[0] or "train"
-        raise ValueError(
-            f"{split!r} is no slice of a split; expected such as {name}[:1000], {name}[:1%] or "
-            f"{name}[10%:]"
-        )
-    return match[1], *bounds
+    if match:
+        name, first, last = match.groups()
+        if not any(b and b[-1] == "%" and abs(int(b[:-1])) > 100 for b in (first, last)):
+            return name, first, last
+    name = split.partition("[")[0] or "train"
+    raise ValueError(
+        f"{split!r} is not a slice of a split; expected, for example, {name}[:1000], {name}[:1%] "
+        f"or {name}[10%:]"
+    )
 
 
 class LocalFiles(seqio.DataSource):
@@ -325,8 +327,8 @@ def _by_open_parts(pattern: str, names: Sequence[str]) -> dict[tuple[str, ...], 
         match = None if name == pattern else re.fullmatch(expression, name, re.DOTALL)
         key = match.groups() if match else ()
         if key in found:
-            raise ValueError(f"{pattern!r} does not tell {found[key]} and {name} apart, as a pair "
-                             "of files must be")  # fmt: skip
+            raise ValueError(f"{pattern!r} does not distinguish {found[key]} from {name}, as "
+                             "pairs of files need")  # fmt: skip
         found[key] = name
     return found
 
@@ -335,7 +337,7 @@ def _escaped(folder: str) -> str:
     return re.sub(r"([\\*?\[\]])", r"\\\1", folder)
 
 
-def open_lines(path: str) -> Iterator[bytes | None]:
+def open_lines(path: str) -> Generator[bytes | None, None, None]:
     """The lines of a file, unpacked, without their ends and a byte order mark; None for a line of
     more than LINE_BYTES. Raises ValueError if the file cannot be read, or is not UTF-8 by its
     first bytes."""
@@ -371,7 +373,7 @@ def _first(line: bytes, path: str) -> bytes:
 def _lines(shard: Shard) -> Iterator[tuple[bytes | None, ...]]:
     """The lines of parallel files side by side. Raises ValueError for different lengths."""
     files = [open_lines(path) for path in shard]
-    over = object()
+    over: Any = object()
     for number in itertools.count():
         lines = [next(file, over) for file in files]
         if all(line is over for line in lines):
@@ -381,8 +383,8 @@ def _lines(shard: Shard) -> Iterator[tuple[bytes | None, ...]]:
                 number + (line is not over) + sum(1 for _ in file)
                 for line, file in zip(lines, files, strict=True)
             ]
-            told = " but ".join(f"{p} has {n:,} lines" for p, n in zip(shard, counts, strict=True))
-            raise ValueError(f"parallel files differ in length: {told}")
+            lengths = (f"{path} has {n:,} lines" for path, n in zip(shard, counts, strict=True))
+            raise ValueError(f"parallel files differ in length: {' but '.join(lengths)}")
         yield tuple(lines)
 
 
@@ -423,9 +425,10 @@ def json_of(line: bytes) -> dict:
     return value
 
 
-def _checked(row: Row) -> Row:
+def _checked(row: Mapping[str, object]) -> Row:
     """The row, if each side has text. JSON can hold halves of surrogate pairs: not UTF-8."""
-    for value in row.values():
+    checked: Row = {}
+    for field, value in row.items():
         if not isinstance(value, str):
             raise Broken("missing key")
         if not value.strip():
@@ -434,7 +437,8 @@ def _checked(row: Row) -> Row:
             value.encode()
         except UnicodeEncodeError:
             raise Broken("invalid UTF-8") from None
-    return row
+        checked[field] = value
+    return checked
 
 
 def jsonl_reader(keys: Mapping[str, str]) -> Callable[[Shard], tuple[LineReader, int]]:
@@ -466,7 +470,7 @@ def tsv_reader(
     has_header = any(isinstance(column, str) for column in columns.values())
 
     def open_reader(shard: Shard) -> tuple[LineReader, int]:
-        places = dict(columns)
+        places: dict[str, int] = {}
         lines = open_lines(shard[0])
         try:
             header = text_of(next(lines, None) or b"").split("\t")
@@ -476,15 +480,18 @@ def tsv_reader(
             header = []
         lines.close()
         width = len(header)
-        if has_header:
-            for field, column in columns.items():
-                if header.count(column) > 1:
-                    raise ValueError(f"{shard[0]} has {header.count(column)} columns {column!r}")
-                if column not in header:
-                    raise ValueError(
-                        f"{shard[0]} has no column {column!r}; its header: {', '.join(header)}"
-                    )
-                places[field] = header.index(column)
+        for field, column in columns.items():
+            if isinstance(column, int) and not has_header:
+                places[field] = column
+                continue
+            found = [i for i, name in enumerate(header) if name == column]
+            if len(found) > 1:
+                raise ValueError(f"{shard[0]} has {len(found)} columns {column!r}")
+            if not found:
+                raise ValueError(
+                    f"{shard[0]} has no column {column!r}; its header: {', '.join(header)}"
+                )
+            places[field] = found[0]
 
         def read(line: bytes) -> Row:
             cells = text_of(line).split("\t")
@@ -501,7 +508,7 @@ class Tfds(seqio.TfdsDataSource):
     """A TFDS data set that somebody has prepared: nothing is downloaded here."""
 
     def __init__(self, name: str, splits: Mapping[str, str], data_dir: str | None = None):
-        self._told = (name, data_dir)
+        self._name_and_folder = (name, data_dir)
         super().__init__(
             tfds_name=name, tfds_data_dir=data_dir, splits=dict(splits), read_only=True
         )
@@ -515,7 +522,7 @@ class Tfds(seqio.TfdsDataSource):
             return super().get_dataset(*args, **kwargs)
 
     def _explained(self) -> "_Explained":
-        return _Explained(*self._told)
+        return _Explained(*self._name_and_folder)
 
 
 class _Explained:
@@ -527,12 +534,12 @@ class _Explained:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is None or not isinstance(error, Exception):
             return
-        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import constants
 
-        where = self._data_dir or tfds.core.constants.DATA_DIR
+        where = self._data_dir or constants.DATA_DIR
         prepare = f"tfds build {self._name.partition(':')[0]}"
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(

@@ -75,7 +75,8 @@ class SuperGlue(seqio.DataSource):
     def __init__(self, source: seqio.DataSource, benchmark: str):
         super().__init__(splits=source.splits)
         self._splits = source.splits  # with their slices
-        self._source, self._benchmark = source, benchmark
+        self._source: Any = source  # LocalFiles have more than a source of SeqIO's must have
+        self._benchmark = benchmark
 
     def __repr__(self) -> str:
         return f"SuperGlue({self._benchmark}, {self._source!r})"
@@ -155,7 +156,7 @@ def reader(benchmark: str) -> Callable[[Shard], tuple[LineReader, int]]:
         value = json_of(line)
         try:
             found = _flat(benchmark, value)
-            for fields in found:  # what cannot be told as text is known by its line here
+            for fields in found:  # one that cannot be written as text is reported with its line
                 list(examples(benchmark, fields, training=True))
         except (KeyError, TypeError, IndexError):
             raise Broken("missing key") from None

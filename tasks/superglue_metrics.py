@@ -107,7 +107,7 @@ def record(targets: Targets, predictions: Sequence[str]) -> metrics.Result:
     Returns f1, exact_match and mean (of the two), with signatures and intervals. Examples of one
     query, of which a training split has as many as answers, count together as one.
     """
-    metrics.check("record", targets, predictions, of=Mapping)
+    metrics.check("record", targets, predictions, target_type=Mapping)
     groups, queries = _groups("record", targets)
     answers = [_field("record", i, target, "answers") for i, target in enumerate(targets)]
     for i, choices in enumerate(answers):
@@ -135,7 +135,7 @@ def _labels(
     name: str, targets: Targets, predictions: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(S,) int64 each: numbers of the targets' labels and of the predictions', or _NO_LABEL."""
-    metrics.check(name, targets, predictions, of=Mapping)
+    metrics.check(name, targets, predictions, target_type=Mapping)
     numbers = {label: number for number, label in enumerate(LABELS[name])}
     expected = []
     for i, target in enumerate(targets):

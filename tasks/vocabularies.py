@@ -4,10 +4,12 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import seqio
 import tensorflow as tf
+from seqio.utils import Feature
 
 CORPUS = Path(__file__).parent / "corpus"
 TECHDOC, MC4, BYTES = "techdoc", "mc4", "bytes"
@@ -22,7 +24,7 @@ _SENTINEL = re.compile(r"\u2581?<extra_id_\d+>")
 
 
 @functools.cache
-def load(name: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
+def load(name: str) -> seqio.Vocabulary:
     """The vocabulary of a SentencePiece model, by its path or as "techdoc" or "mc4"; or "bytes".
 
     It has 100 sentinels after its pieces unless they are its last pieces already, as in mC4's.
@@ -36,12 +38,12 @@ def load(name: str) -> seqio.SentencePieceVocabulary | seqio.ByteVocabulary:
         try:
             model = sentencepiece.SentencePieceProcessor(model_file=path)
         except (OSError, RuntimeError):
-            raise ValueError(f"the vocabulary {path} is no SentencePiece model") from None
+            raise ValueError(f"the vocabulary {path} is not a SentencePiece model") from None
         inside = _is_sentinel(model.id_to_piece(model.get_piece_size() - 1))
     return seqio.SentencePieceVocabulary(path, extra_ids=0 if inside else SENTINELS)
 
 
-def techdoc() -> seqio.SentencePieceVocabulary:
+def techdoc() -> seqio.Vocabulary:
     """8,100 tokens: padding 0, end of sequence 1, unknown 2, sentinels 8,099 down to 8,000."""
     return load(TECHDOC)
 
@@ -51,12 +53,13 @@ def encode_batch(vocabulary: seqio.Vocabulary, strings: tf.Tensor) -> tf.RaggedT
     if not isinstance(vocabulary, seqio.ByteVocabulary):
         return vocabulary.encode_tf(strings)
     tokens = vocabulary.encode_tf(tf.strings.reduce_join(strings))  # it takes one at a time
-    return tf.RaggedTensor.from_row_lengths(tokens, tf.strings.length(strings))
+    ragged: Any = tf.RaggedTensor  # whose stub has none of its constructors
+    return ragged.from_row_lengths(tokens, tf.strings.length(strings))
 
 
-def count_sentinels(vocabulary: seqio.SentencePieceVocabulary | seqio.ByteVocabulary) -> int:
+def count_sentinels(vocabulary: seqio.Vocabulary) -> int:
     """How many sentinels there are; the first has the highest id of all tokens."""
-    if vocabulary.extra_ids or isinstance(vocabulary, seqio.ByteVocabulary):
+    if vocabulary.extra_ids or not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return vocabulary.extra_ids
     count, pieces = 0, vocabulary.tokenizer
     while _is_sentinel(pieces.id_to_piece(pieces.get_piece_size() - 1 - count)):
@@ -68,9 +71,9 @@ def _is_sentinel(piece: str) -> bool:
     return _SENTINEL.fullmatch(piece) is not None
 
 
-def text_to_text_features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+def text_to_text_features(vocabulary: seqio.Vocabulary) -> dict[str, Feature]:
     """The two features of a T5 task, both ending with the end-of-sequence token."""
     return {
-        "inputs": seqio.Feature(vocabulary=vocabulary, add_eos=True),
-        "targets": seqio.Feature(vocabulary=vocabulary, add_eos=True),
+        "inputs": Feature(vocabulary=vocabulary, add_eos=True),
+        "targets": Feature(vocabulary=vocabulary, add_eos=True),
     }

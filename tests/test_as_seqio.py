@@ -15,7 +15,7 @@ LENGTHS = {"inputs": 12, "targets": 9}
 
 @pytest.fixture(autouse=True)
 def any_vocabulary(monkeypatch):
-    """That of made-up examples is no SentencePiece model."""
+    """That of made-up examples is not a SentencePiece model."""
     monkeypatch.setattr(as_seqio, "vocabulary", lambda _: seqio.PassThroughVocabulary(8000))
 
 

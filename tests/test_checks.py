@@ -62,7 +62,7 @@ def no_good(targets, predictions):
         ({"metrics": metrics.bleu}, "metrics are @metrics.bleu; expected .* a tuple of functions"),
         ({"metrics": ("bleu",)}, r"metrics are \('bleu',\); expected"),
         ({"metrics": (no_good,)}, "metric no_good: expected labels"),
-        ({"decoder": "beam"}, "'beam' is no decoder"),
+        ({"decoder": "beam"}, "'beam' is not a decoder"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_before_training(
@@ -132,7 +132,7 @@ def test_what_changes_no_number_of_the_training_may_change(begun, name, value):
     ("settings", "may_grow", "refused"),
     [
         ({"TRAIN_STEPS": 400}, True, ""),
-        ({"TRAIN_STEPS": 400}, False, "it may grow only, by run.py train"),
+        ({"TRAIN_STEPS": 400}, False, "only `run.py train` can change the number of steps"),
         ({"TRAIN_STEPS": 200}, True, "TRAIN_STEPS = 300 there, TRAIN_STEPS = 200 now"),
         ({"TRAIN_STEPS": 400, "SEED": 1}, True, "SEED = 0 there, SEED = 1 now"),
         ({"TRAIN_STEPS": 400, "EVAL_EVERY": "%TRAIN_STEPS"}, True, "there"),

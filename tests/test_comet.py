@@ -117,7 +117,9 @@ def test_a_model_of_the_hub_is_signed_with_its_revision(folder, tmp_path, monkey
     assert result["comet_signature"] == (
         "some/model|revision:0123456789ab|unbabel-comet:9.8.7|scale:100"
     )
-    with pytest.raises(Unavailable, match=r"^COMET: no/such cannot be had.*model_file takes"):
+    with pytest.raises(
+        Unavailable, match=r"^COMET: no/such could not be downloaded.*model_file takes"
+    ):
         Comet(folder=folder, model="no/such")(["a"], ["A"], ["1"])
 
 
@@ -209,7 +211,9 @@ def test_setup_again_changes_nothing(folder, wheel, capfd):
     before = os.stat(os.path.join(folder, "env", "pyvenv.cfg")).st_mtime_ns
     assert str(comet.setup(folder, requirements=[wheel])) == folder
     assert os.stat(os.path.join(folder, "env", "pyvenv.cfg")).st_mtime_ns == before
-    assert "there already" in (said := capfd.readouterr().out) and "unbabel-comet 9.8.7" in said
+    assert (
+        "is already installed" in (said := capfd.readouterr().out) and "unbabel-comet 9.8.7" in said
+    )
 
 
 def test_setup_refuses_a_folder_of_something_else(tmp_path):
@@ -247,5 +251,7 @@ def test_a_failed_setup_is_not_taken_for_whole_and_can_be_repeated(
 
 
 def test_a_missing_interpreter_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no virtual environment made: /no/python: No such file"):
+    with pytest.raises(
+        UserError, match=r"the virtual environment could not be made: /no/python: No such file"
+    ):
         comet.setup(tmp_path / "new", python="/no/python")

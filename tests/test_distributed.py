@@ -158,7 +158,9 @@ def test_nobody_to_talk_to(monkeypatch):
     for place, process in enumerate(started):
         said = process.communicate(timeout=100)[1].strip().splitlines()
         assert process.returncode == 2
-        assert said[-1].startswith(f"error: process {place} of 2 has met no others at 127.0.0.1")
+        assert said[-1].startswith(
+            f"error: process {place} of 2 could not reach the other processes at 127.0.0.1"
+        )
         assert any(f"process {place} of 2 waits for the others" in line for line in said)
 
 
@@ -260,8 +262,10 @@ def test_a_process_that_does_not_go_on_says_so_and_ends(monkeypatch, capsys):
         distributed.going_on("step 7")
         assert ended.wait(10)
     first, *_, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("warning: process 0 of 1 has not gone on for 0 minutes after step 7")
-    assert last.startswith("error: process 0 of 1 has not gone on")
+    assert first.startswith(
+        "warning: process 0 of 1 has made no progress for 0 minutes after step 7"
+    )
+    assert last.startswith("error: process 0 of 1 has made no progress")
     assert last.endswith("start the job again: it goes on from its last checkpoint")
 
 

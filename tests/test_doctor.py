@@ -125,7 +125,11 @@ def test_versions(installed):
         ("flax", "train, eval, infer, plan", '--editable ".[train]"'),
         ("scipy", "fit, report", '"scipy>='),
         ("libtpu", "TPUs; plan for their topologies", '--editable ".[tpu]"'),
-        ("jax-cuda13-plugin", "plan for GPUs that are not here", '--editable ".[plan-gpu]"'),
+        (
+            "jax-cuda13-plugin",
+            "plan for GPUs that this machine does not have",
+            '--editable ".[plan-gpu]"',
+        ),
         ("importlib_resources", "materialize; train and study without examples", '".[data]"'),
         ("apache-beam", "materialize on Apache Beam", '--editable ".[beam]"'),
         ("gcsfs", "directories in a bucket, gs://", '--editable ".[gcs]"'),
@@ -358,7 +362,7 @@ def test_accelerators_are_shown_with_their_memory(examine, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [tpu] * 4)
     monkeypatch.setattr(self_test, "run", lambda workload: GOOD)
     _, shown = examine()
-    assert line_of(shown, "4 x TPU v4")[1:] == ["tpu", "32 GiB each, 3 MiB in use"]
+    assert line_of(shown, "4 x TPU v4")[1:] == ["tpu", "32.00 GiB each, 3.00 MiB in use"]
 
 
 def test_a_gpu_that_jax_does_not_use_is_told(examine, monkeypatch):
@@ -375,7 +379,7 @@ def test_a_gpu_that_jax_is_kept_from_needs_no_package(examine, monkeypatch):
     monkeypatch.setattr(self_test, "run", lambda workload: GOOD)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     _, shown = examine()
-    assert "an NVIDIA GPU is here that JAX does not use, as JAX_PLATFORMS is 'cpu'\n" in shown
+    assert "there is an NVIDIA GPU that JAX does not use, as JAX_PLATFORMS is 'cpu'\n" in shown
     assert "[gpu]" not in shown
 
 

@@ -9,7 +9,7 @@ from tests.conftest import REPOSITORY
 
 ROOT = Path(REPOSITORY)
 # An arrow never runs back up; every room may use the ground floor and itself.
-GROUND = ("errors", "storage", "records", "values", "environments")
+GROUND = ("amounts", "environments", "errors", "records", "storage", "values")
 ALLOWED = {
     "model": set(),
     "data": set(),
@@ -36,12 +36,19 @@ ALLOWED = {
     "self_test": {"model", "training"},
     "compilation": {"nvidia"},
     "nvidia": set(),
+    "amounts": set(),
     "errors": set(),
     "values": set(),
     "storage": set(),
     "records": set(),
     "environments": set(),
 }
+
+# What the main requirements do not bring: verbs without `needs` do without.
+OF_EXTRAS = {
+    "jax", "flax", "optax", "orbax", "msgpack", "grain", "array_record", "tensorstore", "gin",
+    "sentencepiece", "safetensors", "sacrebleu", "seqio", "tensorflow",
+}  # fmt: skip
 
 
 # The rooms of the analysis; what lies beside them in its folder are the verbs, which may use all.
@@ -153,6 +160,11 @@ def test_what_the_processes_load():
     )
     assert "jax" in training and not training & {"tensorflow", "seqio", "matplotlib", "scipy"}
     assert "jax" not in loaded_by("import t5scaling.analysis.report")
+    looks = loaded_by(  # at studies that are not there
+        "from t5scaling import command_line\n"
+        "assert [command_line.main([verb, 'nowhere']) for verb in ('status', 'report')] == [2, 2]"
+    )
+    assert "rich" in looks and not looks & OF_EXTRAS
     assert not loaded_by("import t5scaling.doctor") & {"jax", "numpy", "rich"}
     assert not loaded_by("from t5scaling import command_line; command_line.parser('t5scaling')") & {
         "jax",

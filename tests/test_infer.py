@@ -119,7 +119,7 @@ def test_a_second_launch_finds_it_done_and_other_settings_are_refused(
     answer(run, sentences, output)
     made = output.stat().st_mtime_ns
     answer(run, sentences, output)
-    assert "done already" in capsys.readouterr().out and output.stat().st_mtime_ns == made
+    assert "already done" in capsys.readouterr().out and output.stat().st_mtime_ns == made
     with pytest.raises(UserError, match="was made with max_decode_len=6, now it is 7"):
         answer(run, sentences, output, max_decode_len=7)
     sentences.write_text("Another.\n", encoding="utf-8")

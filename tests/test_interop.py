@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from rich.console import Console
 
-from t5scaling import convert
+from t5scaling import convert, records
 from t5scaling.data import vocabulary as vocabulary_module
 from t5scaling.data.examples import DataSpec
 from t5scaling.data.materialize import materialize
@@ -179,7 +179,7 @@ def test_a_converted_run_says_what_it_is(tmp_path, vocabulary):
     )
     config = run_directory.model_of(tmp_path / "run", None)
     assert (config.emb_dim, config.mlp_activations) == (16, ("gelu", "linear"))
-    kept = (tmp_path / "run" / run_directory.VOCABULARY).read_bytes()
+    kept = (tmp_path / "run" / records.VOCABULARY).read_bytes()
     assert kept == pathlib.Path(vocabulary).read_bytes()
     assert json.loads((tmp_path / "run" / "converted.json").read_text())["format"] == "huggingface"
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_converted_is_named(tmp_path, t5x_folder, vocabulary):
     refused(
         f"{HUGGINGFACE}/mt5",
         tmp_path,
-        "is no SentencePiece model",
+        "is not a SentencePiece model",
         vocabulary=f"{tmp_path}/no.model",
     )
     nowhere = f"{tmp_path}/nowhere.model"
@@ -413,7 +413,10 @@ def test_what_is_no_model_is_named(t5x_folder, tmp_path):
     )  # fmt: skip
     abstract = step.abstract_params(config, sharding.make_layout())
     for name, match in (
-        (t5x_folder("orbax"), "orbax is no checkpoint, of this program or of T5X; there: checkp"),
+        (
+            t5x_folder("orbax"),
+            "orbax is a checkpoint neither of this program nor of T5X; there: checkp",
+        ),
         (f"{HUGGINGFACE}/mt5", "is a model of Hugging Face"),
     ):
         with pytest.raises(UserError, match=match):

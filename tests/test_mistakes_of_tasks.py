@@ -78,7 +78,7 @@ def test_a_module_hidden_behind_ours_is_named(folder, capsys):
     ("fields", "words"),
     [
         ({"vocabulary": "none.model"}, "cannot read the vocabulary"),
-        ({"vocabulary": "text.txt"}, "text.txt is no SentencePiece model"),
+        ({"vocabulary": "text.txt"}, "text.txt is not a SentencePiece model"),
         ({"vocabulary": "empty.model"}, "empty.model"),
         ({"vocabulary": "/"}, "vocabulary"),
         ({"files": {"train": "broken.gz"}}, "broken.gz, after line"),
@@ -138,7 +138,7 @@ def test_what_the_child_says_is_raised_and_prints_are_not(folder, monkeypatch):
         examples.find_examples(spec, folder / "examples")
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(examples.provenance, "child", lambda *_: killed)
-    with pytest.raises(UserError, match="was killed, as the system does when memory runs out"):
+    with pytest.raises(UserError, match="was killed, as happens when memory runs out"):
         examples.find_examples(spec, folder / "examples")
     monkeypatch.setattr(
         examples.provenance, "child", lambda *_: [sys.executable, "-c", "raise SystemExit(7)"]

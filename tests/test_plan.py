@@ -301,7 +301,7 @@ def test_a_study_without_examples_is_estimated_from_its_tokens(tmp_path):
             "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 114},
         },
     )
-    pretrain, finetune = plan._merged(plan.of_study(grid, str(tmp_path)))
+    pretrain, finetune = plan._merged(plan.study_groups(grid, str(tmp_path)))
     # 567 text tokens a row: 0.9 of them, and the end, are 512 positions.
     steps = math.ceil(10**9 / (256 * 567))
     assert (pretrain.runs, pretrain.steps, pretrain.checkpoints) == (2, 2 * steps, 4)

@@ -1,5 +1,6 @@
-"""Promises of a plan for GPUs that are not here: names, memory, one clear line for what is missing,
-and, where JAX's CUDA plugin is installed, a step and attention kernels compiled for an H100."""
+"""Promises of a plan for GPUs that this machine does not have: names, memory, one clear line for
+what is missing, and, where JAX's CUDA plugin is installed, a step and attention kernels compiled
+for an H100."""
 
 import dataclasses
 import importlib.util

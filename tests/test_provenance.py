@@ -83,7 +83,7 @@ def remove_one_of_two(folder):
     ("change", "words"),
     [
         (replace_text, "a.txt was changed"),
-        (add_a_file, "b.txt has come since"),
+        (add_a_file, "b.txt was added"),
         (remove_one_of_two, "z.txt is gone"),
         (replace_vocabulary, "the vocabulary "),
         (change_code, "own_steps.py was changed"),
@@ -162,7 +162,7 @@ def test_text_that_changes_while_it_is_read_is_refused(project, tmp_path, monkey
     monkeypatch.setattr(
         materialize.writer, "write_part", lambda *args: (add_a_file(project), finish(*args))
     )
-    with pytest.raises(UserError, match=r"b\.txt has come since while it was read"):
+    with pytest.raises(UserError, match=r"b\.txt was added while it was read"):
         make(tmp_path)
     assert not list(tmp_path.glob("own-train-*"))
 

@@ -284,8 +284,8 @@ def test_what_files_allow_nobody_is_the_users_mistake(tmp_path, monkeypatch):
             call()
     with pytest.raises(OSError) as error:
         open(tmp_path / "file/x")  # noqa: SIM115
-    assert str(errors.of_files(error.value)) == f"{tmp_path / 'file/x'}: Not a directory"
-    assert errors.of_files(FileNotFoundError(2, "x", "y")) is None
+    assert str(errors.file_mistake(error.value)) == f"{tmp_path / 'file/x'}: Not a directory"
+    assert errors.file_mistake(FileNotFoundError(2, "x", "y")) is None
     storage.check_writable(tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
     assert storage._temporary("x" * 255) != storage._temporary("x" * 255)

@@ -62,7 +62,7 @@ def test_train_then_eval(mini_root, tmp_path, capsys):
     assert (folder / "DONE").exists() and (folder / "config.gin").exists()
     # The run's own config.gin repeats it: nothing left to do.
     assert run.main(["train", f"--gin_file={folder}/config.gin"]) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     settings = {
         "MIXTURE_OR_TASK_NAME": "mini_translate_en_de",
         "EXAMPLES_ROOT": mini_root,

@@ -149,7 +149,9 @@ def test_digests_hold_every_file(run):
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert noted.keys() == names - {digests.FILE}
     digests.check(folder)
-    assert digests.of_checkpoint(folder) != digests.of_checkpoint(folder.with_name("checkpoint_1"))
+    assert digests.checkpoint_digest(folder) != digests.checkpoint_digest(
+        folder.with_name("checkpoint_1")
+    )
 
 
 @pytest.mark.parametrize("damage", ["empty", "without arrays", "without metadata"])

@@ -88,9 +88,9 @@ def test_slices_of_a_split_are_its_lines(tmp_path):
     assert numbers("train[:4]", shard_info=seqio.ShardInfo(1, 2)) == [3]
     assert task.source.files("train[:1]") == task.source.files("train")
     for split, words in {
-        "train[:1.5%]": r"no slice of a split; expected such as train\[:1000\], train\[:1%\] or",
-        "train[1]": "no slice", "train[:1%": "no slice", "train[:101%]": "no slice",
-        "train[:1%]+test": "no slice", "train[a:]": "no slice",
+        "train[:1.5%]": r"expected, for example, train\[:1000\], train\[:1%\] or",
+        "train[1]": "not a slice", "train[:1%": "not a slice", "train[:101%]": "not a slice",
+        "train[:1%]+test": "not a slice", "train[a:]": "not a slice",
         "train[:9]": "there are only 7 lines", "train[-8:]": "there are only 7 lines",
         "train[3:3]": "has no lines; the whole has 7", "train[:1%]": "has no lines",
         "train[-1%:]": "has no lines",
@@ -579,5 +579,5 @@ def test_values_of_a_definition(fields, words):
 
 def test_a_vocabulary_that_is_none(tmp_path):
     path = write(tmp_path / "v.model", ["no model\n"])
-    with pytest.raises(ValueError, match=r"v\.model is no SentencePiece model"):
+    with pytest.raises(ValueError, match=r"v\.model is not a SentencePiece model"):
         define({"train": "x"}, "text", kind="span_corruption", vocabulary=path)

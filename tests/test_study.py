@@ -139,7 +139,7 @@ def test_a_finished_study_is_left_alone(finished, mini_root, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
     capsys.readouterr()
     assert run.main(command(finished, mini_root)) == 0
-    assert capsys.readouterr().out.count("done already") == 5
+    assert capsys.readouterr().out.count("already done") == 5
     after = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
     assert before == after
 
@@ -289,8 +289,8 @@ def test_shares_are_from_0_to_1(mini_root, tmp_path, share):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prefix": "../../.."}, r"'\.\.' in the id of a run: it leads out"),
-        ({"prefix": "/tmp"}, "'' in the id of a run: it leads out"),
+        ({"prefix": "../../.."}, r"'\.\.' in the id of a run: it would lie outside"),
+        ({"prefix": "/tmp"}, "'' in the id of a run: it would lie outside"),
         ({"prefix": "a/./b"}, r"'\.' in the id"),
         ({"prefix": "sweep[lr=0.1]"}, r"\[ and \] in a path would be taken for a pattern"),
         ({"prefix": "a\\b"}, "would be taken for a pattern"),

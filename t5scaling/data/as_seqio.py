@@ -9,7 +9,7 @@ shifts the end of a row into the decoder's inputs of the padding after it.
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -24,8 +24,8 @@ FEATURES = ("inputs", "targets")
 
 
 def vocabulary(examples: str) -> seqio.Vocabulary:
-    """One of as many tokens as the examples in this directory have. Whatever it is made of, T5X
-    gets tokens, and makes no text of them: the evaluation is ours."""
+    """A vocabulary of as many tokens as that of the examples in this directory. It has no pieces:
+    T5X reads tokens and writes no text, since the evaluation is ours."""
     return seqio.PassThroughVocabulary(Examples(examples).meta["vocabulary"]["size"])
 
 
@@ -88,7 +88,8 @@ def register(
     seqio.TaskRegistry.remove(name)  # of an earlier call
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(dataset, splits=(SPLIT,)),
+        # (SeqIO's own sources do not fit its own protocol: they may not know their size.)
+        source=cast(Any, seqio.FunctionDataSource(dataset, splits=(SPLIT,))),
         # The end of each sequence is a token of the examples.
         output_features={
             name: seqio.Feature(shared if name in FEATURES else plain, add_eos=False)
@@ -100,8 +101,8 @@ def register(
 
 
 def feature_converter(packed: bool) -> type[seqio.FeatureConverter]:
-    """What makes the model's features of the task's. It is made with pack=False: the rows are
-    packed already, or are not to be."""
+    """The converter from features of the task to features of the model. It is made with pack=False:
+    rows are already packed, or not to be packed."""
     return seqio.PrePackedEncDecFeatureConverter if packed else seqio.EncDecFeatureConverter
 
 

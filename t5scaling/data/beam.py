@@ -75,7 +75,7 @@ def _refuse_slips(arguments: Sequence[str], all_options: Any) -> None:
 
 def _counted(name: str, function: Callable, item: Any) -> None:
     """Counts for the runner's own display; progress here is read from the work directory."""
-    from apache_beam.metrics import Metrics
+    from apache_beam.metrics.metric import Metrics
 
     examples = Metrics.counter("t5scaling", f"{name}_examples")
     function(item, examples.inc)

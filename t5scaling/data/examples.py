@@ -48,6 +48,7 @@ FORMAT = 4  # of the directory; part of every hash, so that old directories are 
 LONGEST_NAME = 180  # bytes of a task's: a file system takes 255, and names of files have endings
 FIELDS = ("text", "inputs", "targets", "segments")
 PARENT = "T5SCALING_PARENT"  # the process for which a child materialises, and with which it ends
+META, VOCABULARY = "dataset.json", "vocabulary.model"  # in their directory, beside the parts
 # What ArrayRecord and msgpack raise for bytes that are not what was written.
 _UNREADABLE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)
 
@@ -117,12 +118,14 @@ class DataSpec:
         return fields
 
     def _used_definitions(self) -> Mapping[str, Mapping]:
-        """What is asked for when its task is defined here; else it may follow from any of them."""
-        definition = self.definitions.get(self.task)
+        """The definitions that decide what the task is: its own and those of its components, or,
+        for a task that is registered elsewhere, all."""
+        definitions = self.definitions or {}
+        definition = definitions.get(self.task)
         if not isinstance(definition, Mapping):
-            return self.definitions
+            return definitions
         names = {self.task, *definition.get("rates", {})}
-        return {name: value for name, value in self.definitions.items() if name in names}
+        return {name: value for name, value in definitions.items() if name in names}
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "DataSpec":
@@ -154,7 +157,8 @@ class DataSpec:
 
 
 def _with_absolute_paths(definition: Any) -> Any:
-    """A definition of `tasks.definitions`; what is none is left for the check of those."""
+    """A definition of `tasks.definitions`; a value of another kind is returned as it is, for the
+    check there."""
     if not isinstance(definition, Mapping):
         return definition
     changed = dict(definition)
@@ -193,7 +197,14 @@ def encode_record(inputs: Sequence, targets: Sequence, text_tokens: int, text: d
         "targets_lengths": [len(segment) for segment in targets],
         "text_tokens": int(text_tokens),
     }
-    return msgpack.packb(record | text)
+    return to_msgpack(record | text)
+
+
+def to_msgpack(value: dict[str, Any]) -> bytes:
+    """The value as msgpack."""
+    data = msgpack.packb(value)
+    assert data is not None  # its stubs allow None, which only a `Packer` without reset gives
+    return data
 
 
 def decode_record(data: bytes) -> dict:
@@ -230,7 +241,7 @@ class Examples:
         if size <= provenance.HASHED_BYTES and not storage.in_bucket(self.path):
             for number in range(len(self._shards)):  # damage is found before the first step
                 self._reader(number)
-        vocabulary = self.path / "vocabulary.model"
+        vocabulary = self.path / VOCABULARY
         if not vocabulary.is_file():
             raise self._damaged(vocabulary, "is missing")
         self.vocabulary = storage.fetch(vocabulary)
@@ -351,7 +362,7 @@ def _sha256_of_file(file: Path) -> str:
 
 @functools.cache
 def _digest(file: str, *identity: int) -> str:
-    """Of a file; `identity` makes one that was changed be read anew."""
+    """The digest of a file; `identity` is there so that a changed file is read again."""
     del identity
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -370,7 +381,7 @@ _SHARD = {
 
 def _read_meta(path: storage.AnyPath) -> dict:
     """What dataset.json holds. Raises UserError if its parts do not agree with each other."""
-    file = path / "dataset.json"
+    file = path / META
     anew = f"delete the directory {path} and materialise it again"
     try:
         meta = records.read_object(file, {"format": records.COUNT})
@@ -384,7 +395,7 @@ def _read_meta(path: storage.AnyPath) -> dict:
 
 
 def _check_meta(meta: dict, file: str) -> None:
-    """Raises UserError unless counts, sums and digests say the same of the same examples."""
+    """Raises UserError unless counts, sums and digests agree with each other."""
     rows, knots = meta["num_examples"], meta["knots"]
     for number, shard in enumerate(meta["shards"]):
         records.check(shard, _SHARD, f"{file}, shard {number}")
@@ -427,9 +438,9 @@ def find_all_examples(
         for place, path in enumerate(found):
             if path is None:
                 new = next(made)
-                storage.publish(new, there / new.name, last="dataset.json")
+                storage.publish(new, there / new.name, last=META)
                 found[place] = there / new.name
-    return [Examples(path) for path in found]
+    return [Examples(path) for path in found if path is not None]
 
 
 def finished(
@@ -444,7 +455,7 @@ def finished(
     for path in sorted(root.glob(f"{spec.stem}*")):
         if path.suffix == ".work" or not path.is_dir():
             continue
-        if storage.in_bucket(path) and not (path / "dataset.json").exists():
+        if storage.in_bucket(path) and not (path / META).exists():
             continue  # being copied there
         meta = _read_meta(path)
         if meta.get("format") == FORMAT and meta["spec"] == wanted:
@@ -477,12 +488,7 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
         stdout=subprocess.PIPE,
         text=True,
         # What the data are made of may be on gs:// too, and there TensorFlow may read it.
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(provenance.search_path()),
-            "EPATH_USE_TF": "true",
-            PARENT: str(os.getpid()),
-        },
+        env=provenance.child_environment(**{"EPATH_USE_TF": "true", PARENT: str(os.getpid())}),
     )
     lines = done.stdout.splitlines()
     if done.returncode == 0:
@@ -492,7 +498,7 @@ def _materialize_in_child(specs: Sequence[DataSpec], root: Path, beam: str | Non
         raise UserError(lines[-1])
     if done.returncode == -signal.SIGKILL:
         raise UserError(
-            f"materialising {names} was killed, as the system does when memory runs out; what is "
-            "finished is kept, and the same command goes on"
+            f"materialising {names} was killed, as happens when memory runs out; what is finished "
+            "is kept, and the same command goes on from there"
         )
     raise UserError(f"materialising {names} ended with status {done.returncode}")

@@ -1,7 +1,7 @@
 """Batches for training and evaluation, read from a range of examples with Grain.
 
-The order is a function of the index alone: batch k can be made without making those before it,
-so a restart at any step is immediate, and hosts agree without talking.
+The order is a function of the index alone: batch k can be made without making those before it, so a
+restart at any step is immediate, and hosts agree without communication.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ def train_batches(
     num_steps: int,
     seed: int = 0,
     shuffle: bool = False,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yields `num_steps` batches, from batch number `start_step` on.
 
@@ -77,8 +77,11 @@ def order(
     permuted = grain.MapDataset.range(first, last).shuffle(seed=seed % 2**32).repeat()
 
     def example_at(position: int) -> int:
-        in_stored_order = not shuffle and position < size
-        return first + position if in_stored_order else int(permuted[position])
+        if not shuffle and position < size:
+            return first + position
+        number = permuted[position]
+        assert number is not None  # only a filtered dataset has gaps
+        return int(number)
 
     return example_at
 

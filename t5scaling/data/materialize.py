@@ -2,7 +2,7 @@
 
 Two phases, each of items that know nothing of each other: `reading` turns shards of text into runs
 of examples, sorted by random keys; `writing` merges slices of all runs into the parts of the list.
-Both keep a bounded number of examples in memory. What is finished stands in `<directory>.work`; a
+Both keep a bounded number of examples in memory. What is finished is kept in `<directory>.work`; a
 job that was killed goes on from there. Items are done in this process, or by Apache Beam's workers,
 with the same bytes in the end.
 
@@ -149,7 +149,8 @@ def _part(at: Path, number: int, count: Callable[[int], None]) -> None:
 
 @contextlib.contextmanager
 def _noted(at: Path):
-    """Leaves a user's mistake where the launcher finds it, whatever the runner makes of it."""
+    """Writes a user's mistake to a file that the launcher reads, whatever the runner does with the
+    error."""
     try:
         yield
     except UserError as error:
@@ -158,7 +159,7 @@ def _noted(at: Path):
 
 
 class _Engine:
-    """Does items, in this process or on Beam, and shows how far they are."""
+    """Does items, in this process or on Beam, and shows the progress."""
 
     def __init__(self, at: Path, console: Console, beam: str | None):
         self.at, self._console, self._beam = at, console, beam
@@ -169,21 +170,22 @@ class _Engine:
         """Calls `function(item, count)` for all items; each leaves `<folder>/<its name>.json`."""
         where = self.at.stem
         with _Meter(self._console, f"{phase} {where}", len(items)) as meter:
-            if self._beam is None:
+            beam = self._beam
+            if beam is None:
                 for done, item in enumerate(items):
                     meter.show(done)
                     function(item, meter.count)
             else:
                 with meter.watching(lambda: self._finished(folder, names)):
-                    self._on_beam(phase, function, items)
+                    self._on_beam(phase, function, items, beam)
 
     def _finished(self, folder: str, names: Sequence[str]) -> int:
         there = {path.name for path in (self.at / folder).glob("*.json")}
         return sum(f"{name}.json" in there for name in names)
 
-    def _on_beam(self, phase: str, function: Callable, items: Sequence) -> None:
+    def _on_beam(self, phase: str, function: Callable, items: Sequence, options: str) -> None:
         try:
-            beam_engine.run(phase, function, items, self._beam)
+            beam_engine.run(phase, function, items, options)
         except Exception:
             # Runners wrap what a worker raised, some beyond recognition.
             work.raise_noted(self.at)
@@ -239,7 +241,7 @@ class _Meter:
 
     @contextlib.contextmanager
     def watching(self, finished: Callable[[], int]):
-        """Asks again and again how many items are finished, while others work on them."""
+        """Polls how many items are finished, while other processes work on them."""
         over = threading.Event()
 
         def watch() -> None:
@@ -256,7 +258,8 @@ class _Meter:
 
 
 def _components(provider, spec: DataSpec, manifests: dict) -> tuple[list[dict], dict[str, Any]]:
-    """What `writer.Mixture` is made of; and what dataset.json says of what was met on the way.
+    """The input of `writer.Mixture`, and the entries of dataset.json about lines and examples that
+    were left out.
 
     Raises UserError for a task without examples, or whose examples all exceed the feature lengths.
     """
@@ -271,7 +274,7 @@ def _components(provider, spec: DataSpec, manifests: dict) -> tuple[list[dict], 
         problems = _sum_up([entry for manifest in first for entry in manifest["skipped"]])
         if not sum(manifest["examples"] for manifest in first):
             left_out = sum(entry["count"] for entry in problems) + here
-            why = f": all {left_out:,} it had were left out as unreadable or empty"
+            why = f": all {left_out:,} of its lines were left out as unreadable or empty"
             for entry in problems:
                 why += f"; {entry['problem']} at {', '.join(entry['first'])}"
             raise UserError(f"{task.name} {spec.split} has no examples{why if left_out else ''}")

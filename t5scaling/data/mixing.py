@@ -40,9 +40,7 @@ class Schedule:
         return np.bincount(self.period[:end], minlength=self.components)
 
 
-def interleave(
-    rates: Sequence[float], available: Sequence[int]
-) -> tuple[Schedule, int, int | None]:
+def interleave(rates: Sequence[float], available: Sequence[int]) -> tuple[Schedule, int, int]:
     """The order in which components take turns until one of them runs out.
 
     In every prefix of n examples, component i has given n * rates[i] / sum(rates) examples to
@@ -64,10 +62,10 @@ def interleave(
 
 def _weights(rates: Sequence[float]) -> list[int]:
     """Turns of each component in a period."""
-    total = sum(Fraction(rate) for rate in rates if rate > 0)
-    shares = [Fraction(rate) / total for rate in rates] if total else [0]
-    shares = [share.limit_denominator(MAX_DENOMINATOR) for share in shares if share > 0]
-    if len(shares) < len(rates) or min(shares) == 0:
+    positive = [Fraction(rate) for rate in rates if rate > 0]
+    total = sum(positive)
+    shares = [(rate / total).limit_denominator(MAX_DENOMINATOR) for rate in positive]
+    if not shares or len(shares) < len(rates) or min(shares) == 0:
         raise UserError(f"mixing rates must be at least 1 to {MAX_DENOMINATOR:,}, got {rates}")
     scale = math.lcm(*(share.denominator for share in shares))
     if scale * sum(shares) > MAX_PERIOD:
@@ -91,13 +89,13 @@ def _turns(weights: Sequence[int]) -> np.ndarray:
     slack = 2 * k - 2
     owed = [0] * k
     for n in range(total):
-        best = None
+        earliest, chosen = math.inf, -1
         for i, weight in enumerate(weights):
             owed[i] += weight
             if slack * owed[i] >= total:
                 due = (total * (slack - 1) - slack * owed[i]) / weight
-                if best is None or due < best[0]:
-                    best = (due, i)
-        turns[n] = best[1]
-        owed[best[1]] -= total
+                if due < earliest:
+                    earliest, chosen = due, i
+        turns[n] = chosen
+        owed[chosen] -= total
     return turns

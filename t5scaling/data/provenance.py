@@ -55,7 +55,7 @@ def describe(
 
 
 def identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `made_from` two descriptions of the same have in common, for a hash."""
+    """The part of `made_from` that is equal for equal data and code, for a hash."""
     files = [
         [path, size, digest or changed_ns] for path, size, changed_ns, digest in made_from["files"]
     ]
@@ -63,7 +63,7 @@ def identity(made_from: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed(made_from: Mapping[str, Any], modules: Sequence[str]) -> str | None:
-    """What is no longer as it was, in words; None if nothing is.
+    """A sentence about the first thing that changed; None if nothing did.
 
     Where none of the files is there any more, as on a machine that was given the examples alone,
     there is nothing to compare them with.
@@ -93,7 +93,8 @@ def matches(pattern: str) -> list[str]:
 def search_path() -> list[str]:
     """Where a child finds modules: what this process finds, and last what lies in the folder.
 
-    So that a tasks.py or queue.py of the user's is never taken for one of ours or of Python's.
+    The folder comes last so that a tasks.py or queue.py in it never hides a module of ours or of
+    Python's.
     """
     here = os.getcwd()
     before = [entry for entry in sys.path if entry and os.path.abspath(entry) != here]
@@ -103,10 +104,11 @@ def search_path() -> list[str]:
 
 
 def child(module: str, *arguments: str) -> list[str]:
-    """The command of a Python process that calls `main` of a module of ours, and has `search_path`
-    as PYTHONPATH.
+    """The command of a Python process that calls `main` of a module of ours, in the environment of
+    `child_environment`.
 
-    Python itself would put the folder first where it finds modules; a queue.py there is not its.
+    Python itself would look for modules in the current folder first, and could take a queue.py
+    there for its own.
     """
     place, _, name = module.rpartition(".")
     code = (
@@ -114,6 +116,11 @@ def child(module: str, *arguments: str) -> list[str]:
         f"from {place} import {name}; sys.exit({name}.main())"
     )
     return [sys.executable, "-c", code, *arguments]
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of such a process: this one's, with its PYTHONPATH and `more` variables."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path()), **more}
 
 
 def code(modules: Sequence[str]) -> dict[str, list[str]]:
@@ -133,7 +140,7 @@ def code(modules: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _source_of(name: str, places: Sequence[str]) -> str | None:
-    """The file of a module that is no installed package, by its name alone."""
+    """The file of a module that is not in an installed package, found by its name alone."""
     if name.split(".")[0] in ("t5scaling", *sys.stdlib_module_names):
         return None
     inside = name.replace(".", os.sep)
@@ -210,7 +217,7 @@ def _changed_files(made_from: Mapping[str, Any]) -> str | None:
     for pattern in made_from["patterns"]:
         for path in matches(_here(pattern)):
             if path not in recorded:
-                return f"{path} has come since"
+                return f"{path} was added"
     for path, file in recorded.items():
         if not os.path.isfile(path):
             return f"{path} is gone"
@@ -242,7 +249,7 @@ def _changed_code(recorded: Mapping[str, list[str]], modules: Sequence[str]) -> 
             if found is None:
                 return f"the task's code no longer has {name}"
             if was is None:
-                return f"the task's code has {name} beside what it had"
+                return f"the task's code now also has {name}"
             where = f"{_here(was[0])}, not {_here(found[0])}" if was[0] != found[0] else ""
             return f"{name} was {where}" if where else f"{_here(found[0])} was changed"
     return None

@@ -13,15 +13,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgpack
 import numpy as np
 import sentencepiece
 
 from t5scaling import values
 from t5scaling.data import provenance, runs, vocabulary, work
-from t5scaling.data.examples import DataSpec, sha256_of
+from t5scaling.data.examples import DataSpec, sha256_of, to_msgpack
 from t5scaling.data.runs import FEATURES
-from t5scaling.errors import UserError, in_one_line, nearest
+from t5scaling.errors import UserError, first_line, in_one_line, nearest
 
 BATCH = 1024  # examples that TensorFlow hands over at once
 MAX_ITEMS = 1024  # shards of one pass over a task
@@ -34,7 +33,7 @@ _one_reader = threading.Lock()
 
 
 def import_seqio():
-    """SeqIO, with a TensorFlow that keeps quiet and leaves accelerators to others."""
+    """SeqIO, with a TensorFlow that logs nothing and uses no accelerator."""
     if "seqio" not in sys.modules:
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
         # What TensorFlow logs as it is loaded and looks for devices heeds no level.
@@ -180,16 +179,15 @@ def _read_model(file: str, name: str) -> tuple[bytes, int]:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
         vocabulary.check(pieces, f"the vocabulary {file} of {name}")
     except (OSError, tf.errors.OpError, RuntimeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"cannot read the vocabulary {file} of {name} ({first[:200]}): name a local "
+            f"cannot read the vocabulary {file} of {name} ({first_line(error)}): name a local "
             "copy as 'vocabulary' in the task's definition, as gin/tasks shows"
         ) from None
     return content, pieces.get_piece_size() - vocabulary.text_pieces(pieces)
 
 
 def fingerprint(provider) -> str:
-    """Changes with the definition of the task: source, steps, their arguments, mixing rates."""
+    """A hash of the task's definition: source, steps, their arguments, mixing rates."""
     return sha256_of(
         [
             {
@@ -216,7 +214,7 @@ def made_from(provider, spec: DataSpec) -> dict:
             if hasattr(task.source, "files"):
                 files += task.source.files(spec.split)
             else:
-                files += filter(os.path.isfile, task.source.list_shards(spec.split))
+                files += [f for f in task.source.list_shards(spec.split) if os.path.isfile(f)]
     found = provider.output_features["inputs"].vocabulary
     model = getattr(found, "sentencepiece_model_file", "")  # bytes need none
     return provenance.describe(spec.code_modules, patterns, files, model)
@@ -273,15 +271,15 @@ def items_of(provider, spec: DataSpec) -> tuple[list[Item], list]:
     for component, task in enumerate(tasks_of(provider)):
         with _explained(task, spec):
             shards = list(task.source.list_shards(spec.split))
-        found = [_stat(shard) for shard in shards]
+        found = [file for file in map(_stat, shards) if file]
         files += found
         count = min(len(shards), MAX_ITEMS)
-        if all(found):
+        if len(found) == len(shards):
             count = min(count, -(-sum(size for _, size, _ in found) // ITEM_BYTES) or 1)
         count = max(count, 1) if spec.is_training else 1
         for number in range((spec.passes or {}).get(task.name, 1)):
             items += [Item(component, task.name, number, i, count) for i in range(count)]
-    return items, [file for file in files if file]
+    return items, files
 
 
 def _stat(shard: str) -> list | None:
@@ -344,7 +342,8 @@ def _read(spec: DataSpec, at: Path, item: Item, count: Callable[[int], None]) ->
 
 
 def _keys(spec: DataSpec, item: Item) -> Callable[[int], np.ndarray]:
-    """Gives the next n keys to sort by: the seed's when training, else the examples' numbers."""
+    """Returns the next n keys to sort by: random ones from the seed for training, else the numbers
+    of the examples."""
     if spec.is_training:
         seed = _seed("order", spec.seed, item.task, item.number, item.shard)
         random = np.random.Generator(np.random.Philox(key=seed % 2**128))
@@ -365,7 +364,7 @@ def _seed(*parts) -> int:
 
 @contextlib.contextmanager
 def _explained(task, spec: DataSpec) -> Iterator[None]:
-    """Turns what is wrong with the data into a UserError, whatever TensorFlow made of it."""
+    """Turns any error about the data into a UserError, also where TensorFlow has wrapped it."""
     import tensorflow as tf
 
     try:
@@ -376,8 +375,8 @@ def _explained(task, spec: DataSpec) -> Iterator[None]:
         cause = getattr(task.source, "error", None)
         if isinstance(cause, ValueError):
             raise UserError(f"{task.name} {spec.split}: {cause}") from None
-        first = next(iter(str(error.message).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{task.name} {spec.split} cannot be read: {first[:300]}") from error
+        reason = first_line(error.message, 300)
+        raise UserError(f"{task.name} {spec.split} cannot be read: {reason}") from error
     except (UserError, MemoryError):
         raise
     except Exception as error:  # of a task's own code
@@ -439,7 +438,7 @@ def _block(
     example is empty if it has no token of the corpus.
     """
     index = np.zeros(len(batch["inputs"]), runs.INDEX)
-    text_tokens, lost = 0, 0
+    text_tokens = lost = np.zeros(len(batch["inputs"]), np.int64)
     for name in FEATURES:
         whole, limit = batch[f"{name}_whole"], spec.feature_lengths[name]
         has_eos = (batch[f"{name}_last"] == eos_id).any(axis=1)
@@ -460,7 +459,7 @@ def _block(
     if names:
         columns = [batch[name][has_text].tolist() for name in names]
         packed = [
-            msgpack.packb({name: text.decode() for name, text in zip(names, row, strict=True)})
+            to_msgpack({name: text.decode() for name, text in zip(names, row, strict=True)})
             for row in zip(*columns, strict=True)
         ]
         index["texts_end"] = np.cumsum([len(text) for text in packed])

@@ -83,8 +83,8 @@ class RunWriter:
         with work_lib.new_file(self._work, path) as temporary, open(temporary, "wb") as file:
             for name, (_, sizes) in columns.items():
                 index[f"{name}_end"] = np.cumsum(sizes[order])
-            file.write(keys[order].astype("<u8"))
-            file.write(index)
+            file.write(keys[order].astype("<u8").data)
+            file.write(index.data)
             for data, sizes in columns.values():
                 ends = np.cumsum(sizes)
                 starts = ends - sizes
@@ -105,7 +105,7 @@ def _joined(blocks: Sequence[Block], column: str) -> tuple[bytes, np.ndarray]:
     return b"".join(getattr(block, column) for block in blocks), np.concatenate(sizes)
 
 
-class Run:
+class SortedRun:
     """A run, opened for reading; `entry` as `RunWriter.runs` has it."""
 
     def __init__(self, work: Path, entry: dict):

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -13,6 +14,8 @@ from sentencepiece import sentencepiece_model_pb2
 from t5scaling import storage
 from t5scaling.errors import UserError
 
+# Protobuf makes the class when the module is imported: no stub knows it.
+ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 SENTINELS = 100  # that come after the pieces of a model without any of its own
 BYTES = b"bytes of UTF-8\n"  # the file of the vocabulary that needs no model
 BYTE_SENTINELS = 125  # of ByT5's: with them its 3 + 256 tokens are 384
@@ -136,7 +139,7 @@ def _sentencepiece(
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError:
-        raise UserError(f"{path} is no SentencePiece model") from None
+        raise UserError(f"{path} is not a SentencePiece model") from None
     check(pieces, f"the vocabulary {path}")
     if extra_ids is None:
         extra_ids = 0 if text_pieces(pieces) < pieces.get_piece_size() else SENTINELS
@@ -145,11 +148,11 @@ def _sentencepiece(
 
 @functools.lru_cache(maxsize=4)
 def _with_sentinels(content: bytes, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
-    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    model = ModelProto.FromString(content)
     for number in reversed(range(extra_ids)):
         model.pieces.add(
             piece=f"▁<extra_id_{number}>",
             score=0.0,
-            type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+            type=ModelProto.SentencePiece.USER_DEFINED,
         )
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())

@@ -1,6 +1,6 @@
 """The work directory of a materialisation: one process at a time, nothing half-written is read.
 
-`<final>.work/` stands beside the directory that it becomes and holds what is finished so far:
+`<final>.work/` lies beside the directory that it becomes and holds what is finished so far:
 `read/` (sorted runs of examples), `written/` (what is known of each part) and `final/` (the parts).
 Files come into being under `tmp/` and are renamed when they are whole, so that a job that was
 killed goes on with what is there.
@@ -8,7 +8,6 @@ killed goes on with what is there.
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from t5scaling import storage
 from t5scaling.errors import UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -31,8 +31,8 @@ class DiskError(UserError):
 
 
 def end_with(parent: int) -> None:
-    """Sends this process SIGTERM when the process `parent`, which started it, is gone: what that
-    one was killed for must not go on here."""
+    """Sends this process SIGTERM when the process `parent`, which started it, is gone: its work
+    must not go on without it."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -48,37 +48,11 @@ def path_for(final: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(final: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the one lock on `final`; calls `waiting` first if another process has it.
-
-    The kernel frees the lock at any death of its holder.
-    """
+    """Holds the one lock on `final`; calls `waiting` first if another process has it."""
     path = final.with_name(f"{final.name}.lock")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with disk_errors(path):
-            file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closing it frees the lock
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # The holder before may have removed the file; then the lock is one on nothing.
-            if not _is_open_at(file.fileno(), path):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_open_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+    storage.make_folder(path.parent)
+    with storage.locked(path, waiting):
+        yield
 
 
 def prepare(work: Path, plan: dict) -> None:
@@ -161,7 +135,7 @@ def _number(error: Exception) -> int | None:
 
 
 def note_error(work: Path, error: UserError) -> None:
-    """Leaves a user's mistake where the process that started the work finds it."""
+    """Writes a user's mistake to a file that the process that started the work reads."""
     with contextlib.suppress(DiskError):
         value = {"message": str(error), "disk": isinstance(error, DiskError)}
         write_json(work, work / "error.json", value)

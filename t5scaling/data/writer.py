@@ -17,10 +17,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5scaling.data import work
-from t5scaling.data.examples import FIELDS, DataSpec, encode_record, sha256_of
+from t5scaling.data.examples import FIELDS, META, VOCABULARY, DataSpec, encode_record, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
-from t5scaling.data.runs import FEATURES, Block, Run
+from t5scaling.data.runs import FEATURES, Block, SortedRun
 
 MAX_KNOTS = 4096
 PART_BYTES = 1 << 27  # of tokens and texts
@@ -30,7 +30,7 @@ class Pass:
     """One pass over a task: its runs together, in the order of the keys."""
 
     def __init__(self, at: Path, entries: Sequence[dict]):
-        self._runs = [Run(at, entry) for entry in entries]
+        self._runs = [SortedRun(at, entry) for entry in entries]
         self._sizes = [entry["examples"] for entry in entries]
         self.bytes = sum(entry["tokens"] + entry["texts"] for entry in entries)
 
@@ -249,7 +249,7 @@ def _count_rows(index: np.ndarray, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def finish(at: Path, final: Path, meta: dict, mixture: Mixture, vocabulary: bytes) -> dict:
-    """Adds to the parts what makes them an examples directory, and moves it to `final`.
+    """Adds vocabulary.model and dataset.json to the parts, and moves the directory to `final`.
 
     Returns the contents of dataset.json.
     """
@@ -294,9 +294,9 @@ def finish(at: Path, final: Path, meta: dict, mixture: Mixture, vocabulary: byte
     }
     meta = json.loads(json.dumps(meta))  # as it is read
     meta["dataset_sha256"] = sha256_of(meta)
-    with work.new_file(at, at / "final" / "vocabulary.model") as temporary:
+    with work.new_file(at, at / "final" / VOCABULARY) as temporary:
         temporary.write_bytes(vocabulary)
-    work.write_json(at, at / "final" / "dataset.json", meta)
+    work.write_json(at, at / "final" / META, meta)
     with work.disk_errors(final):
         (at / "final").rename(final)
     return meta

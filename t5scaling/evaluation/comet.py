@@ -67,7 +67,7 @@ class Comet:
             sources: the inputs as the model gets them; `without_prompt` takes off the prompt.
             targets: references.
             predictions: outputs, in the same order.
-            note: told now and then how far it is.
+            note: called now and then with a text about the progress.
 
         Returns:
             comet (mean of the segments' scores, times 100), comet_signature, and the bootstrap
@@ -171,6 +171,7 @@ def _ask(python: Path, request: dict[str, Any], note: Callable[[str], None]) -> 
             errors="replace",
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         )
+        assert process.stdout is not None  # it is a pipe
         try:
             for line in process.stdout:
                 if line.startswith(comet_worker.PROGRESS):
@@ -184,7 +185,7 @@ def _ask(python: Path, request: dict[str, Any], note: Callable[[str], None]) -> 
             process.stdout.close()
         if code or not os.path.exists(answered):
             log.seek(0)
-            last = [line.strip() for line in log if line.strip()][-1:] or ["it said nothing"]
+            last = [line.strip() for line in log if line.strip()][-1:] or ["it printed nothing"]
             raise Unavailable(f"COMET's process ended with status {code}: {last[0]}")
         with open(answered, encoding="utf-8") as file:
             answer = json.load(file)

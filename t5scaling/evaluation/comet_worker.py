@@ -29,7 +29,7 @@ class NoModel(Exception):
 
 def versions():
     import comet  # noqa: F401  the check
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  in COMET's environment, not in ours
 
     return {
         "unbabel-comet": importlib.metadata.version("unbabel-comet"),
@@ -39,7 +39,7 @@ def versions():
 
 def find(model, model_file):
     """-> path of the checkpoint, and a name that changes when the model does."""
-    from comet import download_model
+    from comet import download_model  # pyright: ignore[reportAttributeAccessIssue]  as torch
 
     if model_file:
         path = pathlib.Path(model_file)
@@ -54,8 +54,8 @@ def find(model, model_file):
         path = pathlib.Path(download_model(model))
     except KeyError as error:
         raise NoModel(
-            f"{model} cannot be had from the Hugging Face hub: no network, no such model, or its "
-            "licence is not accepted; Comet.model_file takes a local copy"
+            f"{model} could not be downloaded from the Hugging Face hub: no network, no such "
+            "model, or its licence is not accepted; Comet.model_file takes a local copy"
         ) from error
     folders = path.parts
     if "snapshots" in folders[:-1]:
@@ -64,8 +64,8 @@ def find(model, model_file):
 
 
 def score(request):
-    import torch
-    from comet import load_from_checkpoint
+    import torch  # pyright: ignore[reportMissingImports]  in COMET's environment, not in ours
+    from comet import load_from_checkpoint  # pyright: ignore[reportAttributeAccessIssue]  as torch
 
     path, name = find(request["model"], request["model_file"])
     model = load_from_checkpoint(str(path))

@@ -31,16 +31,9 @@ from t5scaling.evaluation.generate import (
     one_ahead,
 )
 from t5scaling.model import decoding, network
-from t5scaling.records import COUNT, NAME, NUMBER, Fields, read_lines
-from t5scaling.training import (
-    agreement,
-    checkpoint,
-    distributed,
-    run_directory,
-    sharding,
-    step,
-    tracker,
-)
+from t5scaling.records import COUNT, EVALUATIONS, INFERENCE, NAME, NUMBER, Fields, read_lines
+from t5scaling.training import agreement, checkpoint, distributed, run_directory, sharding, tracker
+from t5scaling.training import step as step_lib
 
 TRIED_EXAMPLES = 8  # with which metrics are tried before a run begins
 
@@ -156,7 +149,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         """-> {"cross_entropy": nats per target token, "target_tokens": their number,
         "truncated": examples whose inputs or targets did not fit the feature lengths}."""
-        eval_step = step.jit_eval_step(config, layout)
+        eval_step = step_lib.jit_eval_step(config, layout)
         total, tokens = 0.0, 0
         dispatched = (
             eval_step(params, sharding.put_batch(batch, layout))
@@ -356,12 +349,12 @@ def evaluate_checkpoints(
     model = run_directory.model_of(model_dir, model)
     layout = sharding.make_layout(mesh_shape, rules)
     sharding.check(layout, model)
-    abstract = step.abstract_params(model, layout)
+    abstract = step_lib.abstract_params(model, layout)
     for _, path in wanted:
         checkpoint.check_params(path, abstract)
     if distributed.is_main():  # another user's run: better now than after all is measured
         storage.check_writable(output_dir)
-        storage.check_writable(storage.path(output_dir) / "inference_eval")
+        storage.check_writable(storage.path(output_dir) / INFERENCE)
     contents = []
     for evaluator in evaluators:
         evaluator.check_settings(layout)
@@ -418,7 +411,7 @@ class _Lines:
     """
 
     def __init__(self, output_dir: str):
-        self._path = storage.path(output_dir) / "eval.jsonl"
+        self._path = storage.path(output_dir) / EVALUATIONS
         fields = {"step": COUNT, "saved": NUMBER, "evaluation": NAME, "task": NAME, "split": NAME}
         self.lines = _read_lines(self._path, fields)
 
@@ -464,7 +457,7 @@ def write_outputs(
     model_dir: str, task: str, step_now: int, outputs: list[dict], results: dict[str, Any]
 ) -> None:
     """Predictions and metrics as T5X logs them; a step evaluated again replaces its line."""
-    folder = storage.path(model_dir) / "inference_eval"
+    folder = storage.path(model_dir) / INFERENCE
     folder.mkdir(parents=True, exist_ok=True)
     storage.write(
         folder / f"{task}-{step_now:06d}.jsonl",

@@ -29,7 +29,7 @@ def check_decoder(decoder: Any) -> None:
     """Raises UserError if `decoder` is none, such as a name without gin's @."""
     if not isinstance(decoder, Decoder):
         raise UserError(
-            f"{decoder!r} is no decoder; expected @decoding.Greedy(), @decoding.BeamSearch() or "
+            f"{decoder!r} is not a decoder; expected @decoding.Greedy(), @decoding.BeamSearch() or "
             "@decoding.Sampling()"
         )
 
@@ -65,7 +65,7 @@ class Generator:
 
     def __call__(
         self,
-        inputs: Sequence[np.ndarray],
+        inputs: Sequence[Sequence[int] | np.ndarray],
         *,
         first_id: int = 0,
         progress: Callable[[int], None] = lambda done: None,
@@ -85,7 +85,7 @@ class Generator:
         return [answers[index] for index in range(len(inputs))]
 
     def _outputs(
-        self, inputs: Sequence[np.ndarray], first_id: int
+        self, inputs: Sequence[Sequence[int] | np.ndarray], first_id: int
     ) -> Iterator[tuple[list[int], tuple[jax.Array, jax.Array]]]:
         """(numbers of the inputs, tokens (B, L) and scores (B,) of a batch), dispatched."""
         transformer = network.Transformer(self.config)

@@ -19,7 +19,7 @@ from t5scaling.errors import UserError
 from t5scaling.evaluation.generate import Decoder, Generated, Generator, check_decoder
 from t5scaling.model import network
 from t5scaling.training import agreement, checkpoint, distributed, run_directory, sharding, tracker
-from t5scaling.training import step as steps
+from t5scaling.training import step as step_lib
 
 BLOCK = 4096  # lines that are sorted by length together, and written together
 LINE_BYTES = 1 << 24  # of the longest line that is read
@@ -52,7 +52,7 @@ def infer(
         decoder: how text is generated.
         model: the run's architecture; None for what the run itself says, which T5X's do not.
         vocabulary_file: for a checkpoint of T5X, which has none: a SentencePiece model, or "bytes".
-        prompt: what stands before each line, as in training: "translate English to German: ".
+        prompt: the text put before each line, as in training: "translate English to German: ".
         step: of the checkpoint, or "last".
         input_length: tokens of a line and its prompt that are read; longer ones are cut, counted
             and reported.
@@ -73,7 +73,7 @@ def infer(
             bar = tracker.console_progress("infer", shown=distributed.is_main())
             progress = stack.enter_context(bar)
         sha256, total = _scan(input_file)
-        chosen = [step] if step != "last" else step
+        chosen = step if isinstance(step, str) else [step]
         [(found_step, path)] = checkpoint.choose(model_dir, chosen, of_t5x=True)
         model = run_directory.model_of(model_dir, model)
         vocabulary = run_directory.vocabulary_of(model_dir, vocabulary_file, model.vocab_size)
@@ -95,7 +95,7 @@ def infer(
         output = _Output(output_file, made_from)
         agreement.check({f"record of {output_file}": output.facts()})
         if output.is_finished():
-            print(f"{output_file} is done already", flush=True)
+            print(f"{output_file} is already done", flush=True)
             return
         done, truncated = output.resume()
         layout = sharding.make_layout(mesh_shape, rules)
@@ -103,7 +103,7 @@ def infer(
         sharding.check_batch_size(batch_size, layout)
         generator = Generator(
             model,
-            checkpoint.restore_params(path, steps.abstract_params(model, layout)),
+            checkpoint.restore_params(path, step_lib.abstract_params(model, layout)),
             layout,
             vocabulary,
             decoder,
@@ -190,7 +190,8 @@ class _Output:
         if not os.path.isdir(folder):
             raise UserError(f"no folder {folder} for {path}")
         self._record = dict(made_from) | {"done": 0, "bytes": 0, "truncated": 0}
-        counts = dict.fromkeys(("lines", "done", "bytes", "truncated"), records.COUNT)
+        names = ("lines", "done", "bytes", "truncated")
+        counts: records.Fields = dict.fromkeys(names, records.COUNT)
         before = records.read_object(self._record_path, counts)
         if before is not None:
             for name, value in made_from.items():

@@ -159,7 +159,7 @@ def _tensors(path: str) -> Iterator[tuple[str, np.ndarray]]:
         raise UserError(f"{path} has no {WEIGHTS}{what}")
     for name in files:
         if os.path.basename(name) != name:
-            raise UserError(f"{path}/{INDEX} names {name!r}, which is no file of that folder")
+            raise UserError(f"{path}/{INDEX} names {name!r}, which is not a file of that folder")
         try:
             # JAX's arrays, as NumPy knows no bfloat16; they are views of host memory.
             with safetensors.safe_open(os.path.join(folder, name), framework="flax") as file:

@@ -149,10 +149,12 @@ def _legacy_tree(path: str) -> Tree:
     except OSError as error:
         raise UserError(f"{path}/{FILE} cannot be read: {error.strerror}") from None
     except Exception as error:  # msgpack raises many kinds for damaged bytes
-        raise UserError(f"{path}/{FILE} is no whole msgpack file: {first_line(error)}") from None
+        raise UserError(
+            f"{path}/{FILE} is not a complete msgpack file: {first_line(error)}"
+        ) from None
     optimizer = tree.get("optimizer") if isinstance(tree, Mapping) else None
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("target"), Mapping):
-        raise UserError(f"{path}/{FILE} is no checkpoint of T5X: it has no optimizer/target")
+        raise UserError(f"{path}/{FILE} is not a checkpoint of T5X: it has no optimizer/target")
     return dict(optimizer)
 
 
@@ -240,14 +242,14 @@ def _orbax_metadata(path: str) -> Tree:
 
     item = epath.Path(storage.absolute(path)) / ITEM
     if not (item / "_METADATA").is_file():
-        raise UserError(f"{path} is no checkpoint of T5X: it has neither {FILE} nor {ITEM}/")
+        raise UserError(f"{path} is not a checkpoint of T5X: it has neither {FILE} nor {ITEM}/")
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(item).item_metadata.tree
     except Exception as error:  # Orbax raises many kinds for a damaged file
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     if not isinstance(tree, Mapping) or not isinstance(tree.get("target"), Mapping):
-        raise UserError(f"{path}/{ITEM} is no checkpoint of T5X: it has no target")
+        raise UserError(f"{path}/{ITEM} is not a checkpoint of T5X: it has no target")
     return dict(tree)
 
 

@@ -109,7 +109,7 @@ def _addresses(source: str | None, trees: str) -> list[str]:
         try:
             archive = subprocess.run(git, capture_output=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError):
-            raise UserError(f"{clone} is no clone of {SOURCES[name][0]}") from None
+            raise UserError(f"{clone} is not a clone of {SOURCES[name][0]}") from None
         subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
         found.append(tree)
     return found

@@ -194,7 +194,9 @@ def text(training: Training) -> str:
                 "feature_converter_cls": Gin(f"@seqio.{converter}"),
                 "z_loss": training.z_loss,
                 "label_smoothing": training.label_smoothing,
-                "loss_normalizing_factor": NORMALIZERS.get(normalizer, normalizer),
+                "loss_normalizing_factor": (
+                    NORMALIZERS[normalizer] if isinstance(normalizer, str) else normalizer
+                ),
             },
         ),
         ("network.Transformer", {"config": Gin("@network.T5Config()")}),

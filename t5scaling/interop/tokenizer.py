@@ -10,9 +10,7 @@ import json
 import re
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
-
-from t5scaling.data.vocabulary import BYTE_SENTINELS, BYTES
+from t5scaling.data.vocabulary import BYTE_SENTINELS, BYTES, ModelProto
 from t5scaling.errors import UserError
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -35,10 +33,12 @@ def files(vocabulary: bytes) -> dict[str, str]:
     if vocabulary == BYTES:
         settings = {"tokenizer_class": BYTE_TOKENIZER, "extra_ids": BYTE_SENTINELS}
         return {SETTINGS: json.dumps(settings, indent=2) + "\n"}
-    model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary)
+    model = ModelProto.FromString(vocabulary)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     if trained.model_type != _UNIGRAM:
-        raise UserError("the vocabulary is no unigram model of SentencePiece, as those of T5 are")
+        raise UserError(
+            "the vocabulary is not a unigram model of SentencePiece, as those of T5 are"
+        )
     if not normalised.escape_whitespaces or trained.treat_whitespace_as_suffix:
         raise UserError("the vocabulary does not mark spaces before words, as those of T5 do")
     special = {

@@ -76,7 +76,7 @@ def architecture(shapes: Mapping[str, tuple[int, ...]], source: str, **known: An
         found = shapes.get(path)
         if found is None or len(found) != rank:
             what = "is missing" if found is None else f"has shape {found}"
-            raise UserError(f"{source} holds no T5 of this kind: parameter {path} {what}")
+            raise UserError(f"{source} does not hold a T5 of this kind: parameter {path} {what}")
         return found
 
     layers = {name: _count_layers(shapes, name, source) for name in _STACKS}
@@ -107,8 +107,8 @@ def _count_layers(shapes: Mapping[str, tuple[int, ...]], stack: str, source: str
     }
     if not numbers:
         raise UserError(
-            f"{source} holds no T5 of this kind: there is no {stack}/layers_0; its parameters are "
-            f"{_some(shapes)}"
+            f"{source} does not hold a T5 of this kind: there is no {stack}/layers_0; its "
+            f"parameters are {_some(shapes)}"
         )
     return max(numbers) + 1
 
@@ -120,7 +120,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: T5Config, source
     for path in sorted(expected.keys() - shapes.keys()):
         raise UserError(f"{source} has no parameter {path}, which a {_named(config)} has")
     for path in sorted(shapes.keys() - expected.keys()):
-        raise UserError(f"{source} has a parameter {path}, which a {_named(config)} has not")
+        raise UserError(f"{source} has a parameter {path}, which a {_named(config)} does not have")
     for path, shape in sorted(expected.items()):
         if tuple(shapes[path]) != tuple(shape):
             raise UserError(

@@ -34,7 +34,9 @@ class Mask(NamedTuple):
     packed: bool
 
     @classmethod
-    def unpacked(cls, queries_BxT, keys_BxS, *, causal=False):
+    def unpacked(
+        cls, queries_BxT: jax.Array, keys_BxS: jax.Array, *, causal: bool = False
+    ) -> "Mask":
         """For rows that are not packed: keys are visible where their token is not 0.
 
         With `causal`, padding needs no mask of its own: it comes after all tokens.
@@ -42,7 +44,7 @@ class Mask(NamedTuple):
         keys = jnp.ones_like(keys_BxS) if causal else (keys_BxS > 0).astype(jnp.int32)
         return cls(jnp.ones(queries_BxT.shape, jnp.int32), keys, causal, packed=False)
 
-    def visible(self):
+    def visible(self) -> jax.Array:
         """(B or 1, T or 1, S) bool."""
         if self.packed:
             seen = self.query_segments_BxT[:, :, None] == self.key_segments_BxS[:, None]
@@ -57,7 +59,7 @@ class Mask(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A backend and, in a sentence, why it is taken."""
+    """A backend, and a sentence with the reason for it."""
 
     backend: str
     reason: str
@@ -78,8 +80,8 @@ def choose(
     if platform == "tpu":
         return Choice(
             "plain",
-            "the fused kernels are compiled for TPUs and tested, but nobody has timed them there; "
-            "ATTENTION='fused' takes them, for less memory",
+            "the fused kernels are compiled for TPUs and tested, but their speed there has not "
+            "been measured; ATTENTION='fused' takes them, for less memory",
         )
     if platform != "gpu":
         return Choice("plain", f"there is no fused kernel for this platform, {platform}")
@@ -146,7 +148,9 @@ def share(config: T5Config, mask: Mask, bias_HxC: jax.Array | None = None) -> Sh
     return Shared(mask, backend, diagonals_to_matrix(bias_HxC, queries, keys))
 
 
-def attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, shared: Shared) -> jax.Array:
+def attend(
+    q_BxTxHxD: jax.Array, k_BxSxHxD: jax.Array, v_BxSxHxD: jax.Array, shared: Shared
+) -> jax.Array:
     """softmax(q k + bias) v over the keys that the mask lets each query see: (B, T, H, D).
 
     q, k and v are float32 or bfloat16; scores and softmax are float32. There is no factor
@@ -159,19 +163,34 @@ def attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, shared: Shared) -> jax.Array:
         return _plain(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias, mask)
     run = {"fused": _fused, "cudnn": _cudnn}[backend]
 
-    def on_one_device(q, k, v, bias, query_segments, key_segments):
+    def on_one_device(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        bias: jax.Array | None,
+        query_segments: jax.Array,
+        key_segments: jax.Array,
+    ) -> jax.Array:
         own = mask._replace(query_segments_BxT=query_segments, key_segments_BxS=key_segments)
         return run(q, k, v, bias, own)
 
     rows = ("batch", None, "activation_heads", None)
     heads = None if bias is None else ("activation_heads", *(None,) * (bias.ndim - 1))
     segments = ("batch", None)
-    return placement().on_each_device(
-        on_one_device, (rows, rows, rows, heads, segments, segments), rows
-    )(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias, mask.query_segments_BxT, mask.key_segments_BxS)
+    on_each_device = placement().on_each_device
+    assert on_each_device is not None  # else `share` has chosen "plain"
+    return on_each_device(on_one_device, (rows, rows, rows, heads, segments, segments), rows)(
+        q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias, mask.query_segments_BxT, mask.key_segments_BxS
+    )
 
 
-def _plain(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias_HxTxS, mask: Mask) -> jax.Array:
+def _plain(
+    q_BxTxHxD: jax.Array,
+    k_BxSxHxD: jax.Array,
+    v_BxSxHxD: jax.Array,
+    bias_HxTxS: jax.Array | None,
+    mask: Mask,
+) -> jax.Array:
     # A head's positions side by side, as the products over them want.
     k_BxHxSxD, v_BxHxSxD = k_BxSxHxD.swapaxes(1, 2), v_BxSxHxD.swapaxes(1, 2)
     scores_BxHxTxS = jnp.einsum(
@@ -184,7 +203,9 @@ def _plain(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, bias_HxTxS, mask: Mask) -> jax.Array
     return jnp.einsum("BHTS,BHSD->BTHD", weights_BxHxTxS, v_BxHxSxD)
 
 
-def _fused(q, k, v, bias_HxC, mask: Mask) -> jax.Array:
+def _fused(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias_HxC: jax.Array | None, mask: Mask
+) -> jax.Array:
     platform = placement().platform
     if platform == "tpu":  # Pallas takes a while to import
         from t5scaling.model import attention_tpu as kernels
@@ -196,7 +217,9 @@ def _fused(q, k, v, bias_HxC, mask: Mask) -> jax.Array:
     )  # fmt: skip
 
 
-def _cudnn(q, k, v, bias_HxTxS, mask: Mask) -> jax.Array:
+def _cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias_HxTxS: jax.Array | None, mask: Mask
+) -> jax.Array:
     """cuDNN's flash attention, whose bias is bfloat16 and whose padding is a length."""
     lengths = [
         jnp.sum(segments, axis=1, dtype=jnp.int32)

@@ -14,7 +14,8 @@ distances: column c is that of key - query = c - (T-1).
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jax.experimental.pallas import triton
 
 from t5scaling.model import attention_gpu_kernels as kernels
 from t5scaling.model.attention_gpu_kernels import Settings, Tile
-from t5scaling.model.layers import PRODUCT, diagonals_to_matrix, sums_of_diagonals
+from t5scaling.model.layers import PRODUCT, custom_vjp, diagonals_to_matrix, sums_of_diagonals
 
 OUTSIDE = -1  # segment of the keys that fill the last block: no query ever attends to them
 
@@ -94,19 +95,37 @@ def _pad(x: jax.Array, axis: int, more: tuple[int, int], value: int = 0) -> jax.
     return jnp.pad(x, widths, constant_values=value)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _attend(q, k, v, bias, q_segments, k_segments, settings, tiles):
+@custom_vjp(6, 7)
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    settings: Settings,
+    tiles: Tiles,
+) -> jax.Array:
     return run("output", (q, k, v, bias, q_segments, k_segments), settings, tiles)[0]
 
 
-def _attend_fwd(q, k, v, bias, q_segments, k_segments, settings, tiles):
+def _attend_fwd(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    settings: Settings,
+    tiles: Tiles,
+) -> tuple[jax.Array, Any]:
     given = (q, k, v, bias, q_segments, k_segments)
     o, log_z = run("output", given, settings, tiles)
     # The policy "minimal" keeps what has this name, as it keeps other matrix products.
     return checkpoint_name(o, PRODUCT), (*given, o, checkpoint_name(log_z, PRODUCT))
 
 
-def _attend_bwd(settings, tiles, residuals, do):
+def _attend_bwd(settings: Settings, tiles: Tiles, residuals: Any, do: jax.Array) -> tuple[Any, ...]:
     *given, o, log_z = residuals
     dq, delta = run("by_queries", (*given, do, log_z, o), settings, tiles)
     given = (*given, do, log_z, delta)
@@ -121,7 +140,7 @@ def _attend_bwd(settings, tiles, residuals, do):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def run(name, operands, settings, tiles):
+def run(name: str, operands: Sequence[Any], settings: Settings, tiles: Tiles) -> list[jax.Array]:
     """Calls a kernel, once for each point of its grid.
 
     output: (q, k, v, bias, q_segments, k_segments) -> o (B, T, H, D), log_z (B, H, T): the
@@ -141,8 +160,8 @@ def run(name, operands, settings, tiles):
     rows = tile.queries if "i" in grid else length
     cols = tile.keys if "j" in grid else keys
 
-    def block(*shape, at):
-        def index(*ids):
+    def block(*shape: int | None, at: str) -> pl.BlockSpec:
+        def index(*ids: Any) -> tuple[Any, ...]:
             place = {"b": 0, "h": 0, "i": 0, "j": 0, "-": 0} | dict(zip(grid, ids, strict=True))
             return tuple(place[axis] for axis in at)
 

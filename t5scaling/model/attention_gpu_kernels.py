@@ -6,7 +6,7 @@ score, every operation counts.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jax.experimental.pallas import triton
 HIDDEN = -(2.0**33)  # score of a key that is not visible
 LOWEST = -(2.0**32)  # below every score of a visible key; exp(HIDDEN - LOWEST) is 0
 LOG2_E = math.log2(math.e)
+
+# A block in the memory that a kernel works on: read by [...], written by [...] = values.
+Ref = Any
 
 
 class Tile(NamedTuple):
@@ -47,18 +50,25 @@ class _Block(NamedTuple):
     first_key: jax.Array | int
     by_key: bool = False
 
-    def queries(self, x):
+    def queries(self, x: jax.Array) -> jax.Array:
         """(queries,) -> along the axis of the queries."""
         return x[None, :] if self.by_key else x[:, None]
 
-    def keys(self, x):
+    def keys(self, x: jax.Array) -> jax.Array:
         return x[:, None] if self.by_key else x[None, :]
 
-    def product(self, x_queries, x_keys):
+    def product(self, x_queries: jax.Array, x_keys: jax.Array) -> jax.Array:
         """(queries, D), (keys, D) -> the block of their products."""
         return _dot(x_keys, x_queries.T) if self.by_key else _dot(x_queries, x_keys.T)
 
-    def scores(self, q, k, bias, q_segments, k_segments):
+    def scores(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        bias: jax.Array | None,
+        q_segments: jax.Array,
+        k_segments: jax.Array,
+    ) -> jax.Array:
         """Scores of a block; HIDDEN, or about that, where a key is not visible."""
         scores = self.product(q, k)
         if bias is not None:
@@ -72,13 +82,21 @@ class _Block(NamedTuple):
             visible &= rows >= self.keys(self.first_key + jnp.arange(k.shape[0]))
         return jnp.where(visible, scores, HIDDEN)
 
-    def weights(self, q, k, bias, q_segments, k_segments, log_z):
+    def weights(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        bias: jax.Array | None,
+        q_segments: jax.Array,
+        k_segments: jax.Array,
+        log_z: jax.Array,
+    ) -> jax.Array:
         """The softmax's weights of a block, from the logarithm of its normaliser."""
         scores = self.scores(q, k, bias, q_segments, k_segments)
         return _exp(scores, self.queries(log_z), self.settings)
 
 
-def _exp(x, shift, settings):
+def _exp(x: jax.Array, shift: jax.Array, settings: Settings) -> jax.Array:
     """exp(x - shift) of float32: one multiply-add, and the hardware's exponential of base 2."""
     x, shift = jnp.broadcast_arrays(x, shift * LOG2_E)
     if settings.interpret:
@@ -93,17 +111,17 @@ def _exp(x, shift, settings):
     return y
 
 
-def _dot(a, b):
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Product summed in float32; float32 operands are not rounded."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _columns(ref, at):
+def _columns(ref: Ref | None, at: slice | pl.Slice) -> jax.Array | None:
     return None if ref is None else ref[:, at]
 
 
-def _key_blocks(k_ref, first_query, tile, causal):
+def _key_blocks(k_ref: Ref, first_query: jax.Array, tile: Tile, causal: bool) -> jax.Array | int:
     """How many blocks of keys a block of queries has to go through."""
     blocks = k_ref.shape[0] // tile.keys
     if not causal:
@@ -112,12 +130,22 @@ def _key_blocks(k_ref, first_query, tile, causal):
 
 
 def output_kernel(
-    q_ref, k_ref, v_ref, bias_ref, q_seg_ref, k_seg_ref, o_ref, log_z_ref, *, tile, settings
-):  # fmt: skip
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    bias_ref: Ref,
+    q_seg_ref: Ref,
+    k_seg_ref: Ref,
+    o_ref: Ref,
+    log_z_ref: Ref,
+    *,
+    tile: Tile,
+    settings: Settings,
+) -> None:
     first_query = pl.program_id(2) * tile.queries
     q, q_segments = q_ref[...], q_seg_ref[...]
 
-    def body(j, carry):
+    def body(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         highest, z, o = carry
         at = pl.ds(j * tile.keys, tile.keys)
         block = _Block(settings, first_query, j * tile.keys)
@@ -138,15 +166,27 @@ def output_kernel(
 
 
 def by_queries_kernel(
-    q_ref, k_ref, v_ref, bias_ref, q_seg_ref, k_seg_ref, do_ref, log_z_ref, o_ref,
-    dq_ref, delta_ref, *, tile, settings,
-):  # fmt: skip
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    bias_ref: Ref,
+    q_seg_ref: Ref,
+    k_seg_ref: Ref,
+    do_ref: Ref,
+    log_z_ref: Ref,
+    o_ref: Ref,
+    dq_ref: Ref,
+    delta_ref: Ref,
+    *,
+    tile: Tile,
+    settings: Settings,
+) -> None:
     first_query = pl.program_id(2) * tile.queries
     q, q_segments, do, log_z = q_ref[...], q_seg_ref[...], do_ref[...], log_z_ref[...]
     delta = jnp.sum(do.astype(jnp.float32) * o_ref[...].astype(jnp.float32), axis=1)
     delta_ref[...] = delta
 
-    def body(j, dq):
+    def body(j: jax.Array, dq: jax.Array) -> jax.Array:
         at = pl.ds(j * tile.keys, tile.keys)
         k, segments = k_ref[at], k_seg_ref[at]
         block = _Block(settings, first_query, j * tile.keys)
@@ -160,13 +200,25 @@ def by_queries_kernel(
 
 
 def by_keys_kernel(
-    q_ref, k_ref, v_ref, bias_ref, q_seg_ref, k_seg_ref, do_ref, log_z_ref, delta_ref,
-    dk_ref, dv_ref, *, tile, settings,
-):  # fmt: skip
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    bias_ref: Ref,
+    q_seg_ref: Ref,
+    k_seg_ref: Ref,
+    do_ref: Ref,
+    log_z_ref: Ref,
+    delta_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
+    *,
+    tile: Tile,
+    settings: Settings,
+) -> None:
     first_key = pl.program_id(2) * tile.keys
     k, v, k_segments = k_ref[...], v_ref[...], k_seg_ref[...]
 
-    def body(i, carry):
+    def body(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         dk, dv = carry
         at = pl.ds(i * tile.queries, tile.queries)
         q, do, segments, log_z = q_ref[at], do_ref[at], q_seg_ref[at], log_z_ref[at]
@@ -182,13 +234,24 @@ def by_keys_kernel(
 
 
 def by_bias_kernel(
-    q_ref, k_ref, v_ref, bias_ref, q_seg_ref, k_seg_ref, do_ref, log_z_ref, delta_ref,
-    dscores_ref, *, tile, settings,
-):  # fmt: skip
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    bias_ref: Ref,
+    q_seg_ref: Ref,
+    k_seg_ref: Ref,
+    do_ref: Ref,
+    log_z_ref: Ref,
+    delta_ref: Ref,
+    dscores_ref: Ref,
+    *,
+    tile: Tile,
+    settings: Settings,
+) -> None:
     first_query, first_key = pl.program_id(1) * tile.queries, pl.program_id(2) * tile.keys
     block, bias = _Block(settings, first_query, first_key), bias_ref[...].astype(jnp.float32)
 
-    def body(b, dscores):
+    def body(b: jax.Array, dscores: jax.Array) -> jax.Array:
         q_segments, k_segments = q_seg_ref[b], k_seg_ref[b]
         p = block.weights(q_ref[b], k_ref[b], bias, q_segments, k_segments, log_z_ref[b])
         return dscores + p * (block.product(do_ref[b], v_ref[b]) - delta_ref[b][:, None])

@@ -15,8 +15,8 @@ Axes in array names: B batch, T query position, S key position, H head, D head d
 distances: column c is that of key - query = c - (T-1).
 """
 
-import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,17 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from t5scaling.model.layers import PRODUCT
+from t5scaling.model.layers import PRODUCT, custom_vjp
 
 LANES = 128  # blocks are multiples of it
 OUTSIDE = -1  # segment of the keys that fill the last block: no query ever attends to them
 HIDDEN = -(2.0**33)  # score of a key that is not visible
 LOWEST = -(2.0**32)  # below every score of a visible key; exp(HIDDEN - LOWEST) is 0
+
+# A block in the memory that a kernel works on: read by [...], written by [...] = values.
+Ref = Any
+# q, k, v (B, H, D, positions); bias (H, 1, T+S) or None; segments of queries and keys, as rows.
+_Given = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
 class Tile(NamedTuple):
@@ -59,10 +64,10 @@ def attend(
     tile = Tile(_even(length, tiles.queries), _even(keys, tiles.keys))
     more_queries, more_keys = -length % tile.queries, -keys % tile.keys
 
-    def by_lanes(x_BxTxHxD, more):  # -> (B, H, D, T)
+    def by_lanes(x_BxTxHxD: jax.Array, more: int) -> jax.Array:  # -> (B, H, D, T)
         return jnp.pad(x_BxTxHxD.transpose(0, 2, 3, 1), [(0, 0)] * 3 + [(0, more)])
 
-    def as_row(segments_BxT, more, value):  # -> (B, 1, T)
+    def as_row(segments_BxT: jax.Array, more: int, value: int) -> jax.Array:  # -> (B, 1, T)
         padded = jnp.pad(segments_BxT, [(0, 0), (0, more)], constant_values=value)
         return padded.astype(jnp.int32)[:, None]
 
@@ -85,19 +90,19 @@ def _even(length: int, most: int) -> int:
 # --- the kernels' calls ---------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attend(given, settings):
+@custom_vjp(1)
+def _attend(given: _Given, settings: _Settings) -> jax.Array:
     return _attend_fwd(given, settings)[0]
 
 
-def _attend_fwd(given, settings):
+def _attend_fwd(given: _Given, settings: _Settings) -> tuple[jax.Array, Any]:
     o, log_z = _call(_output_kernel, "bhij", given, (), "", "q row", "row row q", settings)
     # The policy "minimal" keeps what has this name, as it keeps other matrix products.
     o, log_z = checkpoint_name(o, PRODUCT), checkpoint_name(log_z, PRODUCT)
     return o, (given, o, log_z)
 
 
-def _attend_bwd(settings, residuals, do):
+def _attend_bwd(settings: _Settings, residuals: Any, do: jax.Array) -> tuple[Any]:
     given, o, log_z = residuals
     more, names = (do, log_z, o), "q row q"
     dq, delta = _call(_dq_kernel, "bhij", given, more, names, "q row", "q", settings)
@@ -112,7 +117,16 @@ def _attend_bwd(settings, residuals, do):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _call(kernel, grid, given, more, names, results, sums, settings):
+def _call(
+    kernel: Callable[..., None],
+    grid: str,
+    given: _Given,
+    more: tuple[jax.Array, ...],
+    names: str,
+    results: str,
+    sums: str,
+    settings: _Settings,
+) -> list[jax.Array]:
     """Calls a kernel for each point of a grid over h (heads), b (rows of the batch), i (blocks of
     queries), j (blocks of keys), the last axis innermost.
 
@@ -131,35 +145,38 @@ def _call(kernel, grid, given, more, names, results, sums, settings):
         "scores": (None, (tile.keys, tile.queries), None),  # only as a sum
     }
     dtypes = {"q": given[0].dtype, "k": given[0].dtype, "row": jnp.float32, "bias": jnp.float32}
-    results, sums = results.split(), sums.split()
+    kept = sums.split()
 
-    def spec(name):
+    def spec(name: str) -> pl.BlockSpec:
         _, shape, axes = kinds[name]
         place = lambda ids: (0 if axis == "-" else ids[grid.index(axis)] for axis in axes)
         return pl.BlockSpec(shape, lambda *ids: tuple(place(ids)))
 
-    def program(*refs):
+    def program(*refs: Ref) -> None:
         block = _Block(grid, settings, *refs[:6])
 
         @pl.when(block.is_first)
-        def _():
-            for ref in refs[-len(sums) :]:
+        def _() -> None:
+            for ref in refs[-len(kept) :]:
                 ref[...] = jnp.zeros_like(ref)
 
         kernel(block, *refs[6:])
 
-    specs = [spec(name) for name in f"q k k bias q_segments k_segments {names}".split()]
+    specs: list[pl.BlockSpec | None] = [
+        spec(name) for name in f"q k k bias q_segments k_segments {names}".split()
+    ]
     specs[3] = None if given[3] is None else specs[3]
     # A head's bias is one block, to which all programs of the head add in order.
-    apart = 1 if "bias" in results else 3
+    apart = 1 if results == "bias" else 3
+    semantics: tuple[Literal["parallel", "arbitrary"], ...]
     semantics = ("parallel",) * apart + ("arbitrary",) * (4 - apart)
     return pl.pallas_call(
         program,
         grid=tuple(counts[axis] for axis in grid),
         in_specs=specs,
-        out_specs=[spec(name) for name in results],
-        out_shape=[jax.ShapeDtypeStruct(kinds[name][0], dtypes[name]) for name in results],
-        scratch_shapes=[pltpu.VMEM([n for n in kinds[x][1] if n], jnp.float32) for x in sums],
+        out_specs=[spec(name) for name in results.split()],
+        out_shape=[jax.ShapeDtypeStruct(kinds[name][0], dtypes[name]) for name in results.split()],
+        scratch_shapes=[pltpu.VMEM([n for n in kinds[x][1] if n], jnp.float32) for x in kept],
         compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
         interpret=settings.interpret,
         name=f"t5_attention{kernel.__name__}",
@@ -173,7 +190,17 @@ def _call(kernel, grid, given, more, names, results, sums, settings):
 class _Block:
     """A block of scores in a kernel: its place, and what every kernel computes of it."""
 
-    def __init__(self, grid, settings, q, k, v, bias, q_segments, k_segments):
+    def __init__(
+        self,
+        grid: str,
+        settings: _Settings,
+        q: Ref,
+        k: Ref,
+        v: Ref,
+        bias: Ref | None,
+        q_segments: Ref,
+        k_segments: Ref,
+    ) -> None:
         self.settings, self.segments = settings, (q_segments, k_segments)
         self.q, self.k, self.v, self.bias = q, k, v, bias
         i, j = pl.program_id(grid.index("i")), pl.program_id(grid.index("j"))
@@ -186,7 +213,7 @@ class _Block:
         first = self.distance + (pl.num_programs(grid.index("j")) - 1) * keys
         self.window = pl.ds(pl.multiple_of(first, LANES), queries + keys)  # of the bias
 
-    def scores(self):
+    def scores(self) -> jax.Array:
         """HIDDEN, or about that, where a key is not visible."""
         scores = _dot(self.k[...], self.q[...], 0, 0)
         if self.bias is not None:
@@ -201,13 +228,13 @@ class _Block:
             visible &= key - query <= self.distance
         return jnp.where(visible, scores, HIDDEN)
 
-    def again(self, do, log_z, delta):
+    def again(self, do: Ref, log_z: Ref, delta: Ref) -> tuple[jax.Array, jax.Array]:
         """The softmax's weights, and the gradient by the scores."""
         p = jnp.exp(self.scores() - log_z[...])
         return p, p * (_dot(self.v[...], do[...], 0, 0) - delta[...])
 
 
-def _dot(a, b, a_axis, b_axis):
+def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     """Product over an axis of each, summed in float32; float32 operands are not rounded."""
     return jax.lax.dot_general(
         a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32,
@@ -215,7 +242,7 @@ def _dot(a, b, a_axis, b_axis):
     )  # fmt: skip
 
 
-def _spread(rows, tile):
+def _spread(rows: jax.Array, tile: Tile) -> jax.Array:
     """(1, queries + keys) -> (keys, queries): element [s, t] is that of column keys + t - s."""
     while (count := len(rows)) < LANES:  # each row is the one before it, one to the right
         rows = jnp.concatenate([rows, pltpu.roll(rows, count, 1)])
@@ -223,25 +250,28 @@ def _spread(rows, tile):
     return jnp.concatenate([rows[:, start : start + tile.queries] for start in starts])
 
 
-def _gather(scores):
+def _gather(scores: jax.Array) -> jax.Array:
     """(keys, queries) -> (1, queries + keys): sums of diagonals, the transpose of `_spread`."""
     keys, columns = len(scores), sum(scores.shape)
-    rows = sum(
+    parts = (
         jnp.pad(scores[first : first + LANES], [(0, 0), (keys - first, first)])
         for first in range(0, keys, LANES)
     )
+    rows = cast(jax.Array, sum(parts))  # there is one part at least
     while (half := len(rows) // 2) > 0:
         rows = rows[:half] + pltpu.roll(rows[half:], columns - half, 1)
     return rows
 
 
-def _output_kernel(block, o_ref, log_z_ref, highest_ref, z_ref, sum_ref):
+def _output_kernel(
+    block: _Block, o_ref: Ref, log_z_ref: Ref, highest_ref: Ref, z_ref: Ref, sum_ref: Ref
+) -> None:
     @pl.when(block.is_first)
-    def _():
+    def _() -> None:
         highest_ref[...] = jnp.full_like(highest_ref, LOWEST)
 
     @pl.when(block.is_seen)
-    def _():
+    def _() -> None:
         s, v, highest = block.scores(), block.v[...], highest_ref[...]
         new_highest = jnp.maximum(highest, jnp.max(s, axis=0, keepdims=True))
         shrink, p = jnp.exp(highest - new_highest), jnp.exp(s - new_highest)
@@ -250,51 +280,70 @@ def _output_kernel(block, o_ref, log_z_ref, highest_ref, z_ref, sum_ref):
         sum_ref[...] = sum_ref[...] * shrink + _dot(v, p.astype(v.dtype), 1, 0)
 
     @pl.when(block.is_last)
-    def _():
+    def _() -> None:
         z = z_ref[...]
         o_ref[...] = (sum_ref[...] * jnp.where(z > 0, 1 / z, 0.0)).astype(o_ref.dtype)
         # Of a query that sees no key: all its weights are 0.
         log_z_ref[...] = jnp.where(z > 0, highest_ref[...] + jnp.log(z), -LOWEST)
 
 
-def _dq_kernel(block, do_ref, log_z_ref, o_ref, dq_ref, delta_ref, sum_ref):
+def _dq_kernel(
+    block: _Block,
+    do_ref: Ref,
+    log_z_ref: Ref,
+    o_ref: Ref,
+    dq_ref: Ref,
+    delta_ref: Ref,
+    sum_ref: Ref,
+) -> None:
     @pl.when(block.is_first)
-    def _():  # sums over D of do * o, for the other kernels too
+    def _() -> None:  # sums over D of do * o, for the other kernels too
         products = do_ref[...].astype(jnp.float32) * o_ref[...].astype(jnp.float32)
         delta_ref[...] = jnp.sum(products, axis=0, keepdims=True)
 
     @pl.when(block.is_seen)
-    def _():
+    def _() -> None:
         _, ds = block.again(do_ref, log_z_ref, delta_ref)
         sum_ref[...] += _dot(block.k[...], ds.astype(do_ref.dtype), 1, 0)
 
     @pl.when(block.is_last)
-    def _():
+    def _() -> None:
         dq_ref[...] = sum_ref[...].astype(dq_ref.dtype)
 
 
-def _dkv_kernel(block, do_ref, log_z_ref, delta_ref, dk_ref, dv_ref, dk_sum_ref, dv_sum_ref):
+def _dkv_kernel(
+    block: _Block,
+    do_ref: Ref,
+    log_z_ref: Ref,
+    delta_ref: Ref,
+    dk_ref: Ref,
+    dv_ref: Ref,
+    dk_sum_ref: Ref,
+    dv_sum_ref: Ref,
+) -> None:
     @pl.when(block.is_seen)
-    def _():
+    def _() -> None:
         p, ds = block.again(do_ref, log_z_ref, delta_ref)
         dk_sum_ref[...] += _dot(block.q[...], ds.astype(do_ref.dtype), 1, 1)
         dv_sum_ref[...] += _dot(do_ref[...], p.astype(do_ref.dtype), 1, 1)
 
     @pl.when(block.is_last)
-    def _():
+    def _() -> None:
         dk_ref[...] = dk_sum_ref[...].astype(dk_ref.dtype)
         dv_ref[...] = dv_sum_ref[...].astype(dv_ref.dtype)
 
 
-def _dbias_kernel(block, do_ref, log_z_ref, delta_ref, dbias_ref, sum_ref):
+def _dbias_kernel(
+    block: _Block, do_ref: Ref, log_z_ref: Ref, delta_ref: Ref, dbias_ref: Ref, sum_ref: Ref
+) -> None:
     @pl.when(block.is_heads_first)
-    def _():
+    def _() -> None:
         dbias_ref[...] = jnp.zeros_like(dbias_ref)
 
     @pl.when(block.is_seen)
-    def _():
+    def _() -> None:
         sum_ref[...] += block.again(do_ref, log_z_ref, delta_ref)[1]
 
     @pl.when(block.is_last)
-    def _():
+    def _() -> None:
         dbias_ref[:, block.window] += _gather(sum_ref[...])

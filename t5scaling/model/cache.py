@@ -1,5 +1,6 @@
 """What decoding keeps from one step to the next. Axes in array names are those of network.py."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,14 +18,14 @@ class DecoderCache(NamedTuple):
     values: tuple[jax.Array, ...]  # per decoder layer, (B, H, N, D)
 
     @property
-    def slots(self):
+    def slots(self) -> int:
         """N."""
         return self.values[0].shape[2]
 
-    def grown(self, slots):
+    def grown(self, slots: int) -> "DecoderCache":
         """The same content with room for `slots` slots."""
 
-        def grow(x, axis):
+        def grow(x: jax.Array, axis: int) -> jax.Array:
             padding = [(0, 0)] * x.ndim
             padding[axis] = (0, slots - x.shape[axis])
             return jnp.pad(x, padding)
@@ -43,7 +44,8 @@ class DecoderContext(NamedTuple):
     cross_bias: jax.Array  # (B, 1, 1, S) float32: 0 at real inputs, MASKED at padding
     relpos_diagonals: jax.Array  # (H, 2L-1) float32
 
-    def rows(self, pick):
+    def rows(self, pick: Callable[[jax.Array], jax.Array]) -> "DecoderContext":
         """The context of some rows: `pick` takes them from an array (B, ...)."""
         per_row = (self.cross_keys, self.cross_values, self.cross_bias)
-        return DecoderContext(*jax.tree.map(pick, per_row), self.relpos_diagonals)
+        keys, values, bias = jax.tree.map(pick, per_row)
+        return DecoderContext(keys, values, bias, self.relpos_diagonals)

@@ -6,29 +6,31 @@ sum one number at a time: so these look at blocks of the vocabulary first.
 Axes in array names: B examples, V vocabulary, N and M any number of candidates, W a block.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 BLOCK = 128  # of the vocabulary
 
 
-def best(scores_BxN, count):
+def best(scores_BxN: jax.Array, count: int) -> jax.Array:
     """Indices (B, count) of the largest scores, worst of them first."""
     return jnp.flip(jax.lax.top_k(scores_BxN, count)[1], axis=1)
 
 
-def take(tree, indices_BxM):
+def take(tree: Any, indices_BxM: jax.Array) -> Any:
     """Row-wise selection along axis 1 of every array (B, N, ...) -> (B, M, ...)."""
     return jax.tree.map(lambda x: jax.vmap(lambda row, indices: row[indices])(x, indices_BxM), tree)
 
 
-def _blocks(x, fill):
+def _blocks(x: jax.Array, fill: float) -> jax.Array:
     """(..., V) -> (..., V / BLOCK rounded up, BLOCK), filled up with `fill`."""
     padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)]
     return jnp.pad(x, padding, constant_values=fill).reshape(*x.shape[:-1], -1, BLOCK)
 
 
-def argmax(x_BxV):
+def argmax(x_BxV: jax.Array) -> jax.Array:
     """(B,) int32: the first largest of each row."""
     blocks_BxMxW = _blocks(x_BxV, -jnp.inf)
     best_B = jnp.argmax(jnp.max(blocks_BxMxW, axis=-1), axis=-1)
@@ -36,7 +38,7 @@ def argmax(x_BxV):
     return (best_B * BLOCK + inside_B).astype(jnp.int32)
 
 
-def top(x_BxN, count):
+def top(x_BxN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Values (B, count) and int32 indices of the largest, best first, as `jax.lax.top_k`.
 
     They lie in the `count` blocks with the largest maxima.
@@ -51,7 +53,7 @@ def top(x_BxN, count):
     return values, take(chosen_BxC, inside // BLOCK) * BLOCK + inside % BLOCK
 
 
-def logsumexp(x):
+def logsumexp(x: jax.Array) -> jax.Array:
     """(..., V) -> (...)."""
     blocks = _blocks(x, -jnp.inf)
     largest = jnp.max(blocks, axis=(-2, -1))
@@ -59,7 +61,7 @@ def logsumexp(x):
     return largest + jnp.log(jnp.sum(sums, axis=-1))
 
 
-def draw(uniform_B, logits_BxV, top_k, top_p):
+def draw(uniform_B: jax.Array, logits_BxV: jax.Array, top_k: int, top_p: float) -> jax.Array:
     """(B,) int32: tokens by the inverse of the cumulative distribution at `uniform_B` in [0, 1)."""
     vocab = logits_BxV.shape[-1]
     tokens_BxN = None  # those that `logits` belong to, most probable first, once they are sorted
@@ -82,7 +84,7 @@ def draw(uniform_B, logits_BxV, top_k, top_p):
     return place_B if tokens_BxN is None else take(tokens_BxN, place_B[:, None])[:, 0]
 
 
-def _first_above(weights_BxN, target_B):
+def _first_above(weights_BxN: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Where the running sum of the weights first exceeds the target, (B,) int32, and the target's
     distance from the sum before. Always a place of positive weight, whatever rounding does."""
     sums_BxN = jnp.cumsum(weights_BxN, axis=-1)
@@ -94,5 +96,5 @@ def _first_above(weights_BxN, target_B):
     return place_B, target_B - before_B
 
 
-def _first_true(x_BxN):
+def _first_true(x_BxN: jax.Array) -> jax.Array:
     return jnp.argmax(x_BxN, axis=-1).astype(jnp.int32)

@@ -55,7 +55,7 @@ class T5Config:
     remat: str = "none"
     attention: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # A list would make the configuration, and so the module, unhashable.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for name in (f.name for f in fields(self) if f.type is int):
@@ -87,7 +87,7 @@ class T5Config:
     def function(self) -> dict[str, Any]:
         """The settings that decide which function of its parameters the model is, as JSON has them.
 
-        A checkpoint is of this model if these are equal; equal shapes alone do not say so.
+        A checkpoint is of this model if these are equal; equal shapes alone are not enough.
         """
         values = dataclasses.asdict(self) | {"mlp_activations": list(self.mlp_activations)}
         return {name: value for name, value in values.items() if name not in NOT_THE_FUNCTION}

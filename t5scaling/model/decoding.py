@@ -4,10 +4,10 @@ Tokens are int32; the decoder starts from token 0. Shapes: B examples, K beams, 
 L = max_decode_len positions, V vocabulary, N = L*K cache slots.
 
 The cache lives in the loop's carry and is written in place. It grows in stages, and when few rows
-are left they go on by themselves: a step costs what the answers' length so far and their number
-make it cost, and not what `max_decode_len` and the batch would. The encoder's keys and values are
-computed once per example and shared by its beams. Beams that change places take nothing with them:
-a table says which beam wrote each position of a hypothesis, and attention looks there.
+are left the others are dropped: the cost of a step follows from the length of the answers so far
+and their number, not from `max_decode_len` and the batch. The encoder's keys and values are
+computed once per example and shared by its beams. When beams change places the cache stays: a table
+records which beam wrote each position of a hypothesis, and attention reads it there.
 
 Inputs may be on one device or sharded over a mesh by rows.
 """
@@ -41,8 +41,15 @@ class Greedy:
         return "greedy"
 
     def __call__(
-        self, model, params, encoder_input_tokens, *, max_decode_len, eos_id=1, example_ids=None
-    ):
+        self,
+        model: Transformer,
+        params: Any,
+        encoder_input_tokens: jax.Array,
+        *,
+        max_decode_len: int,
+        eos_id: int = 1,
+        example_ids: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         del example_ids
         with exact_products(model.config):
@@ -63,7 +70,7 @@ class BeamSearch:
     beam_size: Annotated[int, values.Bounds(1, 1024)] = 4
     alpha: float = 0.6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.beam_size < 1:
             raise UserError(f"BeamSearch.beam_size is {self.beam_size}: it is 1 at least")
 
@@ -72,8 +79,15 @@ class BeamSearch:
         return f"beam{self.beam_size}_alpha{self.alpha:g}"
 
     def __call__(
-        self, model, params, encoder_input_tokens, *, max_decode_len, eos_id=1, example_ids=None
-    ):
+        self,
+        model: Transformer,
+        params: Any,
+        encoder_input_tokens: jax.Array,
+        *,
+        max_decode_len: int,
+        eos_id: int = 1,
+        example_ids: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """-> tokens (B, L) int32, and scores (B,) float32: nats over the length penalty."""
         del example_ids
         with exact_products(model.config):
@@ -99,7 +113,7 @@ class Sampling:
     top_p: Annotated[float, values.Bounds(0, 1, above=True)] = 1.0
     seed: values.Seed = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.temperature > 0.0:
             raise UserError(
                 f"Sampling.temperature is {self.temperature}: it must be positive "
@@ -120,8 +134,15 @@ class Sampling:
         return "_".join([*parts, f"t{self.temperature:g}", f"seed{self.seed}"])
 
     def __call__(
-        self, model, params, encoder_input_tokens, *, max_decode_len, example_ids, eos_id=1
-    ):
+        self,
+        model: Transformer,
+        params: Any,
+        encoder_input_tokens: jax.Array,
+        *,
+        max_decode_len: int,
+        example_ids: jax.Array,
+        eos_id: int = 1,
+    ) -> tuple[jax.Array, jax.Array]:
         """-> tokens (B, L) int32, and their log-probabilities (B,) float32 in nats."""
         with exact_products(model.config):
             return sample(
@@ -139,13 +160,21 @@ class Sampling:
             )
 
 
-def _shards(x):
+def _shards(x: jax.Array) -> int:
     """Into how many parts the devices' mesh divides the rows."""
     return len(x) // x.sharding.shard_shape(x.shape)[0] if isinstance(x, jax.Array) else 1
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_decode_len", "eos_id", "shards"))
-def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, eos_id=1, shards=1):
+def greedy(
+    model: Transformer,
+    params: Any,
+    encoder_input_tokens: jax.Array,
+    *,
+    max_decode_len: int,
+    eos_id: int = 1,
+    shards: int = 1,
+) -> tuple[jax.Array, jax.Array]:
     """Takes the most probable token at every position.
 
     Args:
@@ -160,7 +189,7 @@ def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, 
       counts as ended from the start and stays 0.
     """
 
-    def choose(logits_BxV, index, ids_B):
+    def choose(logits_BxV: jax.Array, index: jax.Array, ids_B: jax.Array) -> jax.Array:
         del index, ids_B
         return choosing.argmax(logits_BxV)
 
@@ -184,18 +213,18 @@ def greedy(model: Transformer, params, encoder_input_tokens, *, max_decode_len, 
 )
 def sample(
     model: Transformer,
-    params,
-    encoder_input_tokens,
-    example_ids,
-    seed,
+    params: Any,
+    encoder_input_tokens: jax.Array,
+    example_ids: jax.Array,
+    seed: jax.Array,
     *,
-    max_decode_len,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    eos_id=1,
-    shards=1,
-):
+    max_decode_len: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    eos_id: int = 1,
+    shards: int = 1,
+) -> tuple[jax.Array, jax.Array]:
     """Draws each token from the model's distribution, or from what is left of it.
 
     Logits are divided by `temperature`; then only the `top_k` most probable tokens are kept (0:
@@ -212,10 +241,10 @@ def sample(
     """
     key = jax.random.key(seed, impl="threefry2x32")
 
-    def uniform(example_id, index):
+    def uniform(example_id: jax.Array, index: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, example_id), index))
 
-    def choose(logits_BxV, index, ids_B):
+    def choose(logits_BxV: jax.Array, index: jax.Array, ids_B: jax.Array) -> jax.Array:
         uniform_B = jax.vmap(uniform, (0, None))(ids_B, index)
         return choosing.draw(uniform_B, logits_BxV / temperature, top_k, top_p)
 
@@ -234,15 +263,26 @@ class _Rows(NamedTuple):
     ended: jax.Array  # (B,) bool
 
 
-def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_len, eos_id, shards):
+def _one_by_one(
+    model: Transformer,
+    params: Any,
+    encoder_input_tokens: jax.Array,
+    ids_B: jax.Array,
+    choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    max_decode_len: int,
+    eos_id: int,
+    shards: int,
+) -> tuple[jax.Array, jax.Array]:
     """The loop of `greedy` and `sample`; `choose(logits_BxV, index, ids_B)` gives (B,) int32."""
     model, params = unrolled(model, params)
     params = _cast_once(model, params)
     variables = {"params": params}
 
-    def advance(index, rows, cache, context):
+    def advance(
+        index: jax.Array, rows: _Rows, cache: DecoderCache, context: DecoderContext
+    ) -> tuple[_Rows, DecoderCache]:
         visible_N = jnp.arange(cache.slots) <= index
-        logits_Bx1xV, cache = model.apply(
+        stepped: Any = model.apply(
             variables,
             rows.last[:, None],
             cache,
@@ -251,6 +291,7 @@ def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_l
             context,
             method="decode_step",
         )
+        logits_Bx1xV, cache = stepped
         logits_BxV = logits_Bx1xV[:, 0]
         token_B = choose(logits_BxV, index, rows.ids)
         logit_B = choosing.take(logits_BxV, token_B[:, None])[:, 0]
@@ -265,9 +306,7 @@ def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_l
         )
         return rows, cache
 
-    context, cache = model.apply(
-        variables, encoder_input_tokens, max_decode_len, method="start_decoding"
-    )
+    context, cache = _start(model, params, encoder_input_tokens, max_decode_len)
     batch = len(encoder_input_tokens)
     nothing = jnp.zeros((batch, max_decode_len), jnp.int32)
     rows = _Rows(
@@ -281,7 +320,16 @@ def _one_by_one(model, params, encoder_input_tokens, ids_B, choose, max_decode_l
     return rows.tokens, rows.log_probs
 
 
-def _cast_once(model, params):
+def _start(
+    model: Transformer, params: Any, encoder_input_tokens: jax.Array, max_decode_len: int
+) -> tuple[DecoderContext, DecoderCache]:
+    started: Any = model.apply(
+        {"params": params}, encoder_input_tokens, max_decode_len, method="start_decoding"
+    )
+    return started
+
+
+def _cast_once(model: Transformer, params: Any) -> Any:
     """Kernels and embeddings in the activation dtype, which the model would give them at each step.
 
     The numbers are the same. A barrier for each array keeps the compiler from moving its cast back
@@ -290,7 +338,7 @@ def _cast_once(model, params):
     """
     dtype = jnp.dtype(model.config.dtype)
 
-    def cast(path, param):
+    def cast(path: Any, param: jax.Array) -> jax.Array:
         if path[-1].key not in ("kernel", "embedding") or param.dtype == dtype:
             return param
         return jax.lax.optimization_barrier(param.astype(dtype))
@@ -298,9 +346,9 @@ def _cast_once(model, params):
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def _stages(max_decode_len):
-    """For how many positions there is room in turn: all of them at last, and before that a quarter
-    as many each time, in three stages at most."""
+def _stages(max_decode_len: int) -> list[int]:
+    """The lengths of the cache in turn: each is a quarter of the next, the last is all positions,
+    three stages at most."""
     lengths = [max_decode_len // 16, max_decode_len // 4, max_decode_len]
     return [length for length in lengths[:2] if length >= SHORTEST_STAGE] + lengths[2:]
 
@@ -311,10 +359,10 @@ def _decode(
     rows: Any,
     cache: DecoderCache,
     context: DecoderContext,
-    max_decode_len,
-    shards,
-    beams=1,
-):
+    max_decode_len: int,
+    shards: int,
+    beams: int = 1,
+) -> Any:
     """The loop: `rows, cache = advance(index, rows, cache, context)` while a row is open.
 
     Returns `rows` in the end. At most six loops are compiled: one for each stage, and for each of
@@ -325,27 +373,40 @@ def _decode(
       rows: tree of arrays (B, ...), the state of the search.
     """
 
-    def loop(length, few, index, rows, cache, context):
+    def loop(
+        length: int,
+        few: int,
+        index: jax.Array,
+        rows: Any,
+        cache: DecoderCache,
+        context: DecoderContext,
+    ) -> tuple[jax.Array, Any, DecoderCache]:
         """While there is room for `length` positions and in some shard more than `few` are open."""
 
-        def going(carry):
+        def going(carry: Any) -> jax.Array:
             index, rows, _ = carry
             return (index < length) & (_most_open(open_rows(rows), shards) > few)
 
-        def step(carry):
+        def step(carry: Any) -> Any:
             index, rows, cache = carry
             rows, cache = advance(index, rows, cache, context)
             return index + 1, rows, cache
 
         return jax.lax.while_loop(going, step, (index, rows, cache.grown(length * beams)))
 
-    def left_over(index, rows, cache, context):
+    def left_over(index: jax.Array, rows: Any, cache: DecoderCache, context: DecoderContext) -> Any:
         pick, put_back = _narrowing(open_rows(rows), shards)
         new, cache = jax.tree.map(pick, (rows, cache))
         _, new, _ = loop(max_decode_len, 0, index, new, cache, context.rows(pick))
         return jax.tree.map(put_back, rows, new)
 
-    def run(lengths, index, rows, cache, context):
+    def run(
+        lengths: list[int],
+        index: jax.Array,
+        rows: Any,
+        cache: DecoderCache,
+        context: DecoderContext,
+    ) -> Any:
         few = len(open_rows(rows)) // shards // NARROWING
         index, rows, cache = loop(lengths[0], few, index, rows, cache, context)
         most = _most_open(open_rows(rows), shards)
@@ -361,25 +422,25 @@ def _decode(
     return run(_stages(max_decode_len), jnp.int32(0), rows, cache, context)
 
 
-def _most_open(open_B, shards):
+def _most_open(open_B: jax.Array, shards: int) -> jax.Array:
     """How many rows are open in the shard with most of them."""
     return jnp.max(jnp.sum(open_B.reshape(shards, -1), axis=1))
 
 
-def _narrowing(open_B, shards):
+def _narrowing(open_B: jax.Array, shards: int) -> tuple[Callable, Callable]:
     """Two functions: one takes one row in NARROWING of each shard, open ones first, out of an array
     (B, ...); the other puts them back, of (array, its rows)."""
     open_GxB = open_B.reshape(shards, -1)
     few = open_GxB.shape[1] // NARROWING
     chosen_GxF = jnp.argsort(~open_GxB, axis=1)[:, :few]
 
-    def by_shard(x):
+    def by_shard(x: jax.Array) -> jax.Array:
         return x.reshape(shards, -1, *x.shape[1:])
 
-    def pick(x):
+    def pick(x: jax.Array) -> jax.Array:
         return choosing.take(by_shard(x), chosen_GxF).reshape(-1, *x.shape[1:])
 
-    def put_back(x, new):
+    def put_back(x: jax.Array, new: jax.Array) -> jax.Array:
         put = jax.vmap(lambda shard, places, new: shard.at[places].set(new))
         return put(by_shard(x), chosen_GxF, by_shard(new)).reshape(x.shape)
 
@@ -397,7 +458,7 @@ class _Beams(NamedTuple):
     finished: jax.Array  # (B, K) bool: slot holds a hypothesis
 
 
-def length_penalty(length, alpha):
+def length_penalty(length: jax.Array | float, alpha: float) -> jax.Array | float:
     """((5 + length) / 6)^alpha (Wu et al. 2016, eq. 14); length in tokens, end token included."""
     return ((5.0 + length) / 6.0) ** alpha
 
@@ -407,15 +468,15 @@ def length_penalty(length, alpha):
 )
 def beam_search(
     model: Transformer,
-    params,
-    encoder_input_tokens,
+    params: Any,
+    encoder_input_tokens: jax.Array,
     *,
-    max_decode_len,
-    beam_size=4,
-    alpha=0.6,
-    eos_id=1,
-    shards=1,
-):
+    max_decode_len: int,
+    beam_size: int = 4,
+    alpha: float = 0.6,
+    eos_id: int = 1,
+    shards: int = 1,
+) -> tuple[jax.Array, jax.Array]:
     """Beam search with T5X's length normalisation, bookkeeping and output order.
 
     Args:
@@ -435,12 +496,14 @@ def beam_search(
     variables = {"params": params}
     K = beam_size
 
-    def open_rows(beams):
+    def open_rows(beams: _Beams) -> jax.Array:
         # T5X bounds a live beam's future by the penalty of L+1 tokens (it counts the start token).
         hope_B = beams.live_log_probs[:, -1] / length_penalty(max_decode_len + 1.0, alpha)
         return ~(jnp.all(beams.finished, axis=1) & (beams.finished_scores[:, 0] > hope_B))
 
-    def advance(index, beams, cache, context):
+    def advance(
+        index: jax.Array, beams: _Beams, cache: DecoderCache, context: DecoderContext
+    ) -> tuple[_Beams, DecoderCache]:
         batch = len(beams.finished)
         previous = jax.lax.dynamic_index_in_dim(
             beams.live_tokens, jnp.maximum(index - 1, 0), axis=2, keepdims=False
@@ -451,7 +514,7 @@ def beam_search(
         writers_BxKxL = jax.lax.dynamic_update_slice(beams.writers, here_BxKx1, (0, 0, index))
         length = cache.slots // K
         visible_BxKxLxK = writers_BxKxL[:, :, :length, None] == jnp.arange(K)
-        logits_BxKxV, cache = model.apply(
+        stepped: Any = model.apply(
             variables,
             tokens_BxK,
             cache,
@@ -460,6 +523,7 @@ def beam_search(
             context,
             method="decode_step",
         )
+        logits_BxKxV, cache = stepped
         # Of 2K candidates at most K end here (one per beam), so K remain to go on.
         log_probs_BxKxV = (
             logits_BxKxV + (beams.live_log_probs - choosing.logsumexp(logits_BxKxV))[..., None]
@@ -495,9 +559,7 @@ def beam_search(
         )
         return beams, cache
 
-    context, cache = model.apply(
-        variables, encoder_input_tokens, max_decode_len, method="start_decoding"
-    )
+    context, cache = _start(model, params, encoder_input_tokens, max_decode_len)
     batch = len(encoder_input_tokens)
     nothing = jnp.zeros((batch, K, max_decode_len), jnp.int32)
     unlikely = jnp.full((batch, K), IMPOSSIBLE)

@@ -8,8 +8,8 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,8 @@ RELPOS_BUCKETS = 32
 RELPOS_MAX_DISTANCE = 128  # tokens; further keys share the last bucket
 PRODUCT = "product"  # name of what remat "minimal" keeps
 MASKED = -1e10  # finite, so a row whose keys are all masked stays free of NaN
+
+Result = TypeVar("Result")
 
 ACTIVATIONS = {
     "linear": lambda x: x,
@@ -53,8 +55,8 @@ _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("p
 
 
 @contextlib.contextmanager
-def placed(there: Placement):
-    """Inside, the model is traced for devices there."""
+def placed(there: Placement) -> Iterator[None]:
+    """Inside the block, the model is traced for devices of this placement."""
     token = _placement.set(there)
     try:
         yield
@@ -71,8 +73,9 @@ def placement() -> Placement:
     return there
 
 
-def compute_capability(device) -> float | None:
-    """CUDA's, such as 9.0; 0 for a GPU of another vendor, None for what is no GPU."""
+def compute_capability(device: Any) -> float | None:
+    """CUDA's compute capability, such as 9.0; 0 for a GPU of another vendor, None for a device that
+    is not a GPU."""
     capability = getattr(device, "compute_capability", None)
     try:
         return capability and float(capability)
@@ -84,8 +87,9 @@ _initializers: contextvars.ContextVar[dict | None] = contextvars.ContextVar("ini
 
 
 @contextlib.contextmanager
-def noting_initializers(noted: dict[tuple[str, ...], Callable]):
-    """Inside, each `Dense` that is traced leaves its kernel's initialiser under its path."""
+def noting_initializers(noted: dict[tuple[str, ...], Callable]) -> Iterator[None]:
+    """Inside the block, each `Dense` that is traced stores its kernel's initialiser under its
+    path."""
     token = _initializers.set(noted)
     try:
         yield
@@ -93,7 +97,9 @@ def noting_initializers(noted: dict[tuple[str, ...], Callable]):
         _initializers.reset(token)
 
 
-def draw_as_unrolled(params, initializers, rng):
+def draw_as_unrolled(
+    params: Any, initializers: Mapping[tuple[str, ...], Callable], rng: jax.Array
+) -> None:
     """Draws the kernels of stacked layers from the keys that Flax gives to layers by themselves.
 
     One draw for a kernel of all layers: to compile those of each layer would take minutes.
@@ -127,14 +133,16 @@ class Noise(NamedTuple):
     def mask(self, site: int, shape: tuple[int, ...], keep: float) -> jax.Array:
         """(B, *shape) bool, true with the probability `keep`; `site` is below 16."""
 
-        def of_row(key):
+        def of_row(key: jax.Array) -> jax.Array:
             key = jax.random.fold_in(key, self.layer * 16 + site)
             return jax.random.bernoulli(key, keep, shape)
 
         return jax.vmap(of_row)(self.keys_B)
 
 
-def dropout(x_BxTxE, rate: float, noise: Noise | None, site: int, per_position: bool = False):
+def dropout(
+    x_BxTxE: jax.Array, rate: float, noise: Noise | None, site: int, per_position: bool = False
+) -> jax.Array:
     """Dropout with one mask for all positions of a row, as T5 trains, or with one for each.
 
     Nothing is dropped where `noise` is None.
@@ -146,17 +154,18 @@ def dropout(x_BxTxE, rate: float, noise: Noise | None, site: int, per_position: 
     return jnp.where(keep, x_BxTxE / (1.0 - rate), 0.0).astype(x_BxTxE.dtype)
 
 
-def constrain(x, *axes):
-    """Holds an activation, whose axes have these logical names, to the mesh, if there is one."""
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """Constrains an activation, whose axes have these logical names, to the mesh, if there is
+    one."""
     return placement().constrain(x, axes)
 
 
-def mask_bias(allowed):
+def mask_bias(allowed: jax.Array) -> jax.Array:
     """(B, T or 1, S) bool -> (B, 1, T or 1, S) float32: 0 where allowed, MASKED elsewhere."""
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
-def relative_position_bucket(distance, *, bidirectional):
+def relative_position_bucket(distance: np.ndarray, *, bidirectional: bool) -> np.ndarray:
     """Bucket of each `distance` = key position - query position (tokens), Raffel et al. sec. 2.1.
 
     Half of the buckets hold one distance each, the others grow logarithmically up to
@@ -178,8 +187,22 @@ def relative_position_bucket(distance, *, bidirectional):
     return (offset + np.where(steps < exact, steps, coarse)).astype(np.int32)
 
 
-@jax.custom_vjp
-def matmul(x, kernel):
+def custom_vjp(
+    *constants: int,
+) -> Callable[[Callable[..., Result]], jax.custom_vjp[Result]]:
+    """`jax.custom_vjp` as a decorator; the arguments at the places `constants` are no arrays.
+
+    It keeps the type of what the function returns, which `functools.partial` loses.
+    """
+
+    def decorate(function: Callable[..., Result]) -> jax.custom_vjp[Result]:
+        return cast("jax.custom_vjp[Result]", jax.custom_vjp(function, nondiff_argnums=constants))
+
+    return decorate
+
+
+@custom_vjp()
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(..., I), (I, O) float32 -> (..., O) in x's dtype.
 
     The gradient of the kernel is written by hand. The transposed one that JAX derives,
@@ -189,11 +212,11 @@ def matmul(x, kernel):
     return jnp.dot(x, kernel.astype(x.dtype))
 
 
-def _matmul_fwd(x, kernel):
+def _matmul_fwd(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
     return matmul(x, kernel), (x, kernel)
 
 
-def _matmul_bwd(residuals, dy):
+def _matmul_bwd(residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     dx = jax.lax.dot_general(dy, kernel.astype(dy.dtype), (((dy.ndim - 1,), (1,)), ((), ())))
     positions = tuple(range(x.ndim - 1))
@@ -202,6 +225,14 @@ def _matmul_bwd(residuals, dy):
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def partitioned(init: Callable, axes: tuple[str, ...]) -> Callable[..., Any]:
+    """The initialiser of a parameter with these logical axis names.
+
+    It returns Any: a module gets the array itself, which Flax's annotations do not say.
+    """
+    return nn.with_logical_partitioning(init, axes)
 
 
 class Dense(nn.Module):
@@ -214,21 +245,21 @@ class Dense(nn.Module):
     axes: tuple[str, str]
     dtype: str
     scale: float = 1.0
-    distribution: str = "truncated_normal"
+    distribution: Literal["truncated_normal", "normal"] = "truncated_normal"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(self.scale, "fan_in", self.distribution)
         noted = _initializers.get(None)
         if noted is not None:
             noted[self.path] = init
-        init = nn.with_logical_partitioning(init, self.axes)
+        init = partitioned(init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         return checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x, scale_E, dtype):
+@custom_vjp(2)
+def rms_norm(x: jax.Array, scale_E: jax.Array, dtype: str) -> jax.Array:
     """x (..., E) over the root of its mean square, times scale: in float32, returned as `dtype`.
 
     Its gradient is written by hand to keep x in its own dtype for the backward pass, where the one
@@ -238,15 +269,15 @@ def rms_norm(x, scale_E, dtype):
     return (x * _inverse_rms(x) * scale_E).astype(dtype)
 
 
-def _inverse_rms(x):
+def _inverse_rms(x: jax.Array) -> jax.Array:
     return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def _rms_norm_fwd(x, scale_E, dtype):
+def _rms_norm_fwd(x: jax.Array, scale_E: jax.Array, dtype: str) -> tuple[jax.Array, Any]:
     return rms_norm(x, scale_E, dtype), (x, scale_E)
 
 
-def _rms_norm_bwd(dtype, residuals, dy):
+def _rms_norm_bwd(dtype: str, residuals: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, scale_E = residuals
     dtype, x, dy = x.dtype, x.astype(jnp.float32), dy.astype(jnp.float32)
     inverse = _inverse_rms(x)
@@ -266,14 +297,14 @@ class Norm(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_BxTxE):
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+    def __call__(self, x_BxTxE: jax.Array) -> jax.Array:
+        init = partitioned(nn.initializers.ones, ("embed",))
         scale_E = self.param("scale", init, x_BxTxE.shape[-1:])
         return rms_norm(x_BxTxE, scale_E, self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def repeat_over_batch(bias_HxTxS, batch):
+@custom_vjp(1)
+def repeat_over_batch(bias_HxTxS: jax.Array, batch: int) -> jax.Array:
     """Repeats a bias along a new batch axis.
 
     Its gradient, a sum over the batch, is taken as a product with ones: the CPU compiler's
@@ -282,11 +313,11 @@ def repeat_over_batch(bias_HxTxS, batch):
     return jnp.broadcast_to(bias_HxTxS, (batch, *bias_HxTxS.shape))
 
 
-def _repeat_fwd(bias_HxTxS, batch):
+def _repeat_fwd(bias_HxTxS: jax.Array, batch: int) -> tuple[jax.Array, None]:
     return repeat_over_batch(bias_HxTxS, batch), None
 
 
-def _repeat_bwd(batch, _, grad_BxHxTxS):
+def _repeat_bwd(batch: int, _: None, grad_BxHxTxS: jax.Array) -> tuple[jax.Array]:
     ones = jnp.ones(batch, grad_BxHxTxS.dtype)
     return (jnp.tensordot(ones, grad_BxHxTxS, 1, precision=jax.lax.Precision.HIGHEST),)
 
@@ -294,8 +325,8 @@ def _repeat_bwd(batch, _, grad_BxHxTxS):
 repeat_over_batch.defvjp(_repeat_fwd, _repeat_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def diagonals_to_matrix(diagonals_HxC, queries, keys):
+@custom_vjp(1, 2)
+def diagonals_to_matrix(diagonals_HxC: jax.Array, queries: int, keys: int) -> jax.Array:
     """(H, queries+keys-1), by distance from key to query -> (H, queries, keys).
 
     Its gradient, sums along diagonals, shifts each row and adds the rows up: the scatter that JAX
@@ -305,18 +336,18 @@ def diagonals_to_matrix(diagonals_HxC, queries, keys):
     return diagonals_HxC[:, column_TxS]
 
 
-def _diagonals_fwd(diagonals_HxC, queries, keys):
+def _diagonals_fwd(diagonals_HxC: jax.Array, queries: int, keys: int) -> tuple[jax.Array, None]:
     return diagonals_to_matrix(diagonals_HxC, queries, keys), None
 
 
-def _diagonals_bwd(queries, keys, _, grad_HxTxS):
+def _diagonals_bwd(queries: int, keys: int, _: None, grad_HxTxS: jax.Array) -> tuple[jax.Array]:
     return (sums_of_diagonals(grad_HxTxS),)
 
 
 diagonals_to_matrix.defvjp(_diagonals_fwd, _diagonals_bwd)
 
 
-def sums_of_diagonals(x_HxTxS):
+def sums_of_diagonals(x_HxTxS: jax.Array) -> jax.Array:
     """(H, T, S) -> (H, T+S-1): column c is the sum of where key - query = c - (T-1)."""
     heads, queries, keys = x_HxTxS.shape
     columns = queries + keys - 1
@@ -327,7 +358,7 @@ def sums_of_diagonals(x_HxTxS):
     return jnp.sum(shifted, axis=1)
 
 
-def lookup(embedding_VxE, tokens_BxT):
+def lookup(embedding_VxE: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
     """Rows of the table, (B, T, E) in its dtype.
 
     On a GPU its gradient is written by hand: the one that JAX derives has threads add to a row in
@@ -338,19 +369,19 @@ def lookup(embedding_VxE, tokens_BxT):
     return _lookup(embedding_VxE, tokens_BxT)
 
 
-@jax.custom_vjp
-def _lookup(embedding_VxE, tokens_BxT):
+@custom_vjp()
+def _lookup(embedding_VxE: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
     return embedding_VxE[tokens_BxT]
 
 
-def _lookup_fwd(embedding_VxE, tokens_BxT):
+def _lookup_fwd(embedding_VxE: jax.Array, tokens_BxT: jax.Array) -> tuple[jax.Array, Any]:
     return _lookup(embedding_VxE, tokens_BxT), (tokens_BxT, len(embedding_VxE))
 
 
-def _lookup_bwd(residuals, dy_BxTxE):
+def _lookup_bwd(residuals: Any, dy_BxTxE: jax.Array) -> tuple[jax.Array, None]:
     tokens_BxT, vocab_size = residuals
 
-    def own_rows(tokens_BxT, dy_BxTxE):
+    def own_rows(tokens_BxT: jax.Array, dy_BxTxE: jax.Array) -> jax.Array:
         return sums_by_token(
             tokens_BxT.reshape(-1), dy_BxTxE.reshape(tokens_BxT.size, -1), vocab_size
         )[None]
@@ -368,7 +399,9 @@ def _lookup_bwd(residuals, dy_BxTxE):
 _lookup.defvjp(_lookup_fwd, _lookup_bwd)
 
 
-def sums_by_token(tokens_N, rows_NxE, vocab_size, at_a_time=128):
+def sums_by_token(
+    tokens_N: jax.Array, rows_NxE: jax.Array, vocab_size: int, at_a_time: int = 128
+) -> jax.Array:
     """(V, E) float32: for each token the sum of its rows, without two threads that add to one.
 
     Rows are sorted by token and summed in chunks by a product with a 0/1 matrix, which adds the
@@ -392,8 +425,9 @@ def sums_by_token(tokens_N, rows_NxE, vocab_size, at_a_time=128):
         precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
     )  # fmt: skip
 
-    def join(before, after):
-        """Of runs of chunks: the sum of the last token's rows; whether all are of one token."""
+    def join(before: tuple[jax.Array, ...], after: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        """Joins two runs of chunks, for each of which are given: the sum of the last token's rows,
+        whether all rows are of one token, and the last token."""
         (sum_before, one_before, last_before), (sum_after, one_after, last_after) = before, after
         goes_on = one_after & (last_before == last_after)
         return (

@@ -1,9 +1,9 @@
 """Cross-entropy of an output projection, a chunk of positions at a time.
 
 Natural logarithms: losses are in nats. z-loss and label smoothing are T5X's. The logits of a whole
-batch are never there at once, and never computed twice: while a chunk's logits are at hand for the
-loss, their gradient is taken too and multiplied out to the gradients of the projection's operands,
-which the backward pass only scales. There are no one-hot labels.
+batch are never in memory at once, and never computed twice: when a chunk's logits have been
+computed for the loss, their gradient is taken too and multiplied out to the gradients of the
+projection's operands, which the backward pass only scales. There are no one-hot labels.
 
 Axes in array names: B batch, T position, C position in a chunk, E embed, V vocabulary.
 """
@@ -11,12 +11,15 @@ Axes in array names: B batch, T position, C position in a chunk, E embed, V voca
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from t5scaling.model.layers import placement
+from t5scaling.model.layers import custom_vjp, placement
+
+_Pair = tuple[jax.Array, jax.Array]
 
 
 def positions_at_a_time(platform: str, vocab_size: int) -> int:
@@ -45,10 +48,10 @@ class Split:
     vocab: tuple[str, ...]
     shared: tuple[str, ...] = ()
 
-    def parts(self, axes):
+    def parts(self, axes: tuple[str, ...]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
-    def for_sizes(self, positions, vocab_size):
+    def for_sizes(self, positions: int, vocab_size: int) -> "Split":
         """The split to use, in which `shared` are those of the axes `vocab` that rows have too."""
         within = positions * self.parts(self.shared) // self.parts(self.batch)
         vocab = self.vocab + self.shared
@@ -67,18 +70,18 @@ class _Settings:
 
 
 def cross_entropy(
-    hidden,
-    kernel,
-    targets,
-    weights,
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
     *,
-    z_loss=1e-4,
-    label_smoothing=0.0,
-    tied=False,
-    chunk_positions=None,
-    split=None,
-    gradient_weights=None,
-):
+    z_loss: float = 1e-4,
+    label_smoothing: float = 0.0,
+    tied: bool = False,
+    chunk_positions: int | None = None,
+    split: Split | None = None,
+    gradient_weights: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over the weighted positions of a batch.
 
     Only `total` has a gradient, by hidden and kernel.
@@ -112,16 +115,22 @@ def cross_entropy(
     return total, jax.lax.stop_gradient(z_part), jnp.sum(weights)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _sums(hidden, kernel, targets, weights, settings):
+@custom_vjp(4)
+def _sums(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: _Pair, settings: _Settings
+) -> _Pair:
     return _on_mesh(hidden, kernel, targets, weights, settings, with_gradients=False)[0]
 
 
-def _sums_fwd(hidden, kernel, targets, weights, settings):
+def _sums_fwd(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: _Pair, settings: _Settings
+) -> tuple[_Pair, Any]:
     return _on_mesh(hidden, kernel, targets, weights, settings, with_gradients=True)
 
 
-def _sums_bwd(_, gradients, cotangents):
+def _sums_bwd(
+    _: _Settings, gradients: _Pair, cotangents: _Pair
+) -> tuple[jax.Array, jax.Array, None, None]:
     dhidden, dkernel = gradients
     scale = cotangents[0]
     return (dhidden * scale).astype(dhidden.dtype), dkernel * scale, None, None
@@ -130,7 +139,15 @@ def _sums_bwd(_, gradients, cotangents):
 _sums.defvjp(_sums_fwd, _sums_bwd)
 
 
-def _on_mesh(hidden, kernel, targets, weights, settings, *, with_gradients):
+def _on_mesh(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: _Pair,
+    settings: _Settings,
+    *,
+    with_gradients: bool,
+) -> tuple[_Pair, Any]:
     """((total, z part), (gradient by hidden, by kernel) or None); each device does its own rows and
     its own part of the vocabulary, and only sums travel."""
     split = settings.split
@@ -152,7 +169,15 @@ def _on_mesh(hidden, kernel, targets, weights, settings, *, with_gradients):
     )(hidden, kernel, targets, weights)
 
 
-def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
+def _over_chunks(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: _Pair,
+    *,
+    settings: _Settings,
+    with_gradients: bool,
+) -> tuple[_Pair, Any]:
     """`_on_mesh` for what one device holds."""
     kernel_dtype, kernel = kernel.dtype, kernel.astype(hidden.dtype)
     at_a_time, shared, vocab, others = settings.chunk_positions, (), (), ()
@@ -162,7 +187,7 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
         others = tuple(axis for axis in settings.split.batch if axis not in shared)
         at_a_time *= settings.split.parts(shared)  # each has so much less of the vocabulary
 
-    def bring_together(x):
+    def bring_together(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, shared, axis=0, tiled=True) if shared else x
 
     hidden, targets, weights = jax.tree.map(bring_together, (hidden, targets, weights))
@@ -170,14 +195,17 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
     chunks = -(-positions // at_a_time)
     size = -(-positions // chunks)
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         x = x.reshape(positions, *x.shape[2:])
         padding = ((0, chunks * size - positions), *((0, 0),) * (x.ndim - 1))
         return jnp.pad(x, padding).reshape(chunks, size, *x.shape[1:])
 
-    def one(sums, chunk):
+    def one(sums: Any, chunk: Any) -> tuple[Any, Any]:
         totals, dkernel = sums
-        parts, gradients = _chunk(*chunk, kernel, settings, with_gradients)
+        hidden_CxE, targets_C, weights_C = chunk
+        parts, gradients = _chunk(
+            hidden_CxE, targets_C, weights_C, kernel, settings, with_gradients
+        )
         totals = tuple(a + b for a, b in zip(totals, parts, strict=True))
         if not with_gradients:
             return (totals, None), None
@@ -202,7 +230,14 @@ def _over_chunks(hidden, kernel, targets, weights, *, settings, with_gradients):
     return totals, (dhidden.astype(hidden.dtype), dkernel.astype(kernel_dtype))
 
 
-def _chunk(hidden_CxE, targets_C, both_weights_C, kernel, settings, with_gradients):
+def _chunk(
+    hidden_CxE: jax.Array,
+    targets_C: jax.Array,
+    both_weights_C: _Pair,
+    kernel: jax.Array,
+    settings: _Settings,
+    with_gradients: bool,
+) -> tuple[_Pair, Any]:
     """One chunk's ((total, z part), (gradient by hidden (C, E) float32, by kernel) or None)."""
     weights_C, gradient_weights_C = both_weights_C
     vocab_axis, embed_axis = (0, 1) if settings.tied else (1, 0)
@@ -215,10 +250,10 @@ def _chunk(hidden_CxE, targets_C, both_weights_C, kernel, settings, with_gradien
         vocab_size *= parts
     first = first * local_vocab
 
-    def over_vocab(x):
+    def over_vocab(x: jax.Array) -> jax.Array:
         return jax.lax.psum(x, axes) if axes else x
 
-    def product(a, b, a_axis, b_axis):
+    def product(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
         contract = (((a_axis,), (b_axis,)), ((), ()))
         return jax.lax.dot_general(a, b, contract, preferred_element_type=jnp.float32)
 
@@ -256,7 +291,7 @@ def _chunk(hidden_CxE, targets_C, both_weights_C, kernel, settings, with_gradien
     return sums, (dhidden_CxE, product(*operands, 0, 0))
 
 
-def _smoothing(label_smoothing, vocab_size):
+def _smoothing(label_smoothing: float, vocab_size: int) -> tuple[float, float, float]:
     """(label's probability, every other token's probability, the smoothed target's entropy)."""
     on = 1.0 - label_smoothing
     off = label_smoothing / (vocab_size - 1)
@@ -264,7 +299,7 @@ def _smoothing(label_smoothing, vocab_size):
     return on, off, entropy
 
 
-def shares_of_sequences(weights, segment_ids=None):
+def shares_of_sequences(weights: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
     """Each position's weight as a share of its sequence's, (B, T) float32: 0 where it has none.
 
     The shares of a sequence with targets sum to 1, however long it is. A sequence is a row or, of a
@@ -279,7 +314,7 @@ def shares_of_sequences(weights, segment_ids=None):
     return jnp.where(weights > 0, weights / jnp.where(sums > 0, sums, 1.0), 0.0)
 
 
-def log_likelihood(logits, targets, weights):
+def log_likelihood(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """Log-probability of each row's targets, (B,) float32 nats.
 
     logits (B, T, V) float32, targets (B, T) int32, weights (B, T).

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-import operator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -24,13 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5scaling.model import attention
+from t5scaling.model.blocks import Attention, Mlp, RelativePositionBias
 from t5scaling.model.cache import DecoderCache, DecoderContext
 from t5scaling.model.config import T5Config
 from t5scaling.model.layers import (
-    ACTIVATIONS,
     PRODUCT,
-    RELPOS_BUCKETS,
-    Dense,
     Noise,
     Norm,
     Placement,
@@ -40,130 +38,33 @@ from t5scaling.model.layers import (
     lookup,
     mask_bias,
     noting_initializers,
+    partitioned,
     placed,
     placement,
-    relative_position_bucket,
 )
 
 
-class RelativePositionBias(nn.Module):
-    """Learned attention bias by bucketed distance, shared by all layers of a stack."""
-
-    config: T5Config
-    bidirectional: bool
-
-    def setup(self):
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        init = nn.with_logical_partitioning(init, ("heads", "relpos_buckets"))
-        shape = (self.config.num_heads, RELPOS_BUCKETS)
-        self.rel_embedding = self.param("rel_embedding", init, shape)
-
-    def __call__(self, query_len, key_len):
-        """(H, query_len+key_len-1) float32; column c holds distance c - (query_len-1)."""
-        distance = np.arange(query_len + key_len - 1) - (query_len - 1)
-        buckets = relative_position_bucket(distance, bidirectional=self.bidirectional)
-        # A product, not an index: the gradient of an index adds in no fixed order on a GPU.
-        one_hot = jnp.asarray(buckets == np.arange(RELPOS_BUCKETS)[:, None], jnp.float32)
-        return jnp.dot(self.rel_embedding, one_hot, precision=jax.lax.Precision.HIGHEST)
-
-
-class Attention(nn.Module):
-    """Multi-head attention; 1/sqrt(D) is folded into the query's initialiser, as in T5."""
-
-    config: T5Config
-
-    def setup(self):
-        cfg = self.config
-        joined = cfg.num_heads * cfg.head_dim
-
-        def projection(features, axes, scale=1.0):
-            return Dense(features, axes, cfg.dtype, scale=scale, distribution="normal")
-
-        self.query = projection(joined, ("embed", "joined_kv"), scale=1.0 / cfg.head_dim)
-        self.key = projection(joined, ("embed", "joined_kv"))
-        self.value = projection(joined, ("embed", "joined_kv"))
-        self.out = projection(cfg.emb_dim, ("joined_kv", "embed"))
-
-    def _split_heads(self, x_BxTxJ):
-        x = x_BxTxJ.reshape(*x_BxTxJ.shape[:-1], self.config.num_heads, self.config.head_dim)
-        return constrain(x, "batch", "activation_length", "activation_heads", "activation_kv")
-
-    def keys_values(self, x_BxSxE):
-        """(B, S, H, D) each."""
-        return self._split_heads(self.key(x_BxSxE)), self._split_heads(self.value(x_BxSxE))
-
-    def __call__(self, x_BxTxE, k_BxSxHxD, v_BxSxHxD, shared, noise, site):
-        """Attends from x to (k, v), with the mask and bias of `shared`. -> (B, T, E)."""
-        cfg = self.config
-        q_BxTxHxD = self._split_heads(self.query(x_BxTxE))
-        rate = cfg.dropout_rate
-        if noise is not None and rate > 0.0:
-            # T5 drops a key for all queries of a head at once. Dropping the value instead of the
-            # weight is the same product with T/D times fewer multiplications.
-            _, keys, heads, _ = v_BxSxHxD.shape
-            keep = noise.mask(site, (heads, keys, 1), 1.0 - rate).swapaxes(1, 2)
-            v_BxSxHxD = jnp.where(keep, v_BxSxHxD / (1.0 - rate), 0.0).astype(v_BxSxHxD.dtype)
-        o_BxTxHxD = attention.attend(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, shared)
-        return self.out(o_BxTxHxD.reshape(*o_BxTxHxD.shape[:-2], -1))
-
-    def step(self, x_BxKxE, k_BxHxDxN, v_BxHxNxD, bias):
-        """`__call__` for the few queries of a decoding step, `bias` (B or 1, H or 1, K or 1, N).
-
-        Neither product then transposes an operand, which for few queries would cost far more than
-        the product itself.
-        """
-        q_BxHxKxD = self._split_heads(self.query(x_BxKxE)).swapaxes(1, 2)
-        logits_BxHxKxN = jnp.matmul(q_BxHxKxD, k_BxHxDxN, preferred_element_type=jnp.float32)
-        weights_BxHxKxN = jax.nn.softmax(logits_BxHxKxN + bias).astype(self.config.dtype)
-        o_BxKxHxD = jnp.matmul(weights_BxHxKxN, v_BxHxNxD).swapaxes(1, 2)
-        return self.out(o_BxKxHxD.reshape(*x_BxKxE.shape[:-1], -1))
-
-
-class Mlp(nn.Module):
-    """Feed-forward block: the product of one branch per activation, then a projection to E."""
-
-    config: T5Config
-
-    @nn.compact
-    def __call__(self, x_BxTxE, noise, site):
-        cfg = self.config
-
-        def dense(features, axes, name):
-            return Dense(features, axes, cfg.dtype, name=name)
-
-        branches = []
-        for i in range(len(cfg.mlp_activations)):
-            name = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
-            h_BxTxM = dense(cfg.mlp_dim, ("embed", "mlp"), name)(x_BxTxE)
-            branches.append(constrain(h_BxTxM, "batch", "activation_length", "activation_mlp"))
-
-        def product(*branches):
-            pairs = zip(cfg.mlp_activations, branches, strict=True)
-            return functools.reduce(operator.mul, (ACTIVATIONS[name](h) for name, h in pairs))
-
-        if placement().platform == "gpu":
-            # Its intermediate values are bound by memory: cheaper to compute again than to keep.
-            product = jax.checkpoint(product)
-        h_BxTxM = product(*branches)
-        h_BxTxM = dropout(h_BxTxM, cfg.dropout_rate, noise, site)
-        return dense(cfg.emb_dim, ("mlp", "embed"), "wo")(h_BxTxM)
-
-
-def _constrain_residual(x_BxTxE):
+def _constrain_residual(x_BxTxE: jax.Array) -> jax.Array:
     return constrain(x_BxTxE, "batch", "activation_length", "activation_embed")
 
 
-def _make_layers(layer_class, config, count):
+def _make_layers(layer_class: type[nn.Module], config: T5Config, count: int) -> Any:
     """One layer whose parameters will be stacked, or `count` layers."""
     if config.scan_layers:
         return layer_class(config)
     return [layer_class(config) for _ in range(count)]
 
 
-def _through_layers(config, layers, count, call, x_BxTxE):
+def _through_layers(
+    config: T5Config,
+    layers: Any,
+    count: int,
+    call: Callable[[Any, Any, jax.Array], jax.Array],
+    x_BxTxE: jax.Array,
+) -> jax.Array:
     """x after all layers; `call(layer, number, x)` is one layer, its number from 0 on."""
 
-    def one(layer, x_BxTxE, number):
+    def one(layer: nn.Module, x_BxTxE: jax.Array, number: Any) -> tuple[jax.Array, None]:
         return call(layer, number, _constrain_residual(x_BxTxE)), None
 
     # On a GPU the trips of a loop cost more than compiling them all: what the backward pass needs
@@ -190,20 +91,22 @@ def _through_layers(config, layers, count, call, x_BxTxE):
     return x_BxTxE
 
 
-def _noise(keys_B, layer):
+def _noise(keys_B: jax.Array | None, layer: int | jax.Array) -> Noise | None:
     return None if keys_B is None else Noise(keys_B, layer)
 
 
 class EncoderLayer(nn.Module):
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         self.pre_attention_layer_norm = Norm(self.config.dtype)
         self.attention = Attention(self.config)
         self.pre_mlp_layer_norm = Norm(self.config.dtype)
         self.mlp = Mlp(self.config)
 
-    def __call__(self, x_BxTxE, shared, noise):
+    def __call__(
+        self, x_BxTxE: jax.Array, shared: attention.Shared, noise: Noise | None
+    ) -> jax.Array:
         rate = self.config.dropout_rate
         h = self.pre_attention_layer_norm(x_BxTxE)
         k, v = self.attention.keys_values(h)
@@ -216,7 +119,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         self.pre_self_attention_layer_norm = Norm(self.config.dtype)
         self.self_attention = Attention(self.config)
         self.pre_cross_attention_layer_norm = Norm(self.config.dtype)
@@ -224,7 +127,14 @@ class DecoderLayer(nn.Module):
         self.pre_mlp_layer_norm = Norm(self.config.dtype)
         self.mlp = Mlp(self.config)
 
-    def __call__(self, x_BxTxE, encoded_BxSxE, shared, cross_shared, noise):
+    def __call__(
+        self,
+        x_BxTxE: jax.Array,
+        encoded_BxSxE: jax.Array,
+        shared: attention.Shared,
+        cross_shared: attention.Shared,
+        noise: Noise | None,
+    ) -> jax.Array:
         rate = self.config.dropout_rate
         h = self.pre_self_attention_layer_norm(x_BxTxE)
         k, v = self.self_attention.keys_values(h)
@@ -238,7 +148,15 @@ class DecoderLayer(nn.Module):
         h = self.mlp(self.pre_mlp_layer_norm(x_BxTxE), noise, 4)
         return x_BxTxE + dropout(h, rate, noise, 5)
 
-    def step(self, x_BxKxE, cache, index, self_bias, cross, cross_bias):
+    def step(
+        self,
+        x_BxKxE: jax.Array,
+        cache: tuple[jax.Array, jax.Array],
+        index: jax.Array,
+        self_bias: jax.Array,
+        cross: tuple[jax.Array, jax.Array],
+        cross_bias: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One position of K beams per example; returns (x, cache with position `index` written).
 
         In both attentions the beams of an example are its queries.
@@ -255,7 +173,7 @@ class DecoderLayer(nn.Module):
         h_BxKxE = self.mlp(self.pre_mlp_layer_norm(x_BxKxE), None, 0)
         return x_BxKxE + h_BxKxE, (keys, values)
 
-    def cross_keys_values(self, encoded_BxSxE):
+    def cross_keys_values(self, encoded_BxSxE: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(B, H, D, S), (B, H, S, D): as the products of `step` want them."""
         k_BxSxHxD, v_BxSxHxD = self.encoder_decoder_attention.keys_values(encoded_BxSxE)
         return k_BxSxHxD.transpose(0, 2, 3, 1), v_BxSxHxD.swapaxes(1, 2)
@@ -264,20 +182,22 @@ class DecoderLayer(nn.Module):
 class Encoder(nn.Module):
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=True)
         self.layers = _make_layers(EncoderLayer, cfg, cfg.num_encoder_layers)
         self.encoder_norm = Norm(cfg.dtype)
 
-    def __call__(self, x_BxTxE, mask, keys_B):
+    def __call__(
+        self, x_BxTxE: jax.Array, mask: attention.Mask, keys_B: jax.Array | None
+    ) -> jax.Array:
         length = x_BxTxE.shape[1]
         cfg = self.config
         shared = attention.share(cfg, mask, self.relpos_bias(length, length))
         noise = _noise(keys_B, 0)
         x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, noise, 0)
 
-        def call(layer, number, x_BxTxE):
+        def call(layer: EncoderLayer, number: Any, x_BxTxE: jax.Array) -> jax.Array:
             return layer(x_BxTxE, shared, _noise(keys_B, 2 + number))
 
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_encoder_layers, call, x_BxTxE)
@@ -288,7 +208,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
         self.relpos_bias = RelativePositionBias(cfg, bidirectional=False)
         self.layers = _make_layers(DecoderLayer, cfg, cfg.num_decoder_layers)
@@ -296,7 +216,14 @@ class Decoder(nn.Module):
         if not cfg.logits_via_embedding:
             self.logits_dense = OutputKernel(cfg)
 
-    def __call__(self, x_BxTxE, encoded_BxSxE, mask, cross_mask, keys_B):
+    def __call__(
+        self,
+        x_BxTxE: jax.Array,
+        encoded_BxSxE: jax.Array,
+        mask: attention.Mask,
+        cross_mask: attention.Mask,
+        keys_B: jax.Array | None,
+    ) -> jax.Array:
         cfg = self.config
         length = x_BxTxE.shape[1]
         shared = attention.share(cfg, mask, self.relpos_bias(length, length))
@@ -304,19 +231,28 @@ class Decoder(nn.Module):
         noise = _noise(keys_B, 1)
         x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, noise, 0)
 
-        def call(layer, number, x_BxTxE):
+        def call(layer: DecoderLayer, number: Any, x_BxTxE: jax.Array) -> jax.Array:
             noise = _noise(keys_B, 2 + cfg.num_encoder_layers + number)
             return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, noise)
 
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_decoder_layers, call, x_BxTxE)
         return dropout(self.decoder_norm(x_BxTxE), cfg.dropout_rate, noise, 1)
 
-    def context(self, encoded_BxSxE, cross_bias, max_decode_len):
+    def context(
+        self, encoded_BxSxE: jax.Array, cross_bias: jax.Array, max_decode_len: int
+    ) -> DecoderContext:
         keys, values = zip(*(a.cross_keys_values(encoded_BxSxE) for a in self.layers), strict=True)
         diagonals = self.relpos_bias(max_decode_len, max_decode_len)
         return DecoderContext(keys, values, cross_bias, diagonals)
 
-    def step(self, x_BxKxE, cache, index, visible_BxKxN, context):
+    def step(
+        self,
+        x_BxKxE: jax.Array,
+        cache: DecoderCache,
+        index: jax.Array,
+        visible_BxKxN: jax.Array,
+        context: DecoderContext,
+    ) -> tuple[jax.Array, DecoderCache]:
         beams, slots = x_BxKxE.shape[1], visible_BxKxN.shape[2]
         length, diagonals = slots // beams, context.relpos_diagonals
         # Row `index` of the bias between positions: distances -index ... L-1-index.
@@ -343,10 +279,12 @@ class OutputKernel(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        init = nn.with_logical_partitioning(init, ("embed", "vocab"))
-        self.kernel = self.param("kernel", init, (self.config.emb_dim, self.config.vocab_size))
+        init = partitioned(init, ("embed", "vocab"))
+        self.kernel: jax.Array = self.param(
+            "kernel", init, (self.config.emb_dim, self.config.vocab_size)
+        )
 
 
 class TokenEmbedder(nn.Module):
@@ -354,12 +292,12 @@ class TokenEmbedder(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
+        init = partitioned(nn.initializers.normal(1.0), ("vocab", "embed"))
+        self.embedding: jax.Array = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
 
-    def __call__(self, tokens_BxT):
+    def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxE = lookup(self.embedding, tokens_BxT).astype(self.config.dtype)
         # Each device looks up its part of E for all rows: tokens travel, the table does not.
         x_BxTxE = constrain(x_BxTxE, "lookup_batch", "activation_length", "embed")
@@ -376,20 +314,20 @@ class Transformer(nn.Module):
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         self.token_embedder = TokenEmbedder(self.config)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
     def __call__(
         self,
-        encoder_input_tokens,
-        decoder_input_tokens,
-        encoder_segment_ids=None,
-        decoder_segment_ids=None,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
         *,
-        dropout_keys=None,
-    ):
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """(B, S), (B, T) -> logits (B, T, V) float32. `dropout_keys` (B,): a typed key for
         each row; without them nothing is dropped."""
         hidden_BxTxE = self.hidden(
@@ -403,13 +341,13 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        encoder_input_tokens,
-        decoder_input_tokens,
-        encoder_segment_ids=None,
-        decoder_segment_ids=None,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
         *,
-        dropout_keys=None,
-    ):
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """(B, S), (B, T) -> what the output projection multiplies, (B, T, E) activation dtype."""
         encoded_BxSxE = self.encode(
             encoder_input_tokens, encoder_segment_ids, dropout_keys=dropout_keys
@@ -423,7 +361,13 @@ class Transformer(nn.Module):
             dropout_keys=dropout_keys,
         )
 
-    def encode(self, encoder_input_tokens, encoder_segment_ids=None, *, dropout_keys=None):
+    def encode(
+        self,
+        encoder_input_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        *,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """(B, S) -> (B, S, E) in the activation dtype."""
         if encoder_segment_ids is None:
             mask = attention.Mask.unpacked(encoder_input_tokens, encoder_input_tokens)
@@ -435,24 +379,24 @@ class Transformer(nn.Module):
 
     def decode(
         self,
-        encoded_BxSxE,
-        encoder_input_tokens,
-        decoder_input_tokens,
-        encoder_segment_ids=None,
-        decoder_segment_ids=None,
+        encoded_BxSxE: jax.Array,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
         *,
-        dropout_keys=None,
-    ):
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """Teacher-forced decoder: `hidden` from the encoder's output on."""
-        if (encoder_segment_ids is None) != (decoder_segment_ids is None):
-            raise ValueError("segment ids are needed for both the encoder and the decoder")
-        if encoder_segment_ids is None:
+        if encoder_segment_ids is None and decoder_segment_ids is None:
             mask = attention.Mask.unpacked(decoder_input_tokens, decoder_input_tokens, causal=True)
             cross_mask = attention.Mask.unpacked(decoder_input_tokens, encoder_input_tokens)
-        else:
+        elif encoder_segment_ids is not None and decoder_segment_ids is not None:
             segments = decoder_segment_ids
             mask = attention.Mask(segments, segments, causal=True, packed=True)
             cross_mask = attention.Mask(segments, encoder_segment_ids, causal=False, packed=True)
+        else:
+            raise ValueError("segment ids are needed for both the encoder and the decoder")
         x_BxTxE = self.decoder(
             self.token_embedder(decoder_input_tokens),
             encoded_BxSxE,
@@ -462,12 +406,12 @@ class Transformer(nn.Module):
         )
         return self._scaled(x_BxTxE)
 
-    def _scaled(self, x_BxTxE):
+    def _scaled(self, x_BxTxE: jax.Array) -> jax.Array:
         """Tied logits are divided by sqrt(E)."""
         tied = self.config.logits_via_embedding
         return x_BxTxE / math.sqrt(self.config.emb_dim) if tied else x_BxTxE
 
-    def logits(self, hidden_BxTxE):
+    def logits(self, hidden_BxTxE: jax.Array) -> jax.Array:
         """Output projection, (B, T, V) float32, its operands in the activation dtype."""
         if self.config.logits_via_embedding:
             kernel, product = self.token_embedder.embedding, "...E,VE->...V"
@@ -476,7 +420,9 @@ class Transformer(nn.Module):
         kernel = kernel.astype(self.config.dtype)
         return jnp.einsum(product, hidden_BxTxE, kernel, preferred_element_type=jnp.float32)
 
-    def start_decoding(self, encoder_input_tokens, max_decode_len):
+    def start_decoding(
+        self, encoder_input_tokens: jax.Array, max_decode_len: int
+    ) -> tuple[DecoderContext, DecoderCache]:
         """Encodes (B, S) and returns (DecoderContext, DecoderCache that has no slots yet).
 
         Decoding steps through unrolled layers: see `stacking.unrolled`.
@@ -491,7 +437,14 @@ class Transformer(nn.Module):
         layers = cfg.num_decoder_layers
         return context, DecoderCache((keys,) * layers, (values,) * layers)
 
-    def decode_step(self, tokens_BxK, cache, index, visible_BxKxN, context):
+    def decode_step(
+        self,
+        tokens_BxK: jax.Array,
+        cache: DecoderCache,
+        index: jax.Array,
+        visible_BxKxN: jax.Array,
+        context: DecoderContext,
+    ) -> tuple[jax.Array, DecoderCache]:
         """Feeds the tokens at decoder position `index` (int32 scalar, < L) of every beam.
 
         `visible_BxKxN` (B or 1 rows, bool) are the slots of the cache that a beam attends to, the
@@ -515,7 +468,7 @@ def exact_products(config: T5Config) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _init_boxed(config, rng):
+def _init_boxed(config: T5Config, rng: jax.Array) -> Any:
     tokens = jnp.ones((1, 1), jnp.int32)
     initializers = {}
     # What the layers compute is thrown away: traced for a CPU, it is the least to compile.
@@ -528,7 +481,7 @@ def _init_boxed(config, rng):
 
 
 @functools.cache
-def _boxed_shapes(config):
+def _boxed_shapes(config: T5Config) -> Any:
     return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
 
 

@@ -1,4 +1,4 @@
-"""Compiles the train step for devices that need not be there, and says what memory it takes.
+"""Compiles the train step for devices that need not be present, and reports the memory it takes.
 
 For a TPU slice or a GPU the work is done in a child process, whose environment keeps JAX from
 looking for such a device. The JAX of this process, and its devices, are left as they are. It is
@@ -30,10 +30,11 @@ from rich.console import Console
 
 from t5scaling import compilation
 from t5scaling.data import provenance
-from t5scaling.errors import UserError
+from t5scaling.errors import UserError, first_line
 from t5scaling.model import network
 from t5scaling.study import gpus, topologies
-from t5scaling.training import sharding, step, throughput
+from t5scaling.training import sharding, throughput
+from t5scaling.training import step as step_lib
 
 # libtpu asks a metadata server what machine it is on, and waits for an answer, unless these say so.
 # Any machine will do: the slice that is compiled for comes with the topology's name.
@@ -64,7 +65,7 @@ class Program:
     """
 
     config: network.T5Config
-    objective: step.Objective
+    objective: step_lib.Objective
     batch_size: int
     input_length: int
     target_length: int
@@ -80,12 +81,12 @@ class Program:
     def from_json(cls, fields: Mapping[str, Any]) -> "Program":
         fields = dict(fields)
         fields["config"] = network.T5Config(**fields["config"])
-        fields["objective"] = step.Objective(**fields["objective"])
+        fields["objective"] = step_lib.Objective(**fields["objective"])
         fields["rules"] = fields["rules"] and sharding.Rules(**fields["rules"])
         return cls(**fields)
 
     def summary(self) -> str:
-        """What a search changes, in words."""
+        """The settings that a search changes, as text."""
         mesh = " x ".join(
             f"{axis} {'rest' if size == -1 else size}"
             for axis, size in (self.mesh_shape or {}).items()
@@ -116,7 +117,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a program on some devices. Bytes are of one device.
+    """What the compiler reports about a program on some devices. Bytes are those of one device.
 
     Attributes:
         device_kind: JAX's name of the devices.
@@ -197,7 +198,7 @@ def compile_program(program: Program, topology: topologies.Topology | None) -> C
 def checkpoint_bytes(config: network.T5Config) -> int:
     """Of parameters, optimizer and counters."""
     layout = sharding.make_layout(None, None, jax.devices()[:1])
-    state = step.abstract_state(config, layout)
+    state = step_lib.abstract_state(config, layout)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
@@ -209,7 +210,7 @@ def compile_on(
     layout = sharding.make_layout(program.mesh_shape, program.rules, devices)
     sharding.check(layout, config)
     sharding.check_batch_size(program.batch_size, layout, program.microbatches)
-    state, batch = step.abstract_state(config, layout), program.abstract_batch(layout)
+    state, batch = step_lib.abstract_state(config, layout), program.abstract_batch(layout)
     found = Compiled(
         device_kind=devices[0].device_kind,
         mesh=dict(layout.mesh.shape),
@@ -223,7 +224,7 @@ def compile_on(
         peak_flops_per_s=peak_flops_per_s,
         seconds=0.0,
     )
-    train_step = step.jit_train_step(config, program.objective, layout, program.microbatches)
+    train_step = step_lib.jit_train_step(config, program.objective, layout, program.microbatches)
     scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.uint32, jnp.bool_)]
     started = time.monotonic()
     try:
@@ -232,7 +233,7 @@ def compile_on(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return dataclasses.replace(
-            found, refused=_first_line(error), seconds=time.monotonic() - started
+            found, refused=_reason(error), seconds=time.monotonic() - started
         )
     return dataclasses.replace(
         found,
@@ -296,7 +297,6 @@ def _child_environment(topology: topologies.Topology) -> dict[str, str]:
 
 def _compile_in_child(program: Program, topology: topologies.Topology) -> Compiled:
     request = json.dumps({"topology": topology.name, "program": program.to_json()})
-    path = os.pathsep.join(provenance.search_path())
     with tempfile.TemporaryFile("w+") as log:
         done = subprocess.run(
             provenance.child("t5scaling.study.ahead_of_time"),
@@ -304,7 +304,7 @@ def _compile_in_child(program: Program, topology: topologies.Topology) -> Compil
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | _child_environment(topology) | {"PYTHONPATH": path},
+            env=provenance.child_environment(**_child_environment(topology)),
         )
         log.seek(0)
         complaints = [line.strip() for line in log if line.strip()]
@@ -312,11 +312,11 @@ def _compile_in_child(program: Program, topology: topologies.Topology) -> Compil
         raise UserError(done.stdout.strip())
     if done.returncode == -9:
         raise UserError(
-            f"the compiler was killed while compiling for {topology.name}, as the system does when "
-            "memory runs out; compile on a machine with more"
+            f"the compiler was killed while compiling for {topology.name}, as happens when memory "
+            "runs out; compile on a machine with more"
         )
     if done.returncode != 0:
-        last = complaints[-1] if complaints else "without a word"
+        last = complaints[-1] if complaints else "it printed nothing"
         raise RuntimeError(
             f"compiling for {topology.name} ended with status {done.returncode}: {last}"
         )
@@ -341,7 +341,7 @@ def main() -> int:
         except Exception as error:
             if not unready:
                 raise
-            raise UserError(f"{_first_line(error)} ({unready})") from None
+            raise UserError(f"{_reason(error)} ({unready})") from None
     except UserError as error:
         print(error)
         return 2
@@ -358,14 +358,12 @@ def _described(topology: topologies.Topology) -> tuple[list[Any], str]:
         return topologies.describe(topology), ""
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         who = "JAX's CUDA plugin" if isinstance(topology, gpus.Gpus) else "libtpu"
-        raise UserError(
-            f"{who} refuses the topology {topology.name}: {_first_line(error)}"
-        ) from None
+        raise UserError(f"{who} refuses the topology {topology.name}: {_reason(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0]
-    return re.sub(r"^[A-Z_]+: (E\d+: )?", "", line)  # the status code and XLA's number of it
+def _reason(error: Exception) -> str:
+    """What XLA refuses, without the status code and XLA's number of it."""
+    return re.sub(r"^[A-Z_]+: (E\d+: )?", "", first_line(error, 1000))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a launch of a study says while it works: a bar and a line per run."""
+"""What a launch of a study prints while it works: a bar and a line per run."""
 
 import sys
 import time
@@ -61,14 +61,14 @@ class Display:
             note=self._left(share),
         )
 
-    def skip(self, run: Run, text: str = "done already") -> None:
-        """It was found done, or another process has done it."""
+    def skip(self, run: Run, text: str = "already done") -> None:
+        """Shows a run that was found done, or that another process has done."""
         self._skipped += run.positions
         self._done += 1
         self._line(run, text)
 
     def elsewhere(self, shares: Mapping[str, float], note: str) -> None:
-        """How far runs are that other processes do: id -> share."""
+        """Shows the progress of runs that other processes do: id -> share."""
         positions = sum(shares.get(run.id, 0.0) * run.positions for run in self._runs)
         self._bar.update(self._study, completed=self._skipped + positions, note=note)
 
@@ -86,7 +86,7 @@ class Display:
         self._line(run, f"FAILED: {first_line(reason)}")
 
     def leave(self, run: Run, reason: str) -> None:
-        """Another process was a moment faster: nothing has failed."""
+        """Shows a run that another process has taken: nothing has failed."""
         self._line(run, f"left alone: {first_line(reason)}")
 
     def summary(self, failed: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
-"""What a study would take, part by part, before anything is paid: nothing is compiled or run.
+"""What a study would cost, part by part, before anything is spent: nothing is compiled or run.
 
 The numbers are `plan`'s: model FLOPs by formula, at a share of the devices' peak that the user
-states. Whether a step fits into memory only `run.py plan` says, as it compiles it.
+states. Only `run.py plan`, which compiles the step, can find out whether it fits into memory.
 
 `dry_run.json` holds what `dry_run.txt` shows: `study`, `topology`, `utilization`, `rows` (one per
 pretraining, and per task of a part; the fields of `Row`), `total`, `longest_chain_hours`.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t5scaling import config, storage
+from t5scaling.amounts import duration, size
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import ahead_of_time, plan, runner, topologies
@@ -74,7 +75,7 @@ def dry_run(
     output: str | None = None,
     console: Console | None = None,
 ) -> list[Row]:
-    """Prints what the study of the loaded gin configuration would take, and returns its rows.
+    """Prints what the study of the loaded gin configuration would cost, and returns its rows.
 
     Args:
         topology: as for `plan`; None: the study's own.
@@ -98,7 +99,7 @@ def dry_run(
     where = topologies.parse(topology)
     peak = where.peak_flops_per_s if where else ahead_of_time.local_peak()
     grid = points(study)
-    rows = [_row(group, root, utilization * peak) for group in plan.of_study(study, root)]
+    rows = [_row(group, root, utilization * peak) for group in plan.study_groups(study, root)]
     rows.sort(key=lambda row: [part.part for part in parts].index(row.part))
     devices = where.devices if where else 1
     on = f"one device of {topology}" if where else "one device here"
@@ -218,7 +219,7 @@ def _show(
         "attention):")  # fmt: skip
     for name, row in _programs(rows).items():
         say(f"                 {name}: {row.flops_per_step:.4g} a step, {row.parameters:,} "
-            f"parameters, checkpoint of {plan.size(row.checkpoint_bytes)}")  # fmt: skip
+            f"parameters, checkpoint of {size(row.checkpoint_bytes)}")  # fmt: skip
     say(f"  device-hours   FLOPs / ({utilization:.0%} ASSUMED utilisation x {peak / 1e12:,.4g} "
         f"TFLOP/s of a device of {topology}) / 3600")  # fmt: skip
     say("  storage        kept checkpoints x checkpoint: every D_p of a pretraining, the last step "
@@ -228,9 +229,9 @@ def _show(
     if any(part.trainer_gin for part in parts):
         say("Another trainer does the runs. The FLOPs are the model's; T5X's products with one-hot "
             "vectors come on top, and its memory is not what run.py plan says.")  # fmt: skip
-    one_by_one = plan.duration(3600 * total["device_hours"] / devices)
+    one_by_one = duration(3600 * total["device_hours"] / devices)
     say(f"On {on}: the longest chain, a pretraining and a finetuning after it, "
-        f"{plan.duration(3600 * chain)}; everything one after the other {one_by_one}")  # fmt: skip
+        f"{duration(3600 * chain)}; everything one after the other {one_by_one}")  # fmt: skip
     others = [
         f"{kind} {total['flops'] / (utilization * tera * 1e12) / 3600:,.3g}"
         for kind, tera in throughput.PEAK_TFLOPS.items()
@@ -285,7 +286,7 @@ def _cells(row: Row) -> list[str]:
     tokens = f"{row.text_tokens:.4g}" if row.text_tokens is not None else ""
     return [
         f"{row.runs:,}", f"{row.steps:,}", f"{row.positions:.4g}", tokens, f"{row.flops:.3e}",
-        f"{row.device_hours:,.4g}", plan.size(row.storage_bytes),
+        f"{row.device_hours:,.4g}", size(row.storage_bytes),
     ]  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def _sums(rows: Sequence[Row]) -> list[str]:
     total = _total(rows)
     return [
         f"{total['runs']:,}", f"{total['steps']:,}", f"{total['positions']:.4g}", "",
-        f"{total['flops']:.3e}", f"{total['device_hours']:,.4g}", plan.size(total["storage_bytes"]),
+        f"{total['flops']:.3e}", f"{total['device_hours']:,.4g}", size(total["storage_bytes"]),
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""From the grid of a study to its runs, on the data that there is.
+"""From the grid of a study to its runs, on the data that is there.
 
 A run is gin files plus values of their macros, so `run.py train` with the same files and values
 is the same run on any machine.
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5scaling import __version__, config
+from t5scaling import __version__, config, records
 from t5scaling.data import budget
 from t5scaling.data.examples import DataSpec, Examples, find_all_examples
 from t5scaling.data.pool import pool_rows
@@ -159,6 +159,7 @@ def checkpoint_steps(point: Point, examples: Examples | None, batch_size: int) -
 
 def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run]) -> Run:
     study, examples = point.study, family.examples
+    assert point.data is not None  # only a baseline is without, and it is not pretrained
     steps = checkpoint_steps(point, examples, family.batch_size)
     last = max(steps.values())
     record = {
@@ -174,7 +175,7 @@ def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run
     }
     bindings = {
         **family.bindings,
-        "MODEL_DIR": run_directory_of(study_dir, point.id),
+        "MODEL_DIR": records.run_folder(study_dir, point.id),
         "TRAIN_STEPS": last,
         "CHECKPOINT_STEPS": list(steps.values()),
     }
@@ -192,7 +193,9 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
         pretrain = runs[point.needs[0]]
         step = pretrain.record["steps_of"][str(point.sizes[0])]
         tokens = pretrain.record["checkpoints"][str(step)]
-        initial = os.path.join(pretrain.directory, "checkpoints", f"{checkpoint.PREFIX}_{step}")
+        initial = os.path.join(
+            pretrain.directory, records.CHECKPOINTS, f"{checkpoint.PREFIX}_{step}"
+        )
     rows, pool_tokens, pool_examples = family.pool(point.pool)
     record = {
         **_common(point, family),
@@ -214,7 +217,7 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
     }
     bindings = {
         **family.bindings,
-        "MODEL_DIR": run_directory_of(study_dir, point.id),
+        "MODEL_DIR": records.run_folder(study_dir, point.id),
         "INITIAL_CHECKPOINT_PATH": initial,
         "POOL": point.pool,
         "LEARNING_RATE": point.learning_rate,
@@ -226,7 +229,8 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
 
 
 def _digest(family: _Family, bindings: Mapping[str, Any]) -> str:
-    """Of all settings that decide what the run computes; cheaper than to compare its gin text."""
+    """A hash of all settings that decide what the run computes; cheaper to compare than its gin
+    text."""
     own = [f"{k} = {bindings[k]!r}" for k in sorted(bindings) if k not in run_directory.FREE_MACROS]
     return hashlib.sha256("\n".join([family.settings, *own]).encode()).hexdigest()
 
@@ -242,7 +246,3 @@ def _common(point: Point, family: _Family) -> dict[str, Any]:
         "parameters": family.parameters,
         **({"trainer": family.trainer} if family.trainer else {}),
     }
-
-
-def run_directory_of(study_dir: str, run_id: str) -> str:
-    return os.path.join(study_dir, "runs", *run_id.split("/"))

@@ -15,6 +15,7 @@ with the dense bfloat16 peak of the card's data sheet.
 """
 
 import dataclasses
+import importlib
 import os
 import re
 from importlib import metadata, util
@@ -70,7 +71,7 @@ class Gpus:
 
     @property
     def platform(self) -> str:
-        """As JAX names it."""
+        """JAX's name of the device."""
         return "gpu"
 
     @property
@@ -85,12 +86,12 @@ class Gpus:
 
     @property
     def peak_flops_per_s(self) -> float:
-        """Of one GPU, bfloat16."""
+        """The peak of one GPU, bfloat16."""
         return self.card.peak_flops_per_s
 
     @property
     def memory_bytes(self) -> int:
-        """Of one GPU, that a program may use."""
+        """The memory of one GPU that a program may use."""
         return int(self.card.memory_bytes * memory_fraction())
 
     @property
@@ -207,7 +208,7 @@ CARDS = {
 def parse(name: str) -> Gpus | None:
     """ "h100:2x8" -> Gpus; None if `name` begins with neither a card nor a file.
 
-    Raises UserError for a number of cards that is none, or a file that describes no card.
+    Raises UserError if the number of cards is not a number, or the file does not describe a card.
     """
     match = re.fullmatch(r"(.+?)(?::([^:/]*))?", name)
     kind, number = match.groups() if match else (name, None)
@@ -315,7 +316,8 @@ def _version(package: str) -> str | None:
 
 
 def describe(topology: Gpus) -> list[Any]:
-    """JAX's devices of cards that are not here. For the child process of `ahead_of_time`."""
+    """JAX's devices for cards that this machine does not have. For the child process of
+    `ahead_of_time`."""
     from jax.experimental import topologies as described
 
     card = topology.card
@@ -340,7 +342,7 @@ def prepare_lowering(card: Card) -> str:
     missing = []
     capability = ".".join(map(str, card.capability))
     try:
-        from jax._src.pallas.triton import gpu_info
+        gpu_info = importlib.import_module("jax._src.pallas.triton.gpu_info")
     except ImportError:  # JAX 0.10 asks for nothing that must be replaced
         pass
     else:

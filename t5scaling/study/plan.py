@@ -1,4 +1,4 @@
-"""What a run or a study would take on given devices: does it fit, and what does it cost?
+"""Whether a run or a study fits on given devices, and what it would cost.
 
 The train step is really compiled (`ahead_of_time`), so memory is what the compiler needs. Time is
 not measured: it is the model's FLOPs, by formula, at a share of the chips' peak that the user
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from t5scaling import __version__, config, storage
+from t5scaling.amounts import duration, size
 from t5scaling.data.examples import DataSpec, Examples, finished
 from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
@@ -46,7 +47,7 @@ class Group:
     Attributes:
         kind: "train", "pretrain" or "finetune".
         program: what they compile.
-        runs: how many there are.
+        runs: the number of processes.
         steps: of all of them together.
         checkpoints: kept for good, of all of them together.
         steps_estimated: how `steps` was estimated; None if it is exact.
@@ -75,7 +76,7 @@ def plan(
     utilization: float = UTILIZATION,
     output: str | None = None,
 ) -> bool:
-    """Prints what the run or study of these gin files would take, and returns whether it fits.
+    """Prints what the run or study of these gin files would cost, and returns whether it fits.
 
     Args:
         gin_files, overrides: as for `config.load`; they bind `loop.train` or `runner.run_study`.
@@ -127,7 +128,7 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
     arguments = config.bindings_of(runner.run_study)
     if arguments:
         config.require(runner.run_study)
-        groups = of_study(arguments["study"], arguments["examples_root"])
+        groups = study_groups(arguments["study"], arguments["examples_root"])
     else:
         config.require(loop.train)
         arguments = config.bindings_of(loop.train)
@@ -137,13 +138,13 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
     return _merged(groups)
 
 
-def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
+def study_groups(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
     """A group per pretraining, whatever its base rates, and per part and task."""
     families: dict[tuple, list[Point]] = {}
     for point in points(study):
         pretraining = point.study.prefix, point.data
-        of = pretraining if point.kind == "pretrain" else (id(point.study), point.task)
-        families.setdefault((point.kind, of), []).append(point)
+        key = pretraining if point.kind == "pretrain" else (id(point.study), point.task)
+        families.setdefault((point.kind, key), []).append(point)
     groups = []
     for found in families.values():
         first = found[0]
@@ -157,8 +158,9 @@ def of_study(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
         else:
             total = runs * arguments["train_steps"]
             examples = materialized(arguments["dataset"], arguments["examples_root"])
-            for pool in first.study.finetune_pools if examples else ():
-                pool_rows(examples, pool)  # one that the data cannot serve is refused here too
+            if examples is not None:
+                for pool in first.study.finetune_pools:
+                    pool_rows(examples, pool)  # one that the data cannot serve is refused here too
             checkpoints = runs * arguments.get("keep_checkpoint", True)
         data = first.study.part, first.study.model, first.dataset, arguments["dataset"]
         groups.append(
@@ -377,7 +379,7 @@ def _memory_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [
             ("  padding", f"{size(compiled['argument_bytes'] - sum(parts))} and counters"),
             ("  temporaries", size(compiled["temporary_bytes"])),
-            ("  outputs", f"{size(compiled['output_bytes'])} not in the place of arguments"),
+            ("  outputs", f"{size(compiled['output_bytes'])} that do not replace arguments"),
             *([("  program", size(compiled["code_bytes"]))] if compiled["code_bytes"] else []),
             ("  total", f"{size(total)} of {size(memory)}: {verdict}"),
         ]
@@ -412,17 +414,3 @@ def _suggestion_rows(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     where = f"in the study's {group['kind']}_settings:"
     named = [where] if changes and group["kind"] != "train" else []
     return [("suggestion", " ".join([*environment, *named, *changes])), ("", says)]
-
-
-def size(n: float) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n >= size:
-            return f"{n / size:.2f} {unit}"
-    return f"{n:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400 * 2), ("h", 7200), ("min", 120), ("s", 1)):
-        if seconds >= size:
-            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60, 's': 1}[unit]:.3g} {unit}"
-    return f"{1000 * seconds:.3g} ms"

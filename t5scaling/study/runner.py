@@ -1,11 +1,11 @@
-"""Does what is left of a study. Its only memory is the run directories, so kill it and start again.
+"""Does what is left of a study. Its only memory is the run directories, so it can be killed and
+started again at any time.
 
 A run is over when it is DONE with unchanged settings. One that fails leaves FAILED with the reason
 and does not stop the others; those that need it wait. It is tried again, at the next launch if the
 reason is a mistake in its settings, and parked when it has failed three times.
 """
 
-import dataclasses
 import os
 import time
 from collections import Counter
@@ -54,16 +54,15 @@ def run_study(
     if any(part.trainer_gin for part in parts_of(study)):
         t5x.leave_the_devices()  # before anything here takes one
     storage.check_fit(study_dir, "STUDY_DIR")
-    executor = executor or local.Local()
     configured = config.text()  # before the runs load configurations of their own
     storage.make_folder(study_dir)
     runs = expand.expand(study, study_dir, examples_root)
     _refuse_changed(runs)
     _write_list(study_dir, name, runs)
-    storage.write(os.path.join(study_dir, "study.gin"), configured)
+    storage.write(os.path.join(study_dir, records.STUDY_CONFIG), configured)
     with Display(name, runs) as display:
-        if isinstance(executor, local.Local):
-            executor = dataclasses.replace(executor, watch=display)
+        if executor is None or isinstance(executor, local.Local):
+            executor = local.Local(watch=display)
         launch = _Launch(study_dir, runs, executor, display)
         try:
             while (left := launch.go_on()) and not detach:
@@ -89,7 +88,7 @@ def cancel(
     if executor is None:
         raise UserError("--cancel is for an engine's jobs, and no executor is given")
     listed = records.study_list(study_dir) or {"runs": []}
-    folders = [expand.run_directory_of(study_dir, run_id) for run_id in listed["runs"]]
+    folders = [records.run_folder(study_dir, run_id) for run_id in listed["runs"]]
     jobs = [job for job in storage.at_once(records.job, folders) if job]
     alive = [job for job, state in executor.states(jobs).items() if state != "gone"]
     executor.cancel(alive)
@@ -116,7 +115,7 @@ def materialize(beam: str | None = None) -> None:
 
 
 class _Launch:
-    """One call of `run_study`. What it keeps in memory is only what it has said already."""
+    """One call of `run_study`. It keeps in memory only what it has already reported."""
 
     def __init__(
         self, study_dir: str, runs: Sequence[expand.Run], executor: Executor, display: Display
@@ -128,7 +127,7 @@ class _Launch:
         self._tries: Counter[str] = Counter()  # hand-overs that could have done it
         counts = storage.at_once(_failures, runs)  # when the launch began
         self._failures = {run.id: count for run, count in zip(runs, counts, strict=True)}
-        self._elsewhere: dict[str, str] = {}  # run -> "queued", "running" as last said
+        self._elsewhere: dict[str, str] = {}  # run -> "queued", "running" as last reported
         for run, done in zip(runs, _are_done(runs), strict=True):
             if done:
                 self._done.add(run.id)
@@ -143,8 +142,8 @@ class _Launch:
         return {i: job for i, job in found.items() if states.get(job, "gone") != "gone"}
 
     def go_on(self) -> Literal["", "here", "elsewhere"]:
-        """Hands over what is ready; returns where something may have changed since, "" if all is
-        over."""
+        """Hands over the runs that are ready; returns "here" or "elsewhere", where something may
+        change next, or "" if all is over."""
         jobs = self.jobs()
         ready: dict[str, expand.Run] = {}
         pending = False
@@ -157,7 +156,7 @@ class _Launch:
             if holder:
                 pending = True
                 self._note(run, f"at work: {holder}")
-            elif run_directory.is_parked(failed):
+            elif records.is_parked(failed):
                 self._give_up(run, f"parked after {failed['failures']} failures, until its FAILED "
                               f"is deleted: {failed['reason']}")  # fmt: skip
             elif failed and failed["failures"] > self._failures[run.id] and self._final(failed):
@@ -165,7 +164,7 @@ class _Launch:
             elif run.id in jobs:
                 pending = True
                 self._note(run, f"queued: {jobs[run.id]}")
-            elif self._tries[run.id] >= run_directory.MOST_FAILURES:
+            elif self._tries[run.id] >= records.MOST_FAILURES:
                 self._give_up(run, self._silent(run))
             elif any(needed in self.given_up for needed in lacking):
                 self._give_up(run, f"waits for {lacking[0]}")
@@ -177,7 +176,7 @@ class _Launch:
                 pending = True
             else:
                 ready[run.id] = run
-        for group in _groups(ready.values()):
+        for group in _groups(list(ready.values())):
             # Jobs of needed runs in this round are known by now: those come first.
             lacking = [n for n in group[0].needs if n not in self._done]
             self._hand_over(group, sorted({jobs[n] for n in lacking if n in jobs}), jobs)
@@ -199,11 +198,9 @@ class _Launch:
             group, self._executor.submit(self._study_dir, group, after), strict=True
         ):
             if job:
-                run_directory.write_json(
-                    os.path.join(run.directory, run_directory.JOB), {"job": job}
-                )
+                run_directory.write_json(os.path.join(run.directory, records.JOB), {"job": job})
                 jobs[run.id] = job
-            if not remote and run_directory.is_done(run.directory):
+            if not remote and records.is_done(run.directory):
                 self._done.add(run.id)
 
     def _open(self) -> list[expand.Run]:
@@ -217,11 +214,12 @@ class _Launch:
         return [run for run in self._runs.values() if run.id not in closed]
 
     def _final(self, failed: Mapping[str, object]) -> bool:
-        """A mistake of the user's will not mend itself: one try a launch."""
+        """Whether the failure is a user's mistake, which is tried only once per launch."""
         return "traceback" not in failed
 
     def _silent(self, run: expand.Run) -> str:
-        unknown = f"its jobs left neither DONE nor FAILED; their logs are in {self._study_dir}/jobs"
+        logs = os.path.join(self._study_dir, records.JOBS)
+        unknown = f"its jobs left neither DONE nor FAILED; their logs are in {logs}"
         reason = self._display.failures.get(run.id, unknown)
         return f"tried {self._tries[run.id]} times in this launch: {reason}"
 
@@ -258,8 +256,7 @@ def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
     others = [
         run_id
         for run_id in before["runs"]
-        if run_id not in set(mine)
-        and storage.path(expand.run_directory_of(study_dir, run_id)).is_dir()
+        if run_id not in set(mine) and storage.path(records.run_folder(study_dir, run_id)).is_dir()
     ]
     listed = {"study": name, "runs": mine + others}
     if listed != before:
@@ -267,7 +264,7 @@ def _write_list(study_dir: str, name: str, runs: Sequence[expand.Run]) -> None:
 
 
 def _are_done(runs: Sequence[expand.Run]) -> list[bool]:
-    return storage.at_once(lambda run: run_directory.is_done(run.directory), runs)
+    return storage.at_once(lambda run: records.is_done(run.directory), runs)
 
 
 def _failures(run: expand.Run) -> int:

@@ -1,4 +1,4 @@
-"""How far a study is, from its run directories alone: no process has to be asked."""
+"""How far a study is, read from its run directories alone."""
 
 import os
 import sys
@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from t5scaling import records, storage
+from t5scaling.amounts import duration
 from t5scaling.errors import UserError, first_line
-from t5scaling.training import claim, run_directory
+from t5scaling.training import claim
 
 ROWS = 40  # of a study with more runs, those done, queued or waiting share a row by their data
-TOLD_TOGETHER = frozenset({"done", "queued", "waiting"})
+SHARE_A_ROW = frozenset({"done", "queued", "waiting"})
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
             f"{run.step}/{run.steps}" if run.steps else "",
             f"{run.loss:.3f}" if run.loss is not None else "",
             f"{run.tokens_per_s:,.0f}" if run.tokens_per_s is not None else "",
-            _duration(run.wall_s) if run.wall_s else "",
-            _duration(run.left_s) if run.left_s is not None else "",
+            duration(run.wall_s) if run.wall_s else "",
+            duration(run.left_s) if run.left_s is not None else "",
         )
     console.print(table)
     for run in runs:
@@ -82,24 +83,24 @@ def show(study_dir: str, console: Console | None = None, *, every_run: bool = Fa
     there = sum(run.elsewhere for run in runs)
     if there:
         console.print(
-            f"{there} running on other machines: whether they are alive is only seen over "
-            f"{claim.LEASE_S / 60:.0f} minutes, as `run.py study` does",
+            f"{there} running on other machines: whether they are alive shows only when they are "
+            f"watched for {claim.LEASE_S / 60:.0f} minutes, as `run.py study` does",
             highlight=False,
             soft_wrap=True,
         )
     order = ("done", "running", "stopped", "damaged", "failed", "parked", "queued", "waiting")
     parts = [f"{counts[state]} {state}" for state in order if counts[state]]
-    spent = _duration(sum(run.wall_s for run in runs))
+    spent = duration(sum(run.wall_s for run in runs))
     console.print(f"{len(runs)} runs: {', '.join(parts)}; {spent} so far", highlight=False)
 
 
 def _rows(runs: Sequence[RunStatus], every_run: bool) -> list[tuple[str, RunStatus]]:
-    """What is in the first column, and whose numbers are in the others."""
+    """For each row, the text of the first column, and the run whose numbers are in the others."""
     if every_run or len(runs) <= ROWS:
         return [(run.id, run) for run in runs]
     groups: dict[tuple[str, str], list[RunStatus]] = {}
     for run in runs:
-        together = run.state in TOLD_TOGETHER and run.id.count("/") > 1
+        together = run.state in SHARE_A_ROW and run.id.count("/") > 1
         name = "/".join(run.id.split("/")[:2]) if together else run.id
         groups.setdefault((name, run.state), []).append(run)
     rows = []
@@ -120,13 +121,13 @@ def _status(study_dir: str, run_id: str) -> RunStatus:
 
 
 def _read_status(study_dir: str, run_id: str) -> RunStatus:
-    folder = os.path.join(study_dir, "runs", *run_id.split("/"))
+    folder = records.run_folder(study_dir, run_id)
     record = records.run_record(folder)
     if record is None:
         return RunStatus(run_id, "waiting")
     timing = records.timing(folder, growing=True)
     failure = records.failure(folder)
-    done = run_directory.is_done(folder)
+    done = records.is_done(folder)
     last = claim.latest(folder)
     queued = records.job(folder) is not None
     if done:
@@ -134,7 +135,7 @@ def _read_status(study_dir: str, run_id: str) -> RunStatus:
     elif last and last.alive:
         state = "running"
     elif failure:
-        state = "parked" if run_directory.is_parked(failure) else "failed"
+        state = "parked" if records.is_parked(failure) else "failed"
     elif last or timing:
         state = "stopped"
     else:
@@ -160,13 +161,5 @@ def _read_status(study_dir: str, run_id: str) -> RunStatus:
         wall_s=timing[-1]["wall_s"] if timing else 0.0,
         left_s=left,
         reason=first_line(failure["reason"]) if failure and not done else "",
-        elsewhere=state == "running" and not last.is_here,
+        elsewhere=state == "running" and last is not None and not last.is_here,
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

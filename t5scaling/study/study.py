@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from t5scaling import storage, values
 from t5scaling.errors import UserError
@@ -19,11 +19,11 @@ Kind = Literal["pretrain", "finetune"]
 LONGEST_NAME = 180  # bytes: a file system takes 255, and names of files have endings
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -224,7 +224,7 @@ def points(study: Study | Sequence[Study]) -> list[Point]:
 def _add_pretrain(
     pretrains: dict[str, Point], part: Study, data: str, name: str, base_rate: float
 ) -> None:
-    """The sizes of parts that share a pretraining come together."""
+    """Adds a part's sizes to those of the parts that share its pretraining."""
     sizes = {size for size in part.sizes if size}
     if not sizes:
         return
@@ -269,10 +269,11 @@ def _id(part: Study, *names: str) -> str:
 
 
 def _check_id(run_id: str, study: str) -> None:
-    """Raises UserError for an id that leads elsewhere or holds what no folder's name can."""
+    """Raises UserError for an id that would lie outside the study or that cannot be the name of a
+    folder."""
     for name in run_id.split("/"):
         wrong = (
-            "it leads out of the study's folder, or nowhere" if name in ("", ".", "..") else
+            "it would lie outside the study's folder" if name in ("", ".", "..") else
             f"{len(name.encode())} bytes, more than the {LONGEST_NAME} that a folder's name can "
             "have here" if len(name.encode()) > LONGEST_NAME else
             "not text on one line" if not name.isprintable() else

@@ -1,5 +1,5 @@
-"""The smallest change that makes a train step fit: an estimate orders and sifts, the compiler
-confirms.
+"""The smallest change that makes a train step fit: an estimate sorts and filters the changes, the
+compiler confirms one.
 
 Changes are tried in this order:
 
@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 
 from t5scaling.errors import UserError
-from t5scaling.model import attention, loss
+from t5scaling.model import attention
+from t5scaling.model import loss as loss_lib
 from t5scaling.model.config import REMAT
 from t5scaling.study import gpus, topologies
 from t5scaling.study.ahead_of_time import Compiled, Program
@@ -116,7 +117,7 @@ def _candidates(
     parts = [n for n in _doublings(program.microbatches) if n <= _MICROBATCHES]
     fsdps, models = _doublings(found.mesh["fsdp"]), _doublings(found.mesh["model"])
     for where in [topology, *topology.larger()] if topology else [None]:
-        larger = {} if where == topology else {"topology": where.name}
+        larger = {} if where is None or where == topology else {"topology": where.name}
         devices = where.devices if where else found.devices
         for model, microbatches, fsdp, remat in itertools.product(models, parts, fsdps, remats):
             mesh = _mesh(devices, fsdp, model)
@@ -194,7 +195,7 @@ def estimate(program: Program, platform: str) -> float:
     state = 4 * whole / fsdp * (1 + gradients)
 
     def kept(remat: str, length: int, attentions: int, scores: float) -> float:
-        """Of one layer: its input, then its matrix products, then everything."""
+        """The bytes of one layer: its input, then its matrix products, then everything."""
         if remat == "full":
             return rows * length * E * act
         products = attentions * (3 * J + E) + branches * M + 2 * E
@@ -213,7 +214,7 @@ def estimate(program: Program, platform: str) -> float:
     working = 2 * max(layers("none")) + 8 * rows * H * S * S  # and the bias with its gradient
     gathered = (4 + act) * max(encoder, decoder) if fsdp > 1 else 0.0
     at_a_time = program.objective.chunk_positions
-    at_a_time = at_a_time or loss.positions_at_a_time(platform, config.vocab_size)
+    at_a_time = at_a_time or loss_lib.positions_at_a_time(platform, config.vocab_size)
     chunk = 3 * 4 * V * min(at_a_time, rows * T)
     together = rows * fsdp * T  # positions of the devices that split a parameter
     matrix, moved = (V / fsdp, together) if together < config.vocab_size else (V, 0)

@@ -3,12 +3,12 @@
 T5X (google-research/t5x, commit cc342d4) trains in a process of its own, on the examples that our
 loop would read and in its order (`data.as_seqio`), from what `interop.t5x_gin` writes. Its model
 directory is `<run>/checkpoints`, so that its checkpoints are the run's: the next run of a study
-starts from them, and `eval` and `infer` read them. What it says goes to `<run>/t5x.log`, and its
+starts from them, and `eval` and `infer` read them. Its output goes to `<run>/t5x.log`, and its
 metrics become lines of metrics.jsonl while it is at work. Then the run's evaluations are made by
 `t5x_measure`, another process: this one must leave the devices to them.
 
 A finetuning takes the parameters of its checkpoint and begins with a new optimizer at step 0, as by
-our trainer; T5X's own custom would go on with both.
+our trainer; T5X itself would go on with both.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 
-from t5scaling import config, storage, values
+from t5scaling import config, records, storage, values
 from t5scaling.data import loader, provenance
 from t5scaling.data.examples import PARENT, DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
@@ -45,7 +45,7 @@ from t5scaling.training import (
     sharding,
     tracker,
 )
-from t5scaling.training import step as training_step
+from t5scaling.training import step as step_lib
 
 LOG, GIN = "t5x.log", "t5x.gin"
 TOKENS_WITHIN = 1e-5  # of each other are numbers of which one has six digits
@@ -97,7 +97,7 @@ def check_settings(**arguments: Any) -> None:
     Arguments: those of `loop.train`. How many devices there are, only T5X itself sees.
     """
     if arguments.get("eval_every"):
-        raise UserError("eval_every: the runs of T5X are measured at their end alone")
+        raise UserError("eval_every: the runs of T5X are evaluated only at their end")
     if arguments.get("rules") is not None:
         raise UserError("rules: T5X splits parameters by its own; only MESH_SHAPE is handed on")
     if storage.in_bucket(arguments["model_dir"]):
@@ -124,7 +124,7 @@ def train(
     batch_size: int,
     train_steps: int,
     learning_rate_schedule: optimizer.Schedule,
-    objective: training_step.Objective,
+    objective: step_lib.Objective,
     seed: int = 0,
     microbatches: int = 1,
     mesh_shape: Mapping[str, int] | None = None,
@@ -140,7 +140,7 @@ def train(
     progress: tracker.Progress | None = None,
     **_: Any,
 ) -> None:
-    """Has T5X train to `train_steps`, measures what it made, and leaves a finished run directory.
+    """Trains to `train_steps` by T5X, evaluates the result, and leaves a finished run directory.
 
     Arguments: those of `loop.train`, as far as `check_settings` lets them be set. Goes on from the
     newest checkpoint of `model_dir`, where there is one, with the batch after it.
@@ -150,8 +150,8 @@ def train(
             finite.
         Stopped: SIGTERM or SIGINT; the same command goes on from T5X's last checkpoint.
     """
-    if run_directory.is_done(model_dir, train_steps):
-        print(f"{model_dir} is done already", flush=True)
+    if records.is_done(model_dir, train_steps):
+        print(f"{model_dir} is already done", flush=True)
         return
     command, search_path = t5x_environment.command(trainer.folder)
     examples = find_examples(dataset, examples_root)
@@ -167,7 +167,7 @@ def train(
     if start == 0:
         origin.note(model_dir, initial_checkpoint_path, _sums(initial_checkpoint_path, model))
     factors, rate, warmup_steps = _factors(learning_rate_schedule)
-    folder = os.path.join(os.path.abspath(model_dir), "checkpoints")
+    folder = os.path.join(os.path.abspath(model_dir), records.CHECKPOINTS)
     training = t5x_gin.Training(
         model_dir=folder, model=model, examples=os.path.abspath(examples.path),
         feature_lengths=dataset.feature_lengths, packed=dataset.pack, batch_size=batch_size,
@@ -198,10 +198,11 @@ def train(
         if start < train_steps:
             arguments = [*command, "-m", "t5x.train", f"--gin_file={gin_file}", "--verbosity=0",
                          "--alsologtostderr"]  # fmt: skip
-            said = os.path.join(model_dir, LOG)
+            log_file = os.path.join(model_dir, LOG)
             environment = os.environ | {"PYTHONPATH": search_path, PARENT: str(os.getpid())}
             last = start
-            lines = stack.enter_context(closing(_said_by(arguments, environment, said, "T5X")))
+            output = _output_of(arguments, environment, log_file, "T5X")
+            lines = stack.enter_context(closing(output))
             for line in lines:
                 scalars = metrics_of(line)
                 if scalars is None:
@@ -230,7 +231,9 @@ def train(
                 log.flush()
                 progress(last, train_steps, f"loss {found['loss']:.3f}")
             if last != train_steps:
-                raise UserError(f"T5X has ended at step {last} of {train_steps} ({said} has why)")
+                raise UserError(
+                    f"T5X ended at step {last} of {train_steps}; the reason is in {log_file}"
+                )
         wanted = [*checkpoint_steps, train_steps]
         _check_checkpoints(model_dir, wanted, model)
         for line in _measured(model_dir, train_steps, evaluators, progress):
@@ -270,15 +273,16 @@ def train_line(
     T5X's loss, cross_ent_loss and z_loss are means over steps of a batch's sums, divided by
     LOSS_NORMALIZING_FACTOR. Where that factor is the number of tokens, a window's loss is the mean
     of its batches' losses. `tokens`, `positions`: target tokens, and positions for them, of the
-    steps together. Raises UserError if T5X, which says so in six digits, has seen others.
+    steps together. Raises UserError if T5X, which prints six digits, trained on another number of
+    them.
     """
     loss, each = scalars["loss"], scalars["loss_per_nonpadding_target_token"]
     seen = loss * steps / each if each else 0.0
     if abs(seen - tokens) > max(0.5, TOKENS_WITHIN * tokens):
         raise UserError(
-            f"T5X has seen {seen:,.0f} target tokens in the {steps} steps before step "
-            f"{scalars['step']}, and there are {tokens:,} in the batches of this run: it was given "
-            "others"
+            f"T5X trained on {seen:,.0f} target tokens in the {steps} steps before step "
+            f"{scalars['step']}, but the batches of this run have {tokens:,}: it was given other "
+            "batches"
         )
     per_token = steps / max(tokens, 1.0)  # of a mean over steps
     if isinstance(normalizer, str):
@@ -303,7 +307,7 @@ def target_tokens(examples: Examples, places: range, rows: int, seed: int, shuff
 
 
 def _devices(scalars: Mapping[str, float]) -> int:
-    """How many T5X has: it gives a rate for all of them and for each."""
+    """The number of devices that T5X uses: it reports a rate for all of them and for each."""
     each = scalars.get("timing/seqs_per_second_per_core", 0.0)
     return round(scalars.get("timing/seqs_per_second", 0.0) / each) if each else 1
 
@@ -315,28 +319,29 @@ def _factors(schedule: optimizer.Schedule) -> tuple[str, float, int]:
     if isinstance(schedule, optimizer.InverseSquareRoot):
         return "constant * rsqrt_decay", schedule.base_learning_rate, schedule.warmup_steps
     raise UserError(
-        "learning_rate_schedule: T5X is handed @optimizer.constant() or "
-        "@optimizer.inverse_square_root(), and no other"
+        "learning_rate_schedule: expected @optimizer.constant() or "
+        "@optimizer.inverse_square_root(), the two that T5X can be given"
     )
 
 
 def _sums(path: str | None, model: T5Config) -> dict[str, tuple[int, int]]:
-    """A fingerprint of the parameters to start from; of random ones, which T5X draws, none."""
+    """A fingerprint of the parameters to start from; none for random ones, which T5X draws."""
     if not path:
         return {}
-    abstract = training_step.abstract_params(model, sharding.make_layout())
+    abstract = step_lib.abstract_params(model, sharding.make_layout())
     return origin.sums_of(checkpoint.restore_params(path, abstract))
 
 
 def _check_checkpoints(model_dir: str, steps: Sequence[int], model: T5Config) -> None:
-    """Raises UserError unless T5X has left all of them, whole and of this model."""
-    abstract = training_step.abstract_params(model, sharding.make_layout())
+    """Raises UserError unless T5X has written all of these checkpoints, complete and of this
+    model."""
+    abstract = step_lib.abstract_params(model, sharding.make_layout())
     for _, path in checkpoint.choose(model_dir, sorted(set(steps))):
         checkpoint.check_params(path, abstract)
 
 
 def _keep_checkpoints(model_dir: str, steps: Sequence[int]) -> None:
-    """Removes all others, and notes the digests of these."""
+    """Removes all other checkpoints, and writes the digests of these."""
     for step, path in checkpoint.choose(model_dir, "all"):
         if step in steps:
             digests.write(storage.path(path))
@@ -345,7 +350,7 @@ def _keep_checkpoints(model_dir: str, steps: Sequence[int]) -> None:
 
 
 def _drop_checkpoints(model_dir: str, after: int) -> None:
-    """Removes those that may hold what a loss that is not finite has left."""
+    """Removes the checkpoints that may hold parameters from a loss that is not finite."""
     with contextlib.suppress(UserError):  # there is none
         for step, path in checkpoint.choose(model_dir, "all"):
             if step > after:
@@ -361,12 +366,9 @@ def _measured(
     with tempfile.TemporaryDirectory(prefix="t5x-") as folder:
         answer = os.path.join(folder, "lines.json")
         command = provenance.child("t5scaling.study.t5x_measure", model_dir, answer)
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(provenance.search_path()),
-            PARENT: str(os.getpid()),
-        }
-        said = os.path.join(model_dir, LOG)
-        with closing(_said_by(command, environment, said, "the evaluation")) as lines:
+        environment = provenance.child_environment(**{PARENT: str(os.getpid())})
+        log_file = os.path.join(model_dir, LOG)
+        with closing(_output_of(command, environment, log_file, "the evaluation")) as lines:
             for line in lines:
                 if line.startswith(t5x_measure.NOTE):
                     progress(step, step, line.removeprefix(t5x_measure.NOTE).strip())
@@ -374,13 +376,13 @@ def _measured(
             return json.load(file)
 
 
-def _said_by(
+def _output_of(
     command: Sequence[str], environment: Mapping[str, str], log_file: str, who: str
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The lines of a child's output, which also go to the end of `log_file`.
 
-    Raises UserError with its last words if it fails, and Stopped after SIGTERM or SIGINT, which end
-    it. To be closed: whatever ends this call ends the child.
+    Raises UserError with its last message if it fails, and Stopped after SIGTERM or SIGINT, which
+    end it. Closing the generator ends the child.
     """
     with open(log_file, "a", encoding="utf-8") as log:
         child = subprocess.Popen(
@@ -389,6 +391,7 @@ def _said_by(
             start_new_session=True,  # Ctrl-C is for this process, which ends the child
         )  # fmt: skip
         error = last = ""
+        assert child.stdout is not None  # it is a pipe
         with _signals_end(child) as signals:
             try:
                 for line in child.stdout:
@@ -403,14 +406,15 @@ def _said_by(
         if signals:
             raise Stopped(
                 signals[0],
-                "stopped; the same command goes on from T5X's last checkpoint (what T5X said is in "
+                "stopped; the same command goes on from T5X's last checkpoint (T5X's output is in "
                 f"{log_file})",
             )
         if code:
             killed = code == -signal.SIGKILL
-            words = "it was killed, as the system does when memory runs out" if killed else error
+            words = "it was killed, as happens when memory runs out" if killed else error
             raise UserError(
-                f"{who} ended with status {code}: {words or last} (all it said is in {log_file})"
+                f"{who} ended with status {code}: {words or last} (its whole output is in "
+                f"{log_file})"
             )
 
 
@@ -443,7 +447,7 @@ def _signals_end(child: subprocess.Popen) -> Iterator[list[int]]:
 
 
 def _end(child: subprocess.Popen) -> None:
-    """Returns when it is gone."""
+    """Ends the child, and returns when it is gone."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -451,4 +455,5 @@ def _end(child: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-    child.stdout.close()
+    if child.stdout is not None:
+        child.stdout.close()

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from t5scaling import compilation
+from t5scaling import compilation, records
 
 NOTE = "note: "
 
@@ -34,15 +34,16 @@ def main() -> int:
 def measure(model_dir: str) -> list[dict]:
     """A line of each evaluation of the run, on its last checkpoint. Raises UserError."""
     from t5scaling import config
-    from t5scaling.training import checkpoint, loop, run_directory, sharding, step
+    from t5scaling.training import checkpoint, loop, sharding
+    from t5scaling.training import step as step_lib
 
-    config.load([os.path.join(model_dir, run_directory.CONFIG)], {"MODEL_DIR": model_dir})
+    config.load([os.path.join(model_dir, records.CONFIG)], {"MODEL_DIR": model_dir})
     arguments = config.bindings_of(loop.train)
     model, last = arguments["model"], arguments["train_steps"]
     layout = sharding.make_layout(arguments.get("mesh_shape"), arguments.get("rules"))
     sharding.check(layout, model)
     ((_, path),) = checkpoint.choose(model_dir, [last])
-    params = checkpoint.restore_params(path, step.abstract_params(model, layout))
+    params = checkpoint.restore_params(path, step_lib.abstract_params(model, layout))
     return [
         evaluator(
             params,

@@ -40,7 +40,7 @@ class Chip:
 
     @property
     def peak_flops_per_s(self) -> float:
-        """Of one chip, bfloat16."""
+        """The peak of one chip, bfloat16."""
         return throughput.PEAK_TFLOPS[self.device_kind] * 1e12
 
 
@@ -68,7 +68,7 @@ class Slice:
 
     @property
     def platform(self) -> str:
-        """As JAX names it."""
+        """JAX's name of the device."""
         return "tpu"
 
     @property
@@ -86,7 +86,7 @@ class Slice:
 
     @property
     def memory_bytes(self) -> int:
-        """Of one chip, that a program may use."""
+        """The memory of one chip that a program may use."""
         return int(self.chip.hbm_gib * 2**30)
 
     def larger(self) -> list["Slice"]:
@@ -143,7 +143,8 @@ def parse(name: str) -> Topology | None:
 
 
 def describe(tpu: Slice) -> list[Any]:
-    """JAX's devices of a slice that is not here. For the child process of `ahead_of_time`."""
+    """JAX's devices for a slice that this machine does not belong to. For the child process of
+    `ahead_of_time`."""
     from jax.experimental import topologies as described
 
     options = {"chip_config_name": tpu.chip.config} if tpu.chip.config else {}

@@ -1,4 +1,4 @@
-"""What the processes of a job must have in common, compared before one waits for another.
+"""Checks that the processes of a job agree, before one of them waits for another.
 
 Processes with other code, other settings or another folder under the same name would compute
 different programs, or look for files that nobody makes: each would wait for the others for ever.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -48,7 +48,7 @@ def check(facts: Mapping[str, str | Sequence[str]]) -> None:
 
 
 def difference(facts: Sequence[Mapping[str, Sequence[str]]]) -> str | None:
-    """The first fact that two processes do not have alike, in words; None if there is none."""
+    """A sentence about the first fact in which two processes differ; None if there is none."""
     first = facts[0]
     for process, other in enumerate(facts):
         for name in first:
@@ -78,7 +78,7 @@ def code() -> dict[str, Sequence[str]]:
         "version of Python, JAX or jaxlib": [
             f"Python {platform.python_version()}",
             f"JAX {jax.__version__}",
-            f"jaxlib {jaxlib.__version__}",
+            f"jaxlib {jaxlib.version.__version__}",
         ],
         "file of t5scaling": [
             f"{file.relative_to(PACKAGE)} {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
@@ -115,7 +115,9 @@ def ready_examples(specs: Sequence[DataSpec], root: str) -> None:
         time.sleep(0.5)
     error = made.exception() if made is not None else None
     if distributed.largest(int(error is not None))[0]:
-        raise error or UserError(f"process 0 could not make the examples of {names}: it says why")
+        raise error or UserError(
+            f"process 0 could not make the examples of {names}: its own message gives the reason"
+        )
     unseen = missing(specs, root, SEEN_S)
     if distributed.largest(int(bool(unseen)))[0]:
         raise UserError(
@@ -123,7 +125,8 @@ def ready_examples(specs: Sequence[DataSpec], root: str) -> None:
             "it; EXAMPLES_ROOT must be a folder that all processes share, and the text and code "
             "behind it the same for all"
             if unseen
-            else f"another process does not find the examples of {names} in {root}: it says which"
+            else f"another process does not find the examples of {names} in {root}: its own "
+            "message names them"
         )
 
 

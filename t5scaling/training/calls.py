@@ -26,8 +26,8 @@ class Call:
 
     steps: int
     batch: Batch  # arrays (B, L) or (steps, B, L)
-    learning_rate: np.ndarray  # float32 () or (steps,)
-    new_window: np.ndarray  # bool () or (steps,)
+    learning_rate: np.ndarray | np.float32  # float32 () or (steps,)
+    new_window: np.ndarray | np.bool_  # bool () or (steps,)
 
     @property
     def stacked(self) -> bool:

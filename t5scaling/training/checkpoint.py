@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.errors import UserError, first_line
 from t5scaling.interop import huggingface, t5x, weights
 from t5scaling.model import stacking
@@ -29,7 +29,7 @@ PREFIX = "checkpoint"  # directories are named checkpoint_<step>, as T5X's
 
 def is_run(model_dir: str) -> bool:
     """Whether this is a run directory of this program."""
-    return (storage.path(model_dir) / "checkpoints").is_dir()
+    return (storage.path(model_dir) / records.CHECKPOINTS).is_dir()
 
 
 def choose(
@@ -41,7 +41,7 @@ def choose(
     T5X, or one of its checkpoints. Raises UserError if there is no run or no such step.
     """
     storage.check_fit(model_dir, "MODEL_DIR")
-    folder = storage.path(model_dir) / "checkpoints"
+    folder = storage.path(model_dir) / records.CHECKPOINTS
     if is_run(model_dir):
         paths = {
             int(name[1]): str(path)
@@ -67,10 +67,10 @@ def choose(
 
 
 def _no_run(model_dir: str, of_t5x: bool) -> str:
-    said = f"{model_dir} is no run directory: it has no checkpoints"
+    message = f"{model_dir} is not a run directory: it has no checkpoints"
     if of_t5x:
-        said += ", of this program or of T5X"
-    return f"{said}; {_what_there_is(model_dir)}"
+        message += ", of this program or of T5X"
+    return f"{message}; {_what_there_is(model_dir)}"
 
 
 def _what_there_is(path: str) -> str:
@@ -101,7 +101,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str, named_steps: Sequence[int] = ()):
-        self.directory = epath.Path(storage.absolute(model_dir)) / "checkpoints"
+        self.directory = epath.Path(storage.absolute(model_dir)) / records.CHECKPOINTS
         self._saving: int | None = None  # the step that is being written in the background
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -141,7 +141,8 @@ class Checkpoints:
             self.wait()
 
     def delete_all_but(self, steps: Sequence[int]) -> None:
-        """Removes what nobody wants any more; for the first process of a job."""
+        """Removes checkpoints that are no longer kept; to be called by the first process of a
+        job."""
         for step in self.steps():
             if step not in steps:
                 self._folder(step).rmtree()
@@ -166,7 +167,7 @@ class Checkpoints:
     def restore_latest(self, abstract_state: Any) -> Any | None:
         """The newest readable state, laid out as `abstract_state`; None if nothing was ever saved.
 
-        A checkpoint that cannot be read is set aside as `broken-checkpoint_<step>`, which is said,
+        A checkpoint that cannot be read is set aside as `broken-checkpoint_<step>`, with a warning,
         and the one before is taken. Raises UserError if there are some but none can be read, or if
         they hold another model.
         """
@@ -207,7 +208,8 @@ class Checkpoints:
         return None
 
     def _set_aside_damaged(self) -> None:
-        """Orbax would not notice most damage, and of the rest make a page of errors a file."""
+        """Raises one clear error for a damaged checkpoint: Orbax does not notice most damage, and
+        reports the rest by a page of errors for each file."""
         for step in reversed(self.steps()):
             try:
                 digests.check(self._folder(step))
@@ -250,8 +252,8 @@ def _restore_from_t5x(path: str, abstract_params: Any) -> Any:
 
 
 def check_params(path: str, abstract_params: Any) -> None:
-    """Raises UserError as `restore_params` would, from what the checkpoint says of itself: it reads
-    no array."""
+    """Raises UserError as `restore_params` would, from the checkpoint's metadata: it reads no
+    array."""
     _find_params(path, abstract_params)
 
 
@@ -290,7 +292,7 @@ def restore_params(path: str, abstract_params: Any) -> Any:
         except (ValueError, OSError) as problem:
             error = problem
     if distributed.largest(int(error is not None)) != (0,):
-        raise _cannot_start(path, error or ValueError("process 0 says why")) from error
+        raise _cannot_start(path, error or ValueError("process 0 reports the reason")) from error
     try:
         if stacked == want_stacked:
             return _restore(directory / "default", {"params": abstract_params}, True)["params"]
@@ -312,7 +314,7 @@ def _find_params(path: str, abstract_params: Any) -> tuple[epath.Path, Any]:
     of_t5x = t5x.is_checkpoint(path)
     if not (of_t5x or (directory / "default").exists()):
         raise UserError(
-            f"{path} is no checkpoint, of this program or of T5X; {_what_there_is(path)}"
+            f"{path} is a checkpoint neither of this program nor of T5X; {_what_there_is(path)}"
         )
     try:
         if of_t5x:
@@ -349,7 +351,7 @@ def first_difference(stored: Any, wanted: Any) -> str | None:
         if name not in there:
             return f"it has no {name}, which this model has with the shape {here[name]}"
         if name not in here:
-            return f"it has {name} with the shape {there[name]}, which this model has not"
+            return f"it has {name} with the shape {there[name]}, which this model does not have"
         if there[name] != here[name]:
             return f"its {name} has the shape {there[name]}, this model's {here[name]}"
     return None
@@ -400,7 +402,7 @@ def _restore(item: epath.Path, abstract: Any, partial: bool = False) -> Any:
 
 
 class _disk_errors:
-    """Says in one line why a checkpoint cannot be written, however deep the error comes from."""
+    """Turns an error while a checkpoint is written into one line with the reason."""
 
     def __init__(self, directory: Any):
         self._directory = directory

@@ -1,4 +1,4 @@
-"""What can be found wrong with a run before its first step: all of it, in one place.
+"""All checks of a run that are possible before its first step, in one place.
 
 `check_settings` needs no data, and so is asked before examples are made; `check_data` needs them.
 Neither changes anything.
@@ -7,12 +7,13 @@ Neither changes anything.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.data.examples import DataSpec, Examples
 from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.training import calls, checkpoint, origin, run_directory, sharding, step
+from t5scaling.training import calls, checkpoint, origin, run_directory, sharding
+from t5scaling.training import step as step_lib
 
 WHOLE_NUMBERS = {  # argument of `loop.train` -> (its name in gin files, the least it may be)
     "batch_size": ("BATCH_SIZE", 1),
@@ -71,11 +72,11 @@ def check_settings(
         run_directory.check_model(model_dir, model)
     elif initial_checkpoint_path:
         check_initial(initial_checkpoint_path, model, layout)
-    done = run_directory.is_done(model_dir)
+    done = records.is_done(model_dir)
     if newest or done:
         origin.check(model_dir, initial_checkpoint_path, model, layout)
-    longer = done and not run_directory.is_done(model_dir, train_steps)
-    if longer and newest != run_directory.steps_done(model_dir):
+    longer = done and not records.is_done(model_dir, train_steps)
+    if longer and newest != records.steps_done(model_dir):
         raise UserError(
             f"{model_dir} is done and did not keep its last checkpoint, so that it cannot go on to "
             f"TRAIN_STEPS={train_steps}; choose another MODEL_DIR"
@@ -84,9 +85,9 @@ def check_settings(
 
 
 def check_initial(path: str, model: network.T5Config, layout: sharding.Layout) -> None:
-    """Raises UserError unless there is a checkpoint of this model, by what it says of itself."""
+    """Raises UserError unless there is a checkpoint of this model, judged by its metadata."""
     run_directory.check_model(_run_of(path), model)
-    checkpoint.check_params(path, step.abstract_params(model, layout))
+    checkpoint.check_params(path, step_lib.abstract_params(model, layout))
 
 
 def check_data(

@@ -3,11 +3,12 @@
 `<model_dir>/claims/<n>` holds {"owner", "host", "pid", "started", "job", "step", "beat"}: the
 process, the engine's job that it belongs to, the step it went on from, and how many signs of life
 it has given. The highest n counts. A new claim is a file that must not exist yet, which file
-systems and object stores alike grant to one process only. A claim is over when it was given back
-or when its process is gone from this machine. On another machine, its holder is dead when
-whoever looks has seen no new sign of life for LEASE_S by its own clock: clocks of two machines
-are never compared. So a first look never finds such a holder dead; `watch` looks for long enough.
-A claim that cannot be read, as a full disk or a kill leaves one, gives no sign of life either.
+systems and object stores alike grant to one process only. A claim is over when it was given back or
+when its process is gone from this machine. On another machine, the holder counts as dead when an
+observer has seen no new sign of life for LEASE_S by the observer's own clock: clocks of two
+machines are never compared. So a first look never finds such a holder dead; `watch` looks for long
+enough. A claim that cannot be read, as a full disk or a kill leaves one, gives no sign of life
+either.
 """
 
 import contextlib
@@ -25,7 +26,6 @@ from t5scaling import records, storage
 from t5scaling.errors import UserError
 from t5scaling.records import NAME, NUMBER
 
-FOLDER = "claims"
 JOB_VARIABLE = "T5SCALING_JOB"  # set in the jobs of an engine: their name there
 BEAT_S, LEASE_S = 30.0, 180.0
 _FIELDS = {
@@ -56,7 +56,7 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether its process can be looked for, as it is one of this machine."""
+        """Whether the process is one of this machine, so that it can be looked for."""
         return self.host == _host()
 
     @property
@@ -75,7 +75,8 @@ class Holder:
 
 
 def holder(model_dir: str) -> Holder | None:
-    """Who is at work on the run now, or None; who may be, after a first look at another machine."""
+    """Who is at work on the run now, or None; on another machine, after a first look, who may
+    be."""
     last = latest(model_dir)
     return last if last and last.alive else None
 
@@ -88,7 +89,7 @@ def latest(model_dir: str) -> Holder | None:
 
 def watch(model_dirs: Iterable[str]) -> None:
     """Returns when it is known of each run whether its holder on another machine is alive: it has
-    given a sign of life, or none for LEASE_S. Says so if that takes a while."""
+    given a sign of life, or none for LEASE_S. Prints a line if that takes a while."""
     open_ones = {}
     for model_dir in model_dirs:
         last = latest(model_dir)
@@ -178,11 +179,11 @@ def _taken(model_dir: str, by: Holder | None) -> Taken:
 
 
 def _path(model_dir: str, number: int) -> storage.AnyPath:
-    return storage.path(model_dir) / FOLDER / str(number)
+    return storage.path(model_dir) / records.CLAIMS / str(number)
 
 
 def _last_number(model_dir: str) -> int:
-    folder = storage.path(model_dir) / FOLDER
+    folder = storage.path(model_dir) / records.CLAIMS
     try:
         names = [p.name for p in folder.iterdir()]
     except FileNotFoundError:
@@ -199,12 +200,11 @@ def _look(path: storage.AnyPath) -> Holder | None:
     """The claim, and for how long it has been as it is; None if it was cleared by its successor."""
     try:
         found = records.read_object(path, _FIELDS)
+        if found is None:
+            return None
+        claim = Holder(**{name: found[name] for name in _FIELDS})
     except UserError:  # being written just now, or left so by a full disk
-        unknown = {"pid": 0, "started": "", "job": "", "step": 0, "beat": 1}
-        found = {"owner": "", "host": "an unknown machine"} | unknown
-    if found is None:
-        return None
-    claim = Holder(**{name: found[name] for name in _FIELDS})
+        claim = Holder("", "an unknown machine", pid=0, started="", job="", step=0, beat=1)
     now, sign = time.monotonic(), (claim.owner, claim.beat)
     before, since = _seen.get(str(path), (None, now))
     if before != sign:
@@ -230,7 +230,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str:
-    """When the process began, as the system writes it; "" if there is none of that number."""
+    """When the process began, as the system writes it; "" if there is no process of that number."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

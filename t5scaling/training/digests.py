@@ -46,8 +46,9 @@ def check(folder: storage.AnyPath) -> None:
             raise ValueError(f"{name} is not what was written: its digest differs")
 
 
-def of_checkpoint(folder: storage.AnyPath) -> str | None:
-    """One digest of all files, of equal checkpoints and of copies of one; None if none are noted.
+def checkpoint_digest(folder: storage.AnyPath) -> str | None:
+    """One digest of all files, equal for equal checkpoints and for copies of one; None if the
+    checkpoint has no digests.
 
     Raises ValueError for a damaged file of digests.
     """

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from t5scaling.errors import Stopped, UserError
+from t5scaling.errors import Stopped, UserError, first_line
 
 HEARTBEAT_TIMEOUT_S = 30  # a process not heard of for so long is dead, and ends the job
 START_TIMEOUT_S = 300  # for all processes to come
@@ -41,7 +41,7 @@ def job(
     Cloud TPU.
 
     An error in one process of several ends that process at once: the others notice, since its
-    heartbeats stop, and end too. Raises UserError for arguments that make no job.
+    heartbeats stop, and end too. Raises UserError for arguments that do not describe a job.
     """
     settings = _settings(coordinator, num_processes, process_id, os.environ)
     if settings is None:
@@ -60,27 +60,30 @@ def job(
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of the job did not meet: {_first_line(error)}") from error
+        raise UserError(
+            f"the processes of the job could not connect to each other: {first_line(error)}"
+        ) from error
     if jax.process_count() == 1:
         yield
         return
-    with _if_killed() as lives:
+    with _if_killed() as reports:
         try:
-            with _watched(lives):
+            with _watched(reports):
                 yield
         except Stopped:  # at the same step in all: an orderly end
             raise
         except BaseException as error:
-            lives()
+            reports()
             # At an orderly exit a process waits for the others, who may be waiting for it.
-            os._exit(_last_words(error))
+            os._exit(_exit_status(error))
 
 
-# What it is given to read is printed if the giver is gone without a last line "lives".
-_MOURNER = """
+# Prints what it has read, unless that ends with a line "reports": then the sender has printed a
+# message of its own.
+_WITNESS = """
 import sys
 text = sys.stdin.read()
-if not text.endswith("lives\\n"):
+if not text.endswith("reports\\n"):
     print(text.strip(), file=sys.stderr, flush=True)
 """
 
@@ -90,46 +93,48 @@ def _if_killed() -> Iterator[Callable[[], None]]:
     """Prints one last sentence if this process dies inside the block without a message
     of its own: JAX aborts it, under a stack of C++, when another process of the job is gone.
 
-    Gives a function to call when it will speak for itself.
+    Yields a function to call before this process prints its own message.
     """
-    mourner = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _MOURNER],
+    witness = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WITNESS],
         stdin=subprocess.PIPE,
         start_new_session=True,  # signals that are meant for the job
         text=True,
     )
 
-    def lives() -> None:
+    def reports() -> None:
         with contextlib.suppress(OSError, ValueError):
-            mourner.communicate("lives\n", timeout=5)
+            witness.communicate("reports\n", timeout=5)
 
-    mourner.stdin.write(
+    assert witness.stdin is not None  # it is a pipe
+    witness.stdin.write(
         f"process {jax.process_index()} of {jax.process_count()} was killed or ended by JAX, as "
         "happens when another process of the job dies or cannot be reached; start the job again: "
         "it goes on from its last checkpoint\n"
     )
-    mourner.stdin.flush()
+    witness.stdin.flush()
     try:
-        yield lives
+        yield reports
     except Stopped:
-        lives()
+        reports()
         raise
     else:
-        lives()
+        reports()
 
 
 _went_on = (0.0, "its start")  # when this process last did, by its monotonic clock, and at what
 
 
 def going_on(place: str) -> None:
-    """Notes that this process has come to a place: it does not wait for the others for ever."""
+    """Records that this process has made progress and has come to this place."""
     global _went_on
     _went_on = (time.monotonic(), place)
 
 
 @contextlib.contextmanager
-def _watched(lives: Callable[[], None]) -> Iterator[None]:
-    """Says when this process has not gone on for SAY_AFTER_S, and ends it after END_AFTER_S.
+def _watched(reports: Callable[[], None]) -> Iterator[None]:
+    """Prints a message when this process has made no progress for SAY_AFTER_S, and ends it after
+    END_AFTER_S.
 
     Where another process of the job hangs, or does something else, but lives, whoever waits for it
     in a collective would wait for ever.
@@ -138,22 +143,22 @@ def _watched(lives: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        said = None
+        reported = None
         while not over.wait(min(SAY_AFTER_S, END_AFTER_S) / 20):
             since, place = _went_on
             silent_s = time.monotonic() - since
             who = f"process {jax.process_index()} of {jax.process_count()}"
             stays = (
-                f"has not gone on for {silent_s / 60:.0f} minutes after {place}: another process "
-                "of the job may hang or do something else; look at what each said last"
+                f"has made no progress for {silent_s / 60:.0f} minutes after {place}: another "
+                "process of the job may hang or do something else; look at the last message of each"
             )
             if silent_s >= END_AFTER_S:
-                lives()
+                reports()
                 print(f"error: {who} {stays}; start the job again: it goes on from its last "
                       "checkpoint", file=sys.stderr, flush=True)  # fmt: skip
                 os._exit(1)
-            if silent_s >= SAY_AFTER_S and said != since:
-                said = since
+            if silent_s >= SAY_AFTER_S and reported != since:
+                reported = since
                 print(f"warning: {who} {stays}", file=sys.stderr, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -166,7 +171,7 @@ def _watched(lives: Callable[[], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _giving_up(settings: Mapping[str, Any]) -> Iterator[None]:
     """Ends this process with one line if the block, which nothing can interrupt, takes longer than
-    START_TIMEOUT_S; says what it waits for when a tenth of that is over."""
+    START_TIMEOUT_S; prints what it waits for when a tenth of that is over."""
     count, index = settings.get("num_processes"), settings.get("process_id")
     who = f"process {index} of {count}" if count else "this process"
     place = settings.get("coordinator_address", "the address that the cluster gives")
@@ -180,9 +185,10 @@ def _giving_up(settings: Mapping[str, Any]) -> Iterator[None]:
 
     def give_up() -> None:
         print(
-            f"error: {who} has met no others at {place} in {START_TIMEOUT_S:.0f} s; start all of "
-            "them with the same address, which each can reach, or leave out --coordinator, "
-            "--num_processes and --process_id for a process alone",
+            f"error: {who} could not reach the other processes at {place} in "
+            f"{START_TIMEOUT_S:.0f} s; start all of them with the same address, which each "
+            "can reach, or leave out --coordinator, --num_processes and --process_id for a "
+            "process alone",
             file=sys.stderr,
             flush=True,
         )
@@ -246,16 +252,16 @@ def _explicit(address: str, numbers: Sequence[Any], names: Sequence[str]) -> dic
     return {"coordinator_address": address, "num_processes": count, "process_id": index}
 
 
-def _last_words(error: BaseException) -> int:
-    """Says why this process ends; returns its exit status."""
+def _exit_status(error: BaseException) -> int:
+    """Prints why this process ends; returns its exit status."""
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, UserError):
         text, status = f"error: {error} ({who})", 2
-    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in _first_line(error):
+    elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in first_line(error):
         # (what fails while it is dispatched, as steps on a CPU do, comes as a ValueError)
         text = (
             f"{who} ends: another process of the job died, or cannot be reached "
-            f"({_first_line(error)}); start the job again: it goes on from its last checkpoint"
+            f"({first_line(error)}); start the job again: it goes on from its last checkpoint"
         )
         status = 1
     else:
@@ -276,7 +282,7 @@ def largest(*values: int) -> tuple[int, ...]:
     if jax.process_count() == 1:
         return values
     gathered = multihost_utils.process_allgather(np.asarray(values, np.int32))
-    going_on("a word with the others")
+    going_on("an exchange with the other processes")
     return tuple(int(value) for value in gathered.max(axis=0))
 
 
@@ -285,8 +291,3 @@ def wait_for_all(place: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
         going_on(place)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import jax
 import numpy as np
 
-from t5scaling import values
+from t5scaling import records, values
 from t5scaling.data import loader
 from t5scaling.data.examples import DataSpec, Examples, find_examples
 from t5scaling.errors import Stopped, UserError
@@ -25,11 +25,11 @@ from t5scaling.training import (
     origin,
     run_directory,
     sharding,
-    state,
-    step,
     throughput,
     tracker,
 )
+from t5scaling.training import state as state_lib
+from t5scaling.training import step as step_lib
 
 
 class Evaluator(Protocol):
@@ -62,7 +62,7 @@ def train(
     batch_size: values.Positive,
     train_steps: values.Positive,
     learning_rate_schedule: Callable[[int], float],
-    objective: step.Objective,
+    objective: step_lib.Objective,
     seed: values.Seed = 0,
     microbatches: values.Positive = 1,
     steps_per_call: values.Positive = 1,
@@ -141,8 +141,8 @@ def train(
         evaluators=evaluators,
         eval_every=eval_every,
     )
-    if run_directory.is_done(model_dir, train_steps):
-        print(f"{model_dir} is done already", flush=True)
+    if records.is_done(model_dir, train_steps):
+        print(f"{model_dir} is already done", flush=True)
         return
     examples = find_examples(dataset, examples_root)
     rows_there = checks.check_data(
@@ -214,7 +214,7 @@ def train(
                 "grad_norm": float(window.grad_norm),
                 "learning_rate": learning_rate_schedule(step_then - 1),
                 "target_tokens": int(window.target_tokens),
-                "tokens_seen": state.total_tokens(tokens_seen),
+                "tokens_seen": state_lib.total_tokens(tokens_seen),
                 "examples_seen": step_then * batch_size,
             }
             log.metrics(line)
@@ -246,8 +246,8 @@ def train(
         if evaluation_due(start):
             evaluate(start)  # a kill may have cut it in half; the tracker dropped its lines
 
-        one_step = step.jit_train_step(model, objective, layout, microbatches)
-        several_steps = step.jit_train_steps(model, objective, layout, microbatches)
+        one_step = step_lib.jit_train_step(model, objective, layout, microbatches)
+        several_steps = step_lib.jit_train_steps(model, objective, layout, microbatches)
         rows = sharding.local_rows(batch_size, layout)
         batches = loader.train_batches(
             examples,
@@ -348,20 +348,20 @@ def start_state(
     seed: int,
     checkpoints: checkpoint.Checkpoints,
     initial_checkpoint_path: str | None,
-) -> state.TrainState:
+) -> state_lib.TrainState:
     """Own checkpoint > given checkpoint > scratch.
 
     A run that has ever saved goes on from its own checkpoints or not at all: falling back to the
     pretrained weights in silence would make a preempted finetune a different experiment.
     """
-    abstract = step.abstract_state(model, layout)
+    abstract = step_lib.abstract_state(model, layout)
     own = checkpoints.restore_latest(abstract)
     if own is not None:
         return own
     if initial_checkpoint_path:
         params = checkpoint.restore_params(initial_checkpoint_path, abstract.params)
-        return step.jit_create(model, layout)(params)
-    return step.jit_init(model, layout)(np.uint32(seed))
+        return step_lib.jit_create(model, layout)(params)
+    return step_lib.jit_init(model, layout)(np.uint32(seed))
 
 
 def _lengths(dataset: DataSpec) -> tuple[int, int]:

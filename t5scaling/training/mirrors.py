@@ -1,6 +1,6 @@
 """Metrics to Weights & Biases or trackio as well, for those who watch their runs there.
 
-metrics.jsonl stays the record; what goes wrong with a mirror is said once and stops nothing.
+metrics.jsonl stays the record; a mirror's failure is reported once and stops nothing.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from t5scaling import storage
-from t5scaling.errors import UserError, nearest
+from t5scaling.errors import UserError, first_line, nearest
 
 PACKAGES = ("trackio", "wandb")
 PROJECT = "t5scaling"  # unless $TRACKIO_PROJECT or $WANDB_PROJECT says otherwise
@@ -20,7 +20,7 @@ PROJECT = "t5scaling"  # unless $TRACKIO_PROJECT or $WANDB_PROJECT says otherwis
 def open_mirror(package: str, model_dir: str, config: Mapping[str, Any]) -> "Mirror":
     """Goes on with the run of this directory's name there, or begins it. `config` is sent once.
 
-    Everything else is said by the package's own environment variables. Raises UserError if the
+    Everything else is set by the package's own environment variables. Raises UserError if the
     package is missing or unknown.
     """
     if package not in PACKAGES:
@@ -47,7 +47,8 @@ class Mirror:
     """One run's scalars. Nothing that fails here is allowed to fail the training."""
 
     def __init__(self, package: str, start: Callable[[], Any]):
-        self._package, self._run = package, None
+        self._package = package
+        self._run: Any = None  # the package's own object; None once something failed
         self._run = self._try(start)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,8 +64,8 @@ class Mirror:
         try:
             return act()
         except Exception as error:  # whatever their servers and packages may raise
-            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            print(f"{self._package} no longer follows this run: {first[0]}", file=sys.stderr)
+            reason = first_line(error)
+            print(f"{self._package} no longer follows this run: {reason}", file=sys.stderr)
             self._run = None
             return None
 

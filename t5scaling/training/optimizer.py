@@ -7,7 +7,7 @@ differ only in their rate share one compilation, and the step lives in one place
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from t5scaling import values
 from t5scaling.errors import UserError
 
 Schedule = Callable[[int], float]
+Moments = dict[str, jax.Array]  # {"v"} or {"v_row", "v_col"} of one parameter
 
 
 def factored_axes(shape: tuple[int, ...], min_size: int) -> tuple[int, int] | None:
@@ -52,7 +53,7 @@ def adafactor(
     of which is then a parameter of its own. None: nowhere.
     """
 
-    def init_one(param):
+    def init_one(param: jax.Array) -> Moments:
         axes = factored_axes(param.shape, min_dim_size_to_factor)
         if axes is None:
             return {"v": jnp.zeros(param.shape, jnp.float32)}
@@ -62,12 +63,12 @@ def adafactor(
             "v_col": jnp.zeros(np.delete(param.shape, second), jnp.float32),
         }
 
-    def is_stacked(structure):
+    def is_stacked(structure: Any) -> list[bool]:
         if stacked is None:
             return [False] * structure.num_leaves
         return structure.flatten_up_to(stacked)
 
-    def init(params):
+    def init(params: Any) -> Any:
         leaves, structure = jax.tree.flatten(params)
         return structure.unflatten(
             [
@@ -76,11 +77,17 @@ def adafactor(
             ]
         )
 
-    def update_one(grad, moments, param, decay, learning_rate):
+    def update_one(
+        grad: jax.Array,
+        moments: Moments,
+        param: jax.Array,
+        decay: jax.Array,
+        learning_rate: jax.Array,
+    ) -> tuple[jax.Array, Moments]:
         grad = grad.astype(jnp.float32)
         square = jnp.square(grad) + epsilon1
 
-        def decayed(old, new):
+        def decayed(old: jax.Array, new: jax.Array) -> jax.Array:
             return decay * old + (1.0 - decay) * new
 
         axes = factored_axes(param.shape, min_dim_size_to_factor)
@@ -102,7 +109,15 @@ def adafactor(
         clip = jnp.maximum(1.0, _rms(direction) / clipping_threshold)
         return direction * (-learning_rate * param_scale / clip), moments
 
-    def update(grads, state, params=None, *, step, learning_rate, **_):
+    def update(
+        grads: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        step: jax.Array,
+        learning_rate: jax.Array,
+        **_: Any,
+    ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("Adafactor scales its steps by the parameters: pass params")
         decay = 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -decay_rate
@@ -121,7 +136,8 @@ def adafactor(
         updates, moments = zip(*updated, strict=True)
         return structure.unflatten(updates), structure.unflatten(moments)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    # (Its annotation takes an update that wants no argument beyond optax's own three.)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def moment_axes(
@@ -143,11 +159,11 @@ def moment_axes(
     }
 
 
-def _rms(x):
+def _rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
-def _positive(schedule, name, value):
+def _refuse_unless_positive(schedule: str, name: str, value: Any) -> None:
     if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise UserError(f"{schedule}: {name} is {value!r}; expected a number > 0")
 
@@ -159,7 +175,7 @@ class Constant:
     learning_rate: values.PositiveNumber
 
     def __post_init__(self) -> None:
-        _positive("constant", "learning_rate", self.learning_rate)
+        _refuse_unless_positive("constant", "learning_rate", self.learning_rate)
 
     def __call__(self, step: int) -> float:
         return float(self.learning_rate)
@@ -176,8 +192,10 @@ class InverseSquareRoot:
     warmup_steps: values.Positive = 10_000
 
     def __post_init__(self) -> None:
-        _positive("inverse_square_root", "base_learning_rate", self.base_learning_rate)
-        _positive("inverse_square_root", "warmup_steps", self.warmup_steps)
+        _refuse_unless_positive(
+            "inverse_square_root", "base_learning_rate", self.base_learning_rate
+        )
+        _refuse_unless_positive("inverse_square_root", "warmup_steps", self.warmup_steps)
 
     def __call__(self, step: int) -> float:
         return float(self.base_learning_rate / math.sqrt(max(step, self.warmup_steps)))

@@ -1,8 +1,8 @@
-"""What a run started from, kept so that nothing else is ever taken for it.
+"""A record of what a run started from, so that it never goes on from anything else.
 
 `start.json` in a run's directory holds
 
-- `checkpoint`: the checkpoint's place, seen from the run's directory (so that a study may move), or
+- `checkpoint`: the checkpoint's path relative to the run's directory (so that a study may move), or
   null for a start from scratch;
 - `files`: one digest of that checkpoint's files, null where it has none;
 - `parameters`: a fingerprint of the parameters that it gave. A pretraining that was done again has
@@ -21,9 +21,9 @@ import numpy as np
 from t5scaling import records, storage
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.training import checkpoint, digests, run_directory, sharding, step
+from t5scaling.training import checkpoint, digests, run_directory, sharding
+from t5scaling.training import step as step_lib
 
-FILE = "start.json"
 _FIELDS: records.Fields = {
     "checkpoint": records.TEXT_OR_NULL, "files": records.TEXT_OR_NULL, "parameters": records.TEXT,
 }  # fmt: skip
@@ -34,8 +34,8 @@ def note(model_dir: str, path: str | None, sums: dict[str, tuple[int, int]]) -> 
     record = {"checkpoint": None, "files": None, "parameters": _fingerprint(sums)}
     if path:
         record["checkpoint"] = _seen_from(model_dir, path)
-        record["files"] = digests.of_checkpoint(storage.path(path))
-    run_directory.write_json(os.path.join(model_dir, FILE), record)
+        record["files"] = digests.checkpoint_digest(storage.path(path))
+    run_directory.write_json(os.path.join(model_dir, records.START), record)
 
 
 def check(
@@ -44,10 +44,10 @@ def check(
     """Raises UserError if the run there did not start from the checkpoint `path`, or from scratch
     for None.
 
-    A checkpoint that has been deleted since is taken at its name. Parameters are read only where
-    neither the name nor the files say that it is the one.
+    A checkpoint that has been deleted since is compared by its name alone. Parameters are read only
+    where neither the name nor the files say that it is the one.
     """
-    record = records.read_object(os.path.join(model_dir, FILE), _FIELDS)
+    record = records.read_object(os.path.join(model_dir, records.START), _FIELDS)
     if record is None:
         return  # it had not started
     before = record["checkpoint"]
@@ -61,21 +61,21 @@ def check(
     with_digests = folder.is_dir() and (folder / digests.FILE).exists()
     if with_digests and _files(folder) == record["files"]:
         return
-    params = checkpoint.restore_params(path, step.abstract_params(model, layout))
+    params = checkpoint.restore_params(path, step_lib.abstract_params(model, layout))
     if _fingerprint(sums_of(params)) != record["parameters"]:
         raise _other(model_dir, before, path)
 
 
 def _files(folder: storage.AnyPath) -> str | None:
     try:
-        return digests.of_checkpoint(folder)
+        return digests.checkpoint_digest(folder)
     except ValueError:
         return None  # reading it will say so
 
 
 def _other(model_dir: str, before: str | None, path: str | None) -> UserError:
-    started = "from scratch" if before is None else f"from {before} (seen from there)"
-    now = "nothing" if not path else f"{path}, which is another one"
+    started = "from scratch" if before is None else f"from {before} (relative to it)"
+    now = "nothing" if not path else f"{path}, which is another checkpoint"
     return UserError(
         f"the run in {model_dir} started {started}, now INITIAL_CHECKPOINT_PATH is {now}; "
         "choose another MODEL_DIR"

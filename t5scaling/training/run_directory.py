@@ -26,19 +26,15 @@ from typing import Any
 from t5scaling import records, storage
 from t5scaling.data.examples import Examples
 from t5scaling.data.vocabulary import Vocabulary
-from t5scaling.errors import UserError, of_files
+from t5scaling.errors import UserError, file_mistake
 from t5scaling.model.config import T5Config
 from t5scaling.training import checkpoint
 
-VOCABULARY, MODEL, EXAMPLES = "vocabulary.model", "model.json", "examples.json"
 SPARE_ROWS = 1024  # of an embedding, which is rounded up to what devices share; in T5s to 128
-CONFIG, RECORD, DONE = records.CONFIG, records.RECORD, records.DONE
-FAILED, JOB = records.FAILED, records.JOB
 _EXAMPLES_FIELDS: records.Fields = {
     "task": records.NAME, "split": records.NAME, "content_sha256": records.NAME,
     "path": records.TEXT, "extra_ids?": records.COUNT_OR_NULL,
 }  # fmt: skip
-MOST_FAILURES = 3  # then a study leaves the run alone
 # Where a run lives, how often it saves, on what and in which parts it runs, not what it computes:
 # these may change. (What the checkpoint of INITIAL_CHECKPOINT_PATH holds may not: see `origin`.)
 FREE_MACROS = (
@@ -77,9 +73,9 @@ def begin(model_dir: str, config_text: str, record: Mapping[str, Any] | None = N
     """
     refuse_changed(model_dir, config_text, may_grow=record is None)
     storage.make_folder(model_dir)
-    storage.write(os.path.join(model_dir, CONFIG), config_text)
+    storage.write(os.path.join(model_dir, records.CONFIG), config_text)
     if record is not None:
-        write_json(os.path.join(model_dir, RECORD), record)
+        write_json(os.path.join(model_dir, records.RECORD), record)
 
 
 def refuse_changed(model_dir: str, config_text: str, may_grow: bool = False) -> None:
@@ -88,8 +84,8 @@ def refuse_changed(model_dir: str, config_text: str, may_grow: bool = False) -> 
 
     `may_grow`: whether it may be asked for more steps than it was.
     """
-    text = storage.read_text(storage.path(model_dir) / CONFIG)
-    done = is_done(model_dir)
+    text = storage.read_text(storage.path(model_dir) / records.CONFIG)
+    done = records.is_done(model_dir)
     if text is None or not (done or checkpoint.newest_step(model_dir)):
         return
     free = FREE_MACROS if done else FREE_MACROS + MEASURED_AT_THE_END
@@ -101,10 +97,11 @@ def refuse_changed(model_dir: str, config_text: str, may_grow: bool = False) -> 
         now = next((line for line in after if line not in before), "nothing")
         advice = "delete it or choose another directory"
         if done and was.startswith(tuple(f"{name} =" for name in MEASURED_AT_THE_END)):
-            advice = "it is done, and `run.py eval` measures it in another way"
+            advice = "it is done; `run.py eval` can evaluate it with other settings"
         elif _steps(was):
             advice = (
-                "it may grow only, by run.py train, and if nothing else depends on it: " + advice
+                "only `run.py train` can change the number of steps, to a larger one that no other "
+                "setting depends on: " + advice
             )
         raise UserError(
             f"{model_dir} holds a run with other settings ({was} there, {now} now); {advice}"
@@ -138,24 +135,24 @@ def settings_of(config_text: str, free_macros: Sequence[str] = FREE_MACROS) -> l
 
 
 def start(model_dir: str, examples: Examples, model: T5Config) -> None:
-    """Leaves in the directory what the model is, which examples it is trained on, and their
-    vocabulary; a run that was done, and is made longer, is so no more.
+    """Writes to the directory what the model is, which examples it is trained on, and their
+    vocabulary; a run that was done and is made longer is no longer marked as done.
 
     Raises UserError if it has trained on other examples, made of text that was changed since.
     """
     storage.make_folder(model_dir)
     keep_examples(model_dir, examples, has_trained=checkpoint.newest_step(model_dir) > 0)
-    (storage.path(model_dir) / DONE).unlink(missing_ok=True)
-    write_json(os.path.join(model_dir, MODEL), dataclasses.asdict(model))
+    (storage.path(model_dir) / records.DONE).unlink(missing_ok=True)
+    write_json(os.path.join(model_dir, records.MODEL), dataclasses.asdict(model))
 
 
 def keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None:
-    """Leaves in the directory which examples it is trained on, and their vocabulary.
+    """Writes to the directory which examples it is trained on, and their vocabulary.
 
     Raises UserError if it `has_trained` on others, made of text that was changed since.
     """
     folder = storage.path(model_dir)
-    path = os.path.join(model_dir, EXAMPLES)
+    path = os.path.join(model_dir, records.EXAMPLES)
     record = {
         "task": examples.spec.task,
         "split": examples.spec.split,
@@ -171,8 +168,8 @@ def keep_examples(model_dir: str, examples: Examples, has_trained: bool) -> None
             "code was changed; undo that, or choose another MODEL_DIR"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    if not (has_trained and (folder / VOCABULARY).exists()):
-        storage.write(folder / VOCABULARY, examples.vocabulary.read_bytes())
+    if not (has_trained and (folder / records.VOCABULARY).exists()):
+        storage.write(folder / records.VOCABULARY, examples.vocabulary.read_bytes())
     if before != record:
         write_json(path, record)
 
@@ -183,35 +180,38 @@ def vocabulary_of(model_dir: str, given: str | None, vocab_size: int) -> Vocabul
 
     Raises UserError if there is none, or if `given` is not that of the model.
     """
-    there = storage.exists(storage.path(model_dir) / VOCABULARY)
+    there = storage.exists(storage.path(model_dir) / records.VOCABULARY)
     if given is None and not there:
-        raise UserError(f"{model_dir} has no {VOCABULARY}; VOCABULARY_FILE names that of its model")
+        raise UserError(
+            f"{model_dir} has no {records.VOCABULARY}; VOCABULARY_FILE names that of its model"
+        )
     if given is not None:
         vocabulary = Vocabulary(given)
         if not there:
             check_own_vocabulary(f"{given} is", vocabulary.size(), vocab_size, model_dir)
             return vocabulary
-        if Vocabulary(os.path.join(model_dir, VOCABULARY), 0).sha256 != vocabulary.sha256:
+        if Vocabulary(os.path.join(model_dir, records.VOCABULARY), 0).sha256 != vocabulary.sha256:
             raise UserError(
                 f"VOCABULARY_FILE is {given}, but the model in {model_dir} has another vocabulary "
                 "of its own; leave it out"
             )
-    path = os.path.join(model_dir, EXAMPLES)
+    path = os.path.join(model_dir, records.EXAMPLES)
     record = records.read_object(path, _EXAMPLES_FIELDS) or {}
-    return Vocabulary(os.path.join(model_dir, VOCABULARY), record.get("extra_ids"))
+    return Vocabulary(os.path.join(model_dir, records.VOCABULARY), record.get("extra_ids"))
 
 
 def model_of(model_dir: str | os.PathLike, given: T5Config | None) -> T5Config:
-    """The model of a run to compute with: `given`, or the run's own as any device computes it.
+    """The model to compute with: `given`, or that of the run in the form that any device can
+    compute.
 
-    Raises UserError if there is neither, or if they are two functions of their parameters.
+    Raises UserError if there is neither, or if the two are different functions of their parameters.
     """
     own = _read_model(model_dir)
     if given is None:
         if own is None:
             raise UserError(
-                f"{model_dir} has no {MODEL} that says which model it is; name its gin file of "
-                "gin/models with --gin_file"
+                f"{model_dir} has no {records.MODEL} that says which model it is; name its gin "
+                "file of gin/models with --gin_file"
             )
         return dataclasses.replace(own, remat="none", attention="auto")
     if own is not None:
@@ -220,7 +220,7 @@ def model_of(model_dir: str | os.PathLike, given: T5Config | None) -> T5Config:
 
 
 def check_model(model_dir: str | os.PathLike, model: T5Config) -> None:
-    """Raises UserError if the run there is of another model."""
+    """Raises UserError if the run in the directory has another model."""
     own = _read_model(model_dir)
     if own is not None:
         _refuse_other_model(model_dir, own, model)
@@ -241,8 +241,8 @@ def _gin(value: Any) -> str:
 
 
 def _read_model(model_dir: str | os.PathLike) -> T5Config | None:
-    """What model.json says; None if there is none. Raises UserError if it is damaged."""
-    path = storage.path(model_dir) / MODEL
+    """The model of model.json; None if there is no such file. Raises UserError if it is damaged."""
+    path = storage.path(model_dir) / records.MODEL
     try:
         return T5Config(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
@@ -265,7 +265,7 @@ def check_vocabulary(
             f"{what} have a vocabulary of {vocabulary['size']:,} tokens, more than the model's "
             f"{vocab_size:,}; set its vocab_size or choose another model"
         )
-    path = storage.path(model_dir) / VOCABULARY if model_dir is not None else None
+    path = storage.path(model_dir) / records.VOCABULARY if model_dir is not None else None
     if path is not None and not path.exists():
         check_own_vocabulary(f"{what} have", vocabulary["size"], vocab_size, str(model_dir))
     elif path is not None and Vocabulary(path, 0).sha256 != vocabulary["sha256"]:
@@ -298,31 +298,12 @@ def check_same_vocabulary(examples: Examples, training: Examples, vocab_size: in
         )
 
 
-def is_done(model_dir: str, train_steps: int | None = None) -> bool:
-    """Whether the run is done, with so many steps at least where `train_steps` is given."""
-    if not storage.exists(storage.path(model_dir) / DONE):
-        return False
-    return train_steps is None or steps_done(model_dir) >= train_steps
-
-
-def steps_done(model_dir: str) -> int:
-    """Of a run that is done. Raises UserError if DONE does not say how many."""
-    path = os.path.join(model_dir, DONE)
-    try:
-        done = records.read_object(path, {"step": records.COUNT})
-    except UserError as error:
-        raise UserError(
-            f"{error}; delete it, and the same command goes on from the last checkpoint"
-        ) from None
-    return 0 if done is None else done["step"]
-
-
 def finish(model_dir: str, step: int) -> None:
-    """Writes DONE. Its digest shows whoever reads the metrics later that they are these."""
+    """Writes DONE. Its digest lets later readers check that the metrics are the same."""
     metrics = storage.read_text(storage.path(model_dir) / records.METRICS) or ""
     digest = hashlib.sha256(metrics.encode()).hexdigest()
-    write_json(os.path.join(model_dir, DONE), {"step": step, "metrics_sha256": digest})
-    (storage.path(model_dir) / FAILED).unlink(missing_ok=True)
+    write_json(os.path.join(model_dir, records.DONE), {"step": step, "metrics_sha256": digest})
+    (storage.path(model_dir) / records.FAILED).unlink(missing_ok=True)
 
 
 def fail(model_dir: str, error: Exception) -> None:
@@ -332,15 +313,10 @@ def fail(model_dir: str, error: Exception) -> None:
         "reason": str(error) or type(error).__name__,
         "failures": 1 + (before["failures"] if before else 0),
     }
-    mistake = isinstance(error, UserError) or (isinstance(error, OSError) and of_files(error))
+    mistake = isinstance(error, UserError) or (isinstance(error, OSError) and file_mistake(error))
     if not mistake:
         record["traceback"] = "".join(traceback.format_exception(error))
-    write_json(os.path.join(model_dir, FAILED), record)
-
-
-def is_parked(failed: Mapping[str, Any] | None) -> bool:
-    """Whether a study leaves a run alone that failed so (`records.failure`)."""
-    return failed is not None and failed["failures"] >= MOST_FAILURES
+    write_json(os.path.join(model_dir, records.FAILED), record)
 
 
 def write_json(path: str, value: Any) -> None:

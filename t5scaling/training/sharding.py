@@ -17,7 +17,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5scaling.errors import UserError, nearest
-from t5scaling.model import layers, loss, network
+from t5scaling.model import layers, network
+from t5scaling.model import loss as loss_lib
 
 MESH_AXES = ("data", "fsdp", "model")
 Target = str | tuple[str, ...] | None
@@ -56,7 +57,8 @@ class Rules:
         for field in dataclasses.fields(self):
             target = getattr(self, field.name)
             if isinstance(target, list):  # gin writes either; the rules must be hashable
-                object.__setattr__(self, field.name, tuple(target))
+                target = tuple(target)
+                object.__setattr__(self, field.name, target)
             for axis in _axes(target):
                 if axis not in MESH_AXES:
                     choice = nearest(str(axis), MESH_AXES)
@@ -84,17 +86,18 @@ class Layout:
         """Parts into which a logical axis is split."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes(logical_axis))
 
-    def loss_split(self) -> loss.Split:
-        """For the loss, whose rows and vocabulary must not share a mesh axis: rows go first."""
+    def loss_split(self) -> loss_lib.Split:
+        """The split of the loss, whose rows and vocabulary must not share a mesh axis: rows go
+        first."""
         batch = _axes(self.rules.batch)
         vocab = tuple(axis for axis in _axes(self.rules.vocab) if axis not in batch)
         wide = {axis for axis in self.axes("embed") if self.mesh.shape[axis] > 1}
         shared = tuple(axis for axis in batch if axis in wide)
-        return loss.Split(self.mesh, batch, vocab, shared)
+        return loss_lib.Split(self.mesh, batch, vocab, shared)
 
     @property
     def platform(self) -> str:
-        """Of the mesh's devices: "cpu", "gpu" or "tpu"."""
+        """The platform of the mesh's devices: "cpu", "gpu" or "tpu"."""
         platform = self.mesh.devices.flat[0].platform
         return "gpu" if platform in ("cuda", "rocm") else platform
 
@@ -126,7 +129,7 @@ def make_layout(
 ) -> Layout:
     """A layout over all devices, data parallel unless `mesh_shape` says otherwise.
 
-    `mesh_shape` gives the size of mesh axes, e.g. {"data": -1, "fsdp": 4}; -1 stands for what is
+    `mesh_shape` gives the size of mesh axes, e.g. {"data": -1, "fsdp": 4}; -1 means what is
     left, an axis not named has size 1 (or what is left, for "data"). `devices` may be those of a
     topology description. Raises UserError if the sizes do not multiply to the number of devices.
     """
@@ -217,8 +220,8 @@ def local_rows(batch_size: int, layout: Layout) -> np.ndarray:
     Processes hold the same rows where a tensor-parallel group spans them.
     """
     indices = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
-    rows = {row for (part,) in indices.values() for row in range(*part.indices(batch_size))}
-    return np.asarray(sorted(rows))
+    parts = [part for index in indices.values() for part in index or ()]
+    return np.asarray(sorted({row for part in parts for row in range(*part.indices(batch_size))}))
 
 
 def put_batch(
@@ -237,12 +240,14 @@ def put_batch(
         return jax.device_put(dict(batch), sharding)
     axis = int(stacked)
 
-    def put(values: np.ndarray) -> jax.Array:
-        if rows is None:
-            return jax.make_array_from_callback(values.shape, sharding, lambda i: values[i])
+    def put_all(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda i: values[i])
+
+    def put_rows(values: np.ndarray, rows: np.ndarray) -> jax.Array:
         batch_size = layout.size("batch") * len(rows) // _local_parts(layout)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # these are this process's devices
             start, stop, _ = index[axis].indices(batch_size)
             first = int(np.searchsorted(rows, start))
             return values[(*index[:axis], slice(first, first + stop - start))]
@@ -250,7 +255,10 @@ def put_batch(
         shape = (*values.shape[:axis], batch_size, *values.shape[axis + 1 :])
         return jax.make_array_from_callback(shape, sharding, part)
 
-    return {name: put(values) for name, values in batch.items()}
+    return {
+        name: put_all(values) if rows is None else put_rows(values, rows)
+        for name, values in batch.items()
+    }
 
 
 def _local_parts(layout: Layout) -> int:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from t5scaling.errors import UserError
-from t5scaling.model import loss as losses
+from t5scaling.model import loss as loss_lib
 from t5scaling.model import network
-from t5scaling.training import optimizer, sharding, state
+from t5scaling.training import optimizer, sharding
+from t5scaling.training import state as state_lib
 
 Batch = Mapping[str, jax.Array]
 # What the loss may be divided by beside a number, by T5X's names.
@@ -85,7 +86,7 @@ def loss_fn(
     if dropout_key is not None:  # a key for each row: its masks do not depend on the others
         of_row = functools.partial(jax.random.fold_in, dropout_key)
         dropout_keys = jax.vmap(of_row)(batch["row_numbers"])
-    hidden_BxTxE = model.apply(
+    hidden_BxTxE: Any = model.apply(
         {"params": params},
         batch["encoder_input_tokens"],
         batch["decoder_input_tokens"],
@@ -94,7 +95,7 @@ def loss_fn(
         dropout_keys=dropout_keys,
         method="hidden",
     )
-    total, z_loss, weight_sum = losses.cross_entropy(
+    total, z_loss, weight_sum = loss_lib.cross_entropy(
         hidden_BxTxE,
         network.output_kernel(model.config, params),
         batch["decoder_target_tokens"],
@@ -131,7 +132,7 @@ def gradients(
     divisor = None if factor in NORMALIZERS else factor
     if factor == PER_SEQUENCE:
         weights, segments = batch["decoder_loss_weights"], batch.get("decoder_segment_ids")
-        shares = losses.shares_of_sequences(weights, segments)
+        shares = loss_lib.shares_of_sequences(weights, segments)
         batch = dict(batch) | {"gradient_weights": shares}
         divisor = jnp.maximum(jnp.sum(shares), 1.0)  # how many sequences have targets
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -165,7 +166,7 @@ def gradients(
 
 
 def train_step(
-    train_state: state.TrainState,
+    train_state: state_lib.TrainState,
     batch: Batch,
     learning_rate: jax.Array,
     seed: jax.Array,
@@ -175,7 +176,7 @@ def train_step(
     objective: Objective,
     layout: sharding.Layout,
     microbatches: int = 1,
-) -> tuple[state.TrainState, tuple[state.Window, jax.Array, jax.Array]]:
+) -> tuple[state_lib.TrainState, tuple[state_lib.Window, jax.Array, jax.Array]]:
     """-> (next state, (window, tokens_seen, nonfinite_step) to log without touching the state).
 
     The dropout key follows from (seed, step), so a resumed run draws what it would have drawn.
@@ -188,7 +189,7 @@ def train_step(
         grads, total, z_loss, weight_sum = gradients(
             train_state.params, batch, dropout_key, model, objective, layout, microbatches
         )
-    adafactor = optimizer.adafactor(state.stacked_params(model.config))
+    adafactor = optimizer.adafactor(state_lib.stacked_params(model.config))
     updates, opt_state = adafactor.update(
         grads,
         train_state.opt_state,
@@ -199,7 +200,7 @@ def train_step(
     params = optax.apply_updates(train_state.params, updates)
     keep = jnp.where(new_window, 0, 1)
     old = train_state.window
-    window = state.Window(
+    window = state_lib.Window(
         loss=old.loss * keep + (total - z_loss),
         z_loss=old.z_loss * keep + z_loss,
         target_tokens=old.target_tokens * keep + weight_sum,
@@ -209,10 +210,10 @@ def train_step(
     tokens = jnp.sum(batch["encoder_input_tokens"] > 0) + jnp.sum(
         batch["decoder_target_tokens"] > 0
     )
-    tokens_seen = state.add_tokens(train_state.tokens_seen, tokens)
+    tokens_seen = state_lib.add_tokens(train_state.tokens_seen, tokens)
     first_bad = (train_state.nonfinite_step < 0) & ~jnp.isfinite(total)
     nonfinite_step = jnp.where(first_bad, train_state.step + 1, train_state.nonfinite_step)
-    new_state = state.TrainState(
+    new_state = state_lib.TrainState(
         step=train_state.step + 1,
         params=params,
         opt_state=opt_state,
@@ -224,7 +225,7 @@ def train_step(
 
 
 def train_steps(
-    train_state: state.TrainState,
+    train_state: state_lib.TrainState,
     batches: Batch,
     learning_rates: jax.Array,
     seed: jax.Array,
@@ -234,7 +235,7 @@ def train_steps(
     objective: Objective,
     layout: sharding.Layout,
     microbatches: int = 1,
-) -> tuple[state.TrainState, tuple[state.Window, jax.Array, jax.Array]]:
+) -> tuple[state_lib.TrainState, tuple[state_lib.Window, jax.Array, jax.Array]]:
     """As many `train_step`s as `batches`, `learning_rates` and `new_windows` stack along their
     first axis -> (state after the last, what the last one logs)."""
     one_step = functools.partial(
@@ -242,7 +243,7 @@ def train_steps(
     )
     shardings = state_shardings(model.config, layout)
 
-    def body(before: state.TrainState, inputs: tuple[Batch, jax.Array, jax.Array]) -> Any:
+    def body(before: state_lib.TrainState, inputs: tuple[Batch, jax.Array, jax.Array]) -> Any:
         batch, learning_rate, new_window = inputs
         after, logged = one_step(before, batch, learning_rate, seed, new_window)
         return jax.lax.with_sharding_constraint(after, shardings), logged
@@ -321,8 +322,8 @@ def jit_eval_step(config: network.T5Config, layout: sharding.Layout) -> Callable
 def jit_init(config: network.T5Config, layout: sharding.Layout) -> Callable:
     """seed (uint32) -> fresh TrainState, initialised straight into its shards."""
 
-    def init(seed: jax.Array) -> state.TrainState:
-        return state.create(network.init_params(config, jax.random.key(seed)), config)
+    def init(seed: jax.Array) -> state_lib.TrainState:
+        return state_lib.create(network.init_params(config, jax.random.key(seed)), config)
 
     return jax.jit(init, out_shardings=state_shardings(config, layout))
 
@@ -331,19 +332,19 @@ def jit_init(config: network.T5Config, layout: sharding.Layout) -> Callable:
 def jit_create(config: network.T5Config, layout: sharding.Layout) -> Callable:
     """params -> TrainState at step 0 with a fresh optimizer."""
     return jax.jit(
-        functools.partial(state.create, config=config),
+        functools.partial(state_lib.create, config=config),
         out_shardings=state_shardings(config, layout),
     )
 
 
 @functools.cache
-def _state_shapes(config: network.T5Config) -> state.TrainState:
-    create = functools.partial(state.create, config=config)
+def _state_shapes(config: network.T5Config) -> state_lib.TrainState:
+    create = functools.partial(state_lib.create, config=config)
     return jax.eval_shape(create, network.abstract_params(config))
 
 
 @functools.cache
-def state_shardings(config: network.T5Config, layout: sharding.Layout) -> state.TrainState:
+def state_shardings(config: network.T5Config, layout: sharding.Layout) -> state_lib.TrainState:
     """The tree of a TrainState with a NamedSharding for each leaf: the optimizer's moments are
     split as their parameter is, and what is left is everywhere."""
 
@@ -359,12 +360,12 @@ def state_shardings(config: network.T5Config, layout: sharding.Layout) -> state.
             moments,
             shapes.params,
             network.param_logical_axes(config),
-            state.stacked_params(config),
+            state_lib.stacked_params(config),
         ),
     )
 
 
-def abstract_state(config: network.T5Config, layout: sharding.Layout) -> state.TrainState:
+def abstract_state(config: network.T5Config, layout: sharding.Layout) -> state_lib.TrainState:
     """Shapes, dtypes and shardings of the state, without allocating it."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

@@ -83,7 +83,7 @@ class Clock:
     def write(self, step: int, tokens_per_step: float = 0.0) -> str:
         """Writes the line of `step`; `tokens_per_step` are its target tokens since the line before.
 
-        Returns the speed in words, for the progress bar.
+        Returns the speed as text, for the progress bar.
         """
         wall = self._log.wall_s()
         line = {"step": step, "wall_s": wall, "device_s": wall * jax.device_count()}

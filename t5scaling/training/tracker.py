@@ -45,7 +45,7 @@ class Tracker:
 
         `is_logged`: whether a step has a line of its training. `log_every`: steps between those
         lines. Raises UserError if lines before `step` are damaged or gone: a run that went on
-        without them would seem whole.
+        without them would seem complete.
         """
         self._writes = writes
         self._mirrors: list[Mirror] = []
@@ -112,8 +112,8 @@ class Tracker:
             mirror.log(line["step"], scalars)
 
     def flush(self) -> None:
-        """What was said so far will be there after a kill. To be called before what a resumed run
-        goes on from, a checkpoint, or takes for the end, DONE."""
+        """Writes the lines so far, which then outlast a kill. To be called before a checkpoint,
+        from which a resumed run goes on, and before DONE, after which none does."""
         if self._writes:
             self._metrics.flush()
             self._timing.flush()

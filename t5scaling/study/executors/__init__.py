@@ -1,7 +1,8 @@
-"""Who does the runs of a study. The runner decides what is left; an executor hands it over."""
+"""Executors, which do the runs of a study. The runner decides which are left; an executor hands
+them to an engine."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from t5scaling.study.expand import Run
 
@@ -14,7 +15,7 @@ class Executor(Protocol):
     orders_jobs: whether the engine itself starts a job after others; else the runner holds it back.
     """
 
-    orders_jobs: bool
+    orders_jobs: ClassVar[bool]
 
     def submit(self, study_dir: str, runs: Sequence[Run], after: Sequence[str]) -> list[str]:
         """Hands over runs of one kind and with the same needs, to start when the jobs `after` have
@@ -22,7 +23,7 @@ class Executor(Protocol):
         ...
 
     def states(self, jobs: Collection[str]) -> dict[str, State]:
-        """Where each job is. One that failed, ended or was never known is gone."""
+        """The state of each job: "gone" if it failed, ended or is unknown."""
         ...
 
     def cancel(self, jobs: Collection[str]) -> None:

@@ -2,8 +2,8 @@
 
 Each job is a slice of its own that does its runs by `run.py work` on all of its hosts. SkyPilot
 finds the slice, copies the repository there and starts the job again elsewhere when the slice is
-preempted. Study and examples lie in a bucket, by their gs:// addresses here and there. SkyPilot
-knows no order of jobs: the runner holds a finetuning back until its pretraining is DONE.
+preempted. Study and examples lie in a bucket, by their gs:// addresses here and there. SkyPilot has
+no dependencies between jobs: the runner holds a finetuning back until its pretraining is DONE.
 """
 
 import dataclasses
@@ -119,11 +119,11 @@ class CloudTPU:
 
     def states(self, jobs: Collection[str]) -> dict[str, State]:
         found: dict[str, State] = dict.fromkeys(jobs, "gone")
-        said = _sky("jobs", "queue", "--skip-finished", "--all", "--output", "json")
+        output = _sky("jobs", "queue", "--skip-finished", "--all", "--output", "json")
         try:
-            records = json.loads(said[said.index("[") :])
+            records = json.loads(output[output.index("[") :])
         except ValueError:
-            raise UserError(f"sky jobs queue: expected JSON, got {said.strip()[:80]!r}") from None
+            raise UserError(f"sky jobs queue: expected JSON, got {output.strip()[:80]!r}") from None
         for record in records:
             if record.get("job_name") in found:
                 found[record["job_name"]] = _ALIVE.get(record.get("status"), "gone")

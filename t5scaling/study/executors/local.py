@@ -17,7 +17,7 @@ from t5scaling.errors import Stopped, UserError, nearest
 from t5scaling.study import t5x
 from t5scaling.study.display import Display
 from t5scaling.study.executors import State
-from t5scaling.study.expand import Run, data_specs, run_directory_of
+from t5scaling.study.expand import Run, data_specs
 from t5scaling.training import (
     agreement,
     checkpoint,
@@ -42,7 +42,7 @@ class Watcher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Does runs at once, in this process."""
+    """Does runs immediately, in this process."""
 
     watch: Watcher | None = None
     orders_jobs: ClassVar[bool] = True
@@ -61,14 +61,14 @@ class Local:
         return dict.fromkeys(jobs, "gone")
 
     def cancel(self, jobs: Collection[str]) -> None:
-        """Nothing is under way while the caller is."""
+        """Does nothing: a local run is over when `submit` returns."""
 
     def _do(self, run: Run) -> None:
         if self.watch:
             self.watch.start(run)
         try:
             text = config.load(run.gin_files, run.bindings)
-            train(text, run.record, self.watch and self.watch.progress)
+            train(text, run.record, self.watch.progress if self.watch else None)
         except Stopped:
             raise
         except claim.Taken as taken:
@@ -85,7 +85,8 @@ class Local:
 
 
 def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
-    """Does these runs of a study from what their directories say: what a job of an engine calls.
+    """Does these runs of a study by the configurations in their directories: what the job of an
+    engine calls.
 
     Returns the ids of those that are not done. Raises UserError for an unknown run.
     """
@@ -93,10 +94,10 @@ def work(study_dir: str, run_ids: Sequence[str]) -> list[str]:
     if any(run.record.get("trainer") == "t5x" for run in runs):
         t5x.leave_the_devices()
     if distributed.is_main():  # a job before this one may have died on its machine
-        claim.watch(run.directory for run in runs if not run_directory.is_done(run.directory))
+        claim.watch(run.directory for run in runs if not records.is_done(run.directory))
     with Display(os.path.basename(os.path.normpath(study_dir)), runs) as display:
         Local(display).submit(study_dir, runs, ())
-    return [run.id for run in runs if not run_directory.is_done(run.directory)]
+    return [run.id for run in runs if not records.is_done(run.directory)]
 
 
 def train(
@@ -132,7 +133,7 @@ def train(
         {
             "setting": config_text,
             f"newest checkpoint in {model_dir}": str(checkpoint.newest_step(model_dir)),
-            f"number of steps done in {model_dir}": str(run_directory.steps_done(model_dir)),
+            f"number of steps done in {model_dir}": str(records.steps_done(model_dir)),
         }
     )
     try:
@@ -165,8 +166,8 @@ def train(
 
 
 def lost_checkpoint(run: Run) -> str:
-    """What to do where a run's pretraining is done and the checkpoint to start from is gone; "" if
-    it is there, or if the run has its own to go on from."""
+    """What to do if a run's pretraining is done but the checkpoint to start from is gone; "" if it
+    is there, or if the run has its own to go on from."""
     path = run.bindings.get("INITIAL_CHECKPOINT_PATH")
     if not path or storage.path(path).exists() or checkpoint.newest_step(run.directory):
         return ""
@@ -178,9 +179,9 @@ def lost_checkpoint(run: Run) -> str:
 
 
 def _is_ready(run: Run, study_dir: str) -> bool:
-    """Whether there is something to do, it can be done, and nobody is at it."""
-    needed = [run_directory_of(study_dir, needed) for needed in run.needs]
-    if run_directory.is_done(run.directory) or not all(map(run_directory.is_done, needed)):
+    """Whether the run is not done, can be done now, and is done by no other process."""
+    needed = [records.run_folder(study_dir, needed) for needed in run.needs]
+    if records.is_done(run.directory) or not all(map(records.is_done, needed)):
         return False
     last = claim.latest(run.directory)
     if last and last.alive:
@@ -192,16 +193,16 @@ def _is_ready(run: Run, study_dir: str) -> bool:
         # saved anything new may well do so for ever.
         died = UserError(f"{last} ended without an error message, and had saved nothing new")
         run_directory.fail(run.directory, died)
-    return not run_directory.is_parked(records.failure(run.directory))
+    return not records.is_parked(records.failure(run.directory))
 
 
 def _all_agree(first_says: bool) -> bool:
-    """What the first process of the job says, in all of them; the others say False."""
+    """The answer of the first process of the job, in every process; the others pass False."""
     return bool(distributed.largest(int(first_says))[0])
 
 
 def _from_directory(study_dir: str, run_id: str) -> Run:
-    folder = run_directory_of(study_dir, run_id)
+    folder = records.run_folder(study_dir, run_id)
     record = records.run_record(folder)
     if record is None:
         study = records.study_list(study_dir)
@@ -214,7 +215,7 @@ def _from_directory(study_dir: str, run_id: str) -> Run:
         raise UserError(f"{study_dir}: no run {run_id!r} here{nearest(run_id, known)}")
     return Run(
         id=run_id,
-        gin_files=(os.path.join(folder, run_directory.CONFIG),),
+        gin_files=(os.path.join(folder, records.CONFIG),),
         bindings={"MODEL_DIR": folder},
         needs=tuple(record.get("needs", ())),
         record=record,

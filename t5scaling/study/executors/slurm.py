@@ -2,7 +2,7 @@
 
 Each job does `runs_per_job` runs by `run.py work`, one after the other in one process, and is
 requeued by Slurm when it is preempted or its node fails. A job that ends otherwise without its runs
-done is submitted anew by the study's next look. Nothing here keeps a list of jobs: each run
+done is submitted again when the study next looks at it. Nothing here keeps a list of jobs: each run
 directory names its own.
 """
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
-from t5scaling import storage
+from t5scaling import records, storage
 from t5scaling.config import REPOSITORY
 from t5scaling.errors import UserError
 from t5scaling.study.executors import State
@@ -66,7 +66,7 @@ class Slurm:
         kind = runs[0].record["kind"]
         size = self.runs_per_job if kind == "finetune" else 1
         chunks = [runs[i : i + size] for i in range(0, len(runs), size)]
-        logs = os.path.join(os.path.abspath(study_dir), "jobs")
+        logs = os.path.join(os.path.abspath(study_dir), records.JOBS)
         os.makedirs(logs, exist_ok=True)
         limit = f"%{self.at_once}" if self.at_once else ""
         options = {
