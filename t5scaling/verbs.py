@@ -365,9 +365,11 @@ VERBS = {
             Argument(
                 "--law",
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
-                "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
-                "hernandez or muennighoff where x is two columns; all: every one for such values, "
-                "compared by their held-out errors (default: log, power or zhang)",
+                "gordon or gadre where x is a loss; lin where it is a checkpoint's finetuning "
+                "data; zhang, zhang-additive, barnett, chinchilla, kaplan, hernandez, muennighoff, "
+                "ghorbani or clark where x is two columns; sources, sources-pair, "
+                "sources-repeated, ye or shukor of --sources; all: every one for such values, "
+                "compared by their held-out errors (default: log, power, zhang or sources)",
             ),
             Argument("--hold_out", "how many of the largest x to predict", type=int),
             Argument(

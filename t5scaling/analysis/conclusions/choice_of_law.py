@@ -34,7 +34,7 @@ def direction_of(curve: Curve) -> int:
 def families(curve: Curve) -> list[Law]:
     """The laws of such curves: of as many sizes, and going the same way."""
     if curve.x2_name:
-        return [LAWS["zhang"], LAWS["zhang-additive"], LAWS["kaplan"]]
+        return [LAWS[name] for name in ("zhang", "zhang-additive", "barnett", "kaplan")]
     direction = direction_of(curve)
     return [
         law for law in LAWS.values()

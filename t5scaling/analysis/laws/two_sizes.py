@@ -93,15 +93,17 @@ class Multiplicative(Law):
         rho, centre = np.exp(log_rho), np.ravel(frame.log_centre)
         a, b = first * rho, second * rho
         with np.errstate(over="ignore"):
-            return {
-                "E": -np.exp(value) * np.expm1(-log_rho),
-                "A": np.exp(value - log_rho + a * centre[0] + b * centre[1]),
-                "a": a,
-                "b": b,
-            }
+            numbers = (
+                -np.exp(value) * np.expm1(-log_rho),
+                np.exp(value - log_rho + a * centre[0] + b * centre[1]),
+                a,
+                b,
+            )
+        return dict(zip((c.name for c in self.coefficient_table), numbers, strict=True))
 
     def published(self, x, c):
-        return c["E"] + c["A"] / (x[0] ** c["a"] * x[1] ** c["b"])
+        floor, part, first, second = (c[k.name] for k in self.coefficient_table)
+        return floor + part / (x[0] ** first * x[1] ** second)
 
 
 class Additive(Law):
