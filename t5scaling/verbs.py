@@ -83,6 +83,10 @@ TABLE = (
     Argument("--error", "column of standard errors of y, which weigh the points"),
     Argument("--seed", "column of seeds"),
 )
+SOURCES = (
+    Argument("--sources", "in place of --x: tokens of each language, the target's column first"),
+    Argument("--unique", "columns of unique tokens of each of --sources, where some are repeated"),
+)
 STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")
 FOLDER = Argument("--folder", "of the environment (default: in the user's cache)")
 UTILIZATION = Argument(
@@ -226,18 +230,20 @@ def _plan(gin_files, settings, **devices):
 # --- laws -----------------------------------------------------------------------------------------
 
 
-def _fit(file, x, y, group, error, seed, **settings):
+def _fit(file, x, y, group, error, seed, sources, unique, **settings):
     from t5scaling.analysis import fit_table
     from t5scaling.analysis.results import load
 
-    fit_table.fit_table(file, load.named(x, y, group, error, seed), **settings)
+    columns = load.named(x, y, group, error, seed, sources, unique)
+    fit_table.fit_table(file, columns, **settings)
 
 
-def _advise(file, x, y, group, error, seed, **settings):
+def _advise(file, x, y, group, error, seed, sources, unique, **settings):
     from t5scaling.analysis import advise
     from t5scaling.analysis.results import load
 
-    advise.advise(file, load.named(x, y, group, error, seed), **settings)
+    columns = load.named(x, y, group, error, seed, sources, unique)
+    advise.advise(file, columns, **settings)
 
 
 def _figures(file, x, y, group, error, seed, **settings):
@@ -362,6 +368,7 @@ VERBS = {
         _fit,
         (
             *TABLE,
+            *SOURCES,
             Argument(
                 "--law",
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
@@ -407,6 +414,7 @@ VERBS = {
         _advise,
         (
             *TABLE,
+            *SOURCES,
             Argument("--at", "the size asked for (default: 4x largest)", type=float),
             Argument(
                 "--cost_per_unit",

@@ -197,7 +197,9 @@ def predictions(
         else:
             problem = Problem.of(law, x[..., fitted], y[fitted], delta)
             theta, _, converged = best_theta(problem)
-            predicted = np.exp(law.log_value(theta, np.log(places), problem.frame))
+            with np.errstate(divide="ignore"):  # no tokens of a source
+                log_places = np.log(places)
+            predicted = np.exp(law.log_value(theta, log_places, problem.frame))
             low = high = np.full(len(predicted), math.nan)
         for i in range(places.shape[-1]):
             at = places[..., i]
