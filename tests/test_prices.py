@@ -8,10 +8,19 @@ import pytest
 from t5scaling.analysis.advise import advise
 from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.conclusions.decisions import Answer
-from t5scaling.analysis.conclusions.prices import gaps, prices_of_study, prices_of_table
+from t5scaling.analysis.conclusions.prices import (
+    gaps,
+    prices_of_study,
+    prices_of_table,
+    worths,
+)
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.laws import LAWS, of_sources
-from t5scaling.analysis.presentation.advice import sentences_of_gaps, sentences_of_prices
+from t5scaling.analysis.presentation.advice import (
+    sentence_of_worth,
+    sentences_of_gaps,
+    sentences_of_prices,
+)
 from t5scaling.analysis.results.curves import Curve, Point
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.load import Columns
@@ -122,6 +131,19 @@ def test_a_study_has_prices_by_the_languages_of_its_runs():
     assert found.target == "de" and found.fits_points
     assert found.prices[0].low < 0.5 < found.prices[0].high
     assert not list(prices_of_study(fits[:1], runs_of(places[:1]), 3e7))
+
+
+def test_what_data_are_worth_is_read_off_without_a_law():
+    places = [("de", 1.0, 100), ("en", 0.0, 100), ("both", 0.5, 100)]
+    fits = study(of_sources("sources", NAMES), ALONE, places, 0.003)
+    english, both = worths(fits, runs_of(places))
+    assert (english.target, english.tokens, english.reach) == ("de", 8e6, 1.0)
+    assert english.low < 0.5 < english.high and both.low < 0.75 < both.high
+    assert english.place.data == "en" and english.least == 0.125
+    assert "8,000,000 tokens of these data are worth 0." in sentence_of_worth("here", english)
+    useless = study(of_sources("sources", NAMES), {**ALONE, "w_en": 0.01}, places, 0.003)
+    worthless, _ = worths(useless, runs_of(places))
+    assert "are worth less than 0.125 times as many of de" in sentence_of_worth("", worthless)
 
 
 def test_the_transfer_gap_and_the_price_at_which_the_decision_turns():

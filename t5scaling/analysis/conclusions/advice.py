@@ -31,9 +31,11 @@ from t5scaling.analysis.conclusions.next_experiment import Cost, NextRun
 from t5scaling.analysis.conclusions.prices import (
     Gaps,
     Prices,
+    Worth,
     gaps,
     prices_of_study,
     prices_of_table,
+    worths,
 )
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.compare import Comparison
@@ -118,6 +120,7 @@ class Advice:
     contests: tuple[Contest, ...]
     prices: tuple[Prices, ...] = ()
     gaps: tuple[Gaps, ...] = ()
+    worths: tuple[Worth, ...] = ()
 
     def choice(self, place: Place, metric: str) -> Choice | None:
         """Among the data of a place; None if there is none to choose."""
@@ -185,6 +188,7 @@ def advise_curves(
         tuple(_exchanges(groups, target, cost, budget)), tuple(relations(fits)),
         tuple(Contest(tuple(members), comparison) for members, comparison in contests),
         tuple(prices_of_study(fits, runs, target)), tuple(_gaps(groups)),
+        tuple(worths(fits, runs)),
     )  # fmt: skip
 
 

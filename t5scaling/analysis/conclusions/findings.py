@@ -26,6 +26,8 @@ miss, noise, pretrain, finetune, rate, low, high, doubling, next_runs |
 tokens are the unit), law, miss, noise, fits_points (null: not checked), prices (source, value, \
 low, high), pair (the same, both sides together), mixture (total, shares, expected, measured, \
 gain, low, high, answer) |
+| worths | of data in tokens of the target language, read off between measured sizes, a list: \
+place, metric, target, tokens, value, low, high (null beyond reach, 0 below least), least, reach |
 | gaps | of transfer, a list: place (without the pool), metric, law, miss, noise, fits_points, \
 pools (pool, pretrain, and with low and high each: gap, open, turn) |
 | relations | of scores to losses, a list: place, score, loss, agree, tau, exponential, sentence |
@@ -168,6 +170,7 @@ def _of_advice(advice: Advice) -> dict[str, Any]:
         ],
         "prices": advice.prices,
         "gaps": advice.gaps,
+        "worths": advice.worths,
         "relations": [
             {
                 "place": one.score.curve.place, "score": one.score.curve.metric,

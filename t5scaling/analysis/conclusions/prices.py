@@ -3,10 +3,12 @@
 A law of effective data gives the price of a token of each language and the best mixture of them;
 the law of the transfer gap says how much of a loss no amount of the pretraining data takes away,
 and up to which price finetuning data are the better purchase. Both are reported only if the law
-meets the measurements (`exchange.lack_of_fit`).
+meets the measurements (`exchange.lack_of_fit`). What data are worth in the target's own is also
+read off between measured sizes, which takes no law.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from t5scaling.analysis.conclusions.decisions import Answer
 from t5scaling.analysis.conclusions.exchange import lack_of_fit, marginal_rate, noises
 from t5scaling.analysis.fitting.fit import Fit, check_positive, fit_curve
 from t5scaling.analysis.fitting.problem import Problem, best_theta
-from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS
+from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS, student_half_width
 from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.results.curves import Curve
@@ -105,20 +107,8 @@ def prices_of_study(
 
     The tokens of a language are its share in the data, as the runs' records give it, of D_p.
     """
-    languages: dict[str, tuple[str, str]] = {}
-    shares: dict[str, Mapping[str, Any]] = {}
-    for run in runs:
-        if run["kind"] == "finetune":
-            two = run.record.get("languages") or ()
-            if len(two) == 2:
-                languages[run["task"]] = (two[0], two[1])
-            if run["pretrain_data"] and run.record.get("pretrain_languages"):
-                shares[run["pretrain_data"]] = run.record["pretrain_languages"]
-    groups: dict[tuple[Place, str], list[CurveFit]] = {}
-    for one in curve_fits:
-        place = one.curve.place
-        if place.task in languages and place.data in shares and one.law.direction < 0:
-            groups.setdefault((place.beside_data, one.curve.metric), []).append(one)
+    languages, shares = _languages(runs)
+    groups = _same_but_data(curve_fits, languages, shares)
     for (place, metric), members in groups.items():
         source, target = languages[str(place.task)]
         found = {name for one in members for name in shares[str(one.curve.place.data)]}
@@ -134,6 +124,34 @@ def prices_of_study(
         x, y = np.array([row for row, _ in rows]).T, np.array([value for _, value in rows])
         with suppress(UserError):  # too few mixtures to tell the languages apart
             yield _prices(place, metric, order, x, y, noises(members), total)
+
+
+def _languages(
+    runs: Sequence[RunRecord],
+) -> tuple[dict[str, tuple[str, str]], dict[str, Mapping[str, Any]]]:
+    """(source and target of each task, shares of languages in each pretraining data)."""
+    languages: dict[str, tuple[str, str]] = {}
+    shares: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        if run["kind"] == "finetune":
+            two = run.record.get("languages") or ()
+            if len(two) == 2:
+                languages[run["task"]] = (two[0], two[1])
+            if run["pretrain_data"] and run.record.get("pretrain_languages"):
+                shares[run["pretrain_data"]] = run.record["pretrain_languages"]
+    return languages, shares
+
+
+def _same_but_data(
+    curve_fits: Sequence[CurveFit], languages: Mapping[str, Any], shares: Mapping[str, Any]
+) -> dict[tuple[Place, str], list[CurveFit]]:
+    """Losses of each place and metric that differ in the pretraining data, with known languages."""
+    groups: dict[tuple[Place, str], list[CurveFit]] = {}
+    for one in curve_fits:
+        place = one.curve.place
+        if place.task in languages and place.data in shares and one.law.direction < 0:
+            groups.setdefault((place.beside_data, one.curve.metric), []).append(one)
+    return groups
 
 
 def _prices(
@@ -316,3 +334,77 @@ def _gap(found: Gaps, fit: Fit, pool: float, pretrain: float) -> Gap:
     low, high = np.quantile(draws, TAILS, axis=1, method="inverted_cdf")
     ends = (float(v) for triple in zip(own, low, high, strict=True) for v in triple)
     return Gap(found.place, found.metric, pool, pretrain, *ends)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What tokens of some pretraining data are worth in those of the target language alone, read
+    off between measured sizes without any law.
+
+    tokens: the largest size of the data. value, low, high: tokens of the target that reach the same
+    loss, over `tokens`; inf above what was measured, where `reach` is the most that can be read
+    off, and 0 below, where it is under `least`. The interval is that of the data's own loss there;
+    the curve of the target is taken as it was measured.
+    """
+
+    place: Place
+    metric: str
+    target: str
+    tokens: float
+    value: float
+    low: float
+    high: float
+    least: float
+    reach: float
+
+
+def worths(curve_fits: Sequence[CurveFit], runs: Sequence[RunRecord]) -> Iterator[Worth]:
+    """Of every data set but the target's own, where the loss after the target's own falls from each
+    size to the next."""
+    languages, shares = _languages(runs)
+    groups = _same_but_data(curve_fits, languages, shares)
+    for (place, _), members in groups.items():
+        target = languages[str(place.task)][1]
+        alone = [m for m in members if shares[str(m.curve.place.data)].get(target, 0.0) == 1.0]
+        if len(alone) != 1:
+            continue
+        sizes, losses = _means(alone[0])
+        if len(sizes) < 2 or (np.diff(losses) >= 0).any() or not (losses > 0).all():
+            continue
+        for one in members:
+            if one is not alone[0] and one.verdict.noise:
+                yield _worth(one, target, sizes, losses)
+
+
+def _means(curve_fit: CurveFit) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes, rising, and the mean loss at each; sizes within 1 % of each other are one."""
+    points = sorted(curve_fit.curve.points, key=lambda p: p.x)
+    groups = [[points[0]]]
+    for point in points[1:]:
+        if point.x <= 1.01 * groups[-1][0].x:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    sizes = np.array([np.mean([p.x for p in group]) for group in groups])
+    return sizes, np.array([np.mean([p.value for p in group]) for group in groups])
+
+
+def _worth(one: CurveFit, target: str, sizes: np.ndarray, losses: np.ndarray) -> Worth:
+    """Of one data set, by the sizes and the falling losses of the target's own data."""
+    mine, reached = _means(one)
+    count = sum(point.x >= mine[-1] / 1.01 for point in one.curve.points)
+    width = student_half_width(one.verdict.noise / np.sqrt(count), one.verdict.noise_df)
+
+    def factor(loss: float) -> float:
+        if loss < losses[-1]:
+            return math.inf
+        if loss > losses[0]:
+            return 0.0
+        return float(np.exp(np.interp(-np.log(loss), -np.log(losses), np.log(sizes))) / mine[-1])
+
+    loss = float(reached[-1])
+    return Worth(
+        one.curve.place, one.curve.metric, target, float(mine[-1]), factor(loss),
+        factor(loss + width), factor(loss - width), float(sizes[0] / mine[-1]),
+        float(sizes[-1] / mine[-1]),
+    )  # fmt: skip

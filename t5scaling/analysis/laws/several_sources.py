@@ -229,7 +229,8 @@ class Paired(EffectiveData):
         meaning = f"tokens of {self.sources[0]} that the product of both shares of {pair} is worth"
         self.theta_names = (*self.theta_names, "log w_pair")
         self.coefficient_table = (*self.coefficient_table, Coefficient("w_pair", meaning, "1"))
-        self.at_bound["log w_pair", "low"] = f"no gain from {pair} together is visible"
+        alone = {("log w_pair", "low"): f"no gain from {pair} together is visible"}
+        self.at_bound = {**self.at_bound, **alone}
 
     def _features(self, tokens):
         both = tokens[0] * tokens[1] / tokens.sum(0)
@@ -254,8 +255,11 @@ class Saturating(EffectiveData):
         meaning = "how fast repeated tokens lose their worth"
         self.theta_names = (*self.theta_names, "log lambda")
         self.coefficient_table = (*self.coefficient_table, Coefficient("lambda", meaning, "1"))
-        self.at_bound["log lambda", "low"] = "repeated tokens are worth as much as new ones"
-        self.at_bound["log lambda", "high"] = "repeated tokens are worth nothing"
+        repeated = {
+            ("log lambda", "low"): "repeated tokens are worth as much as new ones",
+            ("log lambda", "high"): "repeated tokens are worth nothing",
+        }
+        self.at_bound = {**self.at_bound, **repeated}
 
     def frame(self, x, y):
         """The centre has as many unique tokens as tokens: it repeats nothing."""

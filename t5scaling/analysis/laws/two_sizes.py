@@ -409,7 +409,7 @@ class Repeated(Law):
 
     def log_value(self, theta, log_x, frame):
         value, slope, log_rho = (theta[..., i, None] for i in range(3))
-        u = self._effective(theta, log_x)[0] - frame.log_centre[0]
+        u = self._effective(theta, log_x)[0] - np.ravel(frame.log_centre)[0]
         with np.errstate(divide="ignore"):
             return value + np.logaddexp(
                 np.log1p(-np.exp(-log_rho)), -log_rho - slope * np.exp(log_rho) * u
@@ -418,7 +418,7 @@ class Repeated(Law):
     def jacobian(self, theta, log_x, frame):
         slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
         effective, by_limit = self._effective(theta, log_x)
-        u = effective - frame.log_centre[0]
+        u = effective - np.ravel(frame.log_centre)[0]
         decay = slope * rho * u
         reducible = np.exp(np.clip(-decay, -500, 500)) / rho
         total = 1 - 1 / rho + reducible
@@ -455,7 +455,7 @@ class Repeated(Law):
         with np.errstate(over="ignore"):
             return {
                 "E": -np.exp(value) * np.expm1(-log_rho),
-                "B": np.exp(value - log_rho + beta * frame.log_centre[0, 0]),
+                "B": np.exp(value - log_rho + beta * np.ravel(frame.log_centre)[0]),
                 "beta": beta,
                 "R*": np.exp(theta[..., 3]),
             }

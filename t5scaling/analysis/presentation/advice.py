@@ -14,7 +14,7 @@ from t5scaling.analysis.conclusions.decisions import Answer
 from t5scaling.analysis.conclusions.exchange import Exchange, Transfer
 from t5scaling.analysis.conclusions.forecast import REACH, Crossing
 from t5scaling.analysis.conclusions.next_experiment import NextRun
-from t5scaling.analysis.conclusions.prices import Gaps, Prices
+from t5scaling.analysis.conclusions.prices import Gaps, Prices, Worth
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import LOSS, metric_name
 from t5scaling.analysis.presentation.sentences import INTERVAL
@@ -63,6 +63,8 @@ def show(advice: Advice, screen: Console) -> None:
     for prices in advice.prices:
         for sentence in sentences_of_prices(_named(prices.metric, prices.place), prices):
             screen.print(sentence, soft_wrap=True)
+    for worth in advice.worths:
+        screen.print(sentence_of_worth(_named(worth.metric, worth.place), worth), soft_wrap=True)
     for gaps in advice.gaps:
         for sentence in sentences_of_gaps(_named(gaps.metric, gaps.place), gaps):
             screen.print(sentence, soft_wrap=True)
@@ -209,6 +211,21 @@ def sentences_of_prices(place: str, found: Prices) -> list[str]:
             f"best measured mixture: the expected gain is {gain}."
         )
     return said
+
+
+def sentence_of_worth(place: str, worth: Worth) -> str:
+    """ "2M tokens are worth 0.3 (0.2 to 0.5) times as many of de"."""
+    ends = [
+        f"more than {number(worth.reach)}" if math.isinf(end)
+        else f"less than {number(worth.least)}" if end == 0
+        else number(end)
+        for end in (worth.value, worth.low, worth.high)
+    ]  # fmt: skip
+    between = f" ({ends[1]} to {ends[2]})" if ends[1] != ends[2] else ""
+    return (
+        f"{place}: {size(worth.tokens)} tokens of these data are worth {ends[0]}{between} times as "
+        f"many of {worth.target} alone."
+    )
 
 
 def mixture_name(shares: Mapping[str, float]) -> str:

@@ -15,6 +15,7 @@ from t5scaling.analysis.presentation.advice import (
     sentence_of_exchange,
     sentence_of_next,
     sentence_of_transfer,
+    sentence_of_worth,
     sentences_of_gaps,
     sentences_of_prices,
 )
@@ -44,6 +45,10 @@ def section(selection: Selection, advice: Advice | None) -> Markup | str:
         cost_source=advice.cost_source,
         groups=[_group(selection, advice, members) for members in groups.values()],
         worth=worth,
+        worths=[
+            sentence_of_worth(_place(selection, one.place, one.metric), one)
+            for one in advice.worths
+        ],
         prices=[
             sentence
             for one in advice.prices
