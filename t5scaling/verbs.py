@@ -85,6 +85,10 @@ TABLE = (
     Argument("--error", "column of standard errors of y, by which points are weighted"),
     Argument("--seed", "column of seeds"),
 )
+SOURCES = (
+    Argument("--sources", "in place of --x: tokens of each language, the target's column first"),
+    Argument("--unique", "columns of unique tokens of each of --sources, where some are repeated"),
+)
 STUDY_DIR = Argument("study_dir", "directory in which `study` runs the study")
 FOLDER = Argument("--folder", "folder of the environment (default: in the user's cache)")
 UTILIZATION = Argument(
@@ -228,18 +232,20 @@ def _plan(gin_files, settings, **devices):
 # --- laws -----------------------------------------------------------------------------------------
 
 
-def _fit(file, x, y, group, error, seed, **settings):
+def _fit(file, x, y, group, error, seed, sources, unique, **settings):
     from t5scaling.analysis import fit_table
     from t5scaling.analysis.results import load
 
-    fit_table.fit_table(file, load.named(x, y, group, error, seed), **settings)
+    columns = load.named(x, y, group, error, seed, sources, unique)
+    fit_table.fit_table(file, columns, **settings)
 
 
-def _advise(file, x, y, group, error, seed, **settings):
+def _advise(file, x, y, group, error, seed, sources, unique, **settings):
     from t5scaling.analysis import advise
     from t5scaling.analysis.results import load
 
-    advise.advise(file, load.named(x, y, group, error, seed), **settings)
+    columns = load.named(x, y, group, error, seed, sources, unique)
+    advise.advise(file, columns, **settings)
 
 
 def _figures(file, x, y, group, error, seed, **settings):
@@ -365,12 +371,15 @@ VERBS = {
         _fit,
         (
             *TABLE,
+            *SOURCES,
             Argument(
                 "--law",
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
-                "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
-                "hernandez or muennighoff where x is two columns; all: every one for such values, "
-                "compared by their held-out errors (default: log, power or zhang)",
+                "gordon or gadre where x is a loss; lin where it is a checkpoint's finetuning "
+                "data; zhang, zhang-additive, barnett, chinchilla, kaplan, hernandez, muennighoff, "
+                "ghorbani or clark where x is two columns; sources, sources-pair, "
+                "sources-repeated, ye or shukor of --sources; all: every one for such values, "
+                "compared by their held-out errors (default: log, power, zhang or sources)",
             ),
             Argument("--hold_out", "how many of the largest x to predict", type=int),
             Argument(
@@ -409,6 +418,7 @@ VERBS = {
         _advise,
         (
             *TABLE,
+            *SOURCES,
             Argument("--at", "the size to forecast (default: 4x largest)", type=float),
             Argument(
                 "--cost_per_unit",

@@ -65,6 +65,7 @@ def test_power_law_is_recovered_from_exact_points():
         ("bnsl", {"a": 1.0, "b": 8.0, "c0": 0.1, "c1": 0.5, "d1": 2e7, "f1": 0.4}),
         ("ceiling", {"C": 40.0, "A": 3e4, "alpha": 0.5}),
         ("hill", {"C": 35.0, "D_half": 4e6, "k": 0.9}),
+        ("lin", {"E": 1.5, "B": 5e4, "D_l": 2e4, "beta": 0.6}),
     ],
 )
 def test_rivals_are_recovered_from_exact_points(name, coefficients):

@@ -199,7 +199,7 @@ def test_parquet_two_sizes_and_columns_of_errors_and_seeds(tmp_path, capsys):
     assert "D_p = dp, D_f = df" in told and "intervals by seeds" in told
     assert "weighted by their errors" in told
     results = fit_table(path, columns, law="all", protocol="last")
-    assert [r.law.name for r in results] == ["zhang", "zhang-additive", "kaplan"]
+    assert [r.law.name for r in results] == ["zhang", "zhang-additive", "barnett", "kaplan"]
     assert "(protocol: last)" in capsys.readouterr().out
     (tmp_path / "b.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="not a parquet file"):

@@ -20,15 +20,21 @@ PLANTED = {
     "kaplan": {"Nc": 9e13, "Dc": 5e9, "aN": 0.076, "aD": 0.103},
     "hernandez": {"k": 2.0, "a": 0.2, "b": 0.4},
     "muennighoff": {"E": 1.9, "B": 900.0, "beta": 0.36, "R*": 15.39},
+    "barnett": {"E": 1.2, "G": 20.0, "A": 8e4, "alpha": 0.45, "beta": 0.2},
+    "ghorbani": {"E": 1.4, "A": 150.0, "p_e": 0.16, "p_d": 0.2},
+    "clark": {"a": -0.082, "b": -0.108, "c": 0.0039, "d": 2.5},
 }
 DETERMINED = {"chinchilla": ("alpha", "E"), "kaplan": ("aD",), "zhang": ("a", "b"),
               "zhang-additive": ("a", "E"), "hernandez": ("a", "b"),
-              "muennighoff": ("beta", "R*")}  # fmt: skip
+              "muennighoff": ("beta", "R*"), "clark": ("a", "b", "c")}  # fmt: skip
 JOINT = {name: law for name, law in LAWS.items() if len(law.sizes) == 2}
 
 
 def sizes_of(name):
-    """Repeated data need D >= U, others a grid."""
+    """Repeated data need D >= U, experts are few, others are on a grid."""
+    if name in ("ghorbani", "clark"):
+        second = 1e8 * 2.0 ** np.arange(4) if name == "ghorbani" else 4.0 ** np.arange(4)
+        return np.array([(first, two) for first in FIRST for two in second]).T
     if name != "muennighoff":
         return GRID
     unique = [1e7, 4e7, 1.6e8]
@@ -79,14 +85,16 @@ def test_recovered_from_exact_points_and_moves_one_way(name):
         assert np.all(law.direction * np.diff(fit.predict(path)) >= -1e-9)
 
 
-@pytest.mark.parametrize("name", ["zhang", "zhang-additive", "chinchilla", "muennighoff"])
+@pytest.mark.parametrize(
+    "name", ["zhang", "zhang-additive", "chinchilla", "muennighoff", "barnett"]
+)
 def test_unlimited_data_end_at_the_floor(name):
     law, (x, y) = LAWS[name], curve(name)
     fit = fit_curve(law, x, y, hold_out=0, delta=np.inf)
     assert fit.predict(np.full((2, 1), 1e60))[0] == pytest.approx(PLANTED[name]["E"], rel=1e-2)
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", DETERMINED)  # of the others: benchmarks/coverage.py
 def test_intervals_cover(monkeypatch, name):
     monkeypatch.setattr(intervals, "REPLICATES", 200)
     law, (x, y) = LAWS[name], curve(name)
@@ -127,3 +135,11 @@ def test_too_few_points_and_one_value_of_a_size_are_refused():
         fit_curve(LAWS["zhang"], line, y[x[1] == SECOND[0]], hold_out=0)
     with pytest.raises(UserError, match="is a law of D_p and D_f"):
         fit_curve(LAWS["zhang"], x[0], y)
+
+
+def test_unlimited_pretraining_data_end_at_the_transfer_gap():
+    law, (x, y), c = LAWS["barnett"], curve("barnett"), PLANTED["barnett"]
+    fit = fit_curve(law, x, y, hold_out=0, delta=np.inf)
+    pool = 1e6
+    left = c["E"] + c["G"] / pool ** c["beta"]
+    assert fit.predict(np.array([[1e30], [pool]]))[0] == pytest.approx(left, rel=1e-3)

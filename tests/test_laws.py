@@ -21,6 +21,7 @@ THETAS = {
     "ceiling": [(1.0, -0.5, 0.3), (2.5, 1.5, -3.0), (0.1, 0.0, 2.0)],
     "gordon": [(2.0, 0.5), (3.0, 4.0)],
     "gadre": [(1.0, -0.5, 0.3), (0.1, 0.0, 2.0)],
+    "lin": [(1.0, -2.0, 0.5, -1.0), (0.5, 1.0, -3.0, 0.0), (1.5, -5.0, 2.0, -2.0)],
     "hill": [(1.0, 0.3, 0.5), (3.0, 0.05, -2.0), (0.0, 1.0, 3.0)],
 }
 CASES = [(name, theta) for name, thetas in THETAS.items() for theta in thetas]
@@ -87,6 +88,7 @@ def test_every_law_moves_one_way_only(name, theta):
         ("ceiling", "C"),
         ("hill", "C"),
         ("gadre", "e"),
+        ("lin", "E"),
     ],
 )
 def test_limits_for_unlimited_data(name, limit):

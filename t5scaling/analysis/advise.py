@@ -9,12 +9,12 @@ import os
 
 from rich.console import Console
 
-from t5scaling.analysis.conclusions.advice import Advice, advise_curves
+from t5scaling.analysis.conclusions.advice import Advice, advise_curves, advise_sources
 from t5scaling.analysis.conclusions.findings import advice_record
 from t5scaling.analysis.presentation.advice import show
 from t5scaling.analysis.presentation.terminal import console
 from t5scaling.analysis.results.harvest import runs_of
-from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves, warn
 from t5scaling.errors import UserError
 
 
@@ -48,10 +48,19 @@ def advise(
     curves = load_curves(path, columns)
     if any(curve.x2_name for curve in curves):
         raise UserError("advise takes one column of sizes; name the pool's in --group")
-    advice = advise_curves(
-        curves, runs=runs_of(path), at=at, cost_per_unit=cost_per_unit, cost_per_run=cost_per_run,
-        budget=budget,
-    )  # fmt: skip
+    if columns.sources:
+        for flag, value in (("--cost_per_unit", cost_per_unit), ("--cost_per_run", cost_per_run),
+                            ("--budget", budget)):  # fmt: skip
+            if value is not None:
+                raise UserError(f"{flag} is not for --sources; --at says for how many tokens")
+        advice, notes = advise_sources(curves, at)
+        for note in notes:
+            warn(note)
+    else:
+        advice = advise_curves(
+            curves, runs=runs_of(path), at=at, cost_per_unit=cost_per_unit,
+            cost_per_run=cost_per_run, budget=budget,
+        )  # fmt: skip
     if advice is None:
         raise UserError(f"{path}: no curve can be fitted; `run.py fit` says why")
     if as_json:

@@ -8,12 +8,14 @@ from t5scaling.analysis.conclusions.choice_of_law import (
     direction_of,
     families,
     is_known,
+    kinds_of_sources,
     law_of_metric,
 )
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document, fit_one
 from t5scaling.analysis.fitting.compare import PROTOCOLS
-from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.laws.several_sources import KINDS
 from t5scaling.analysis.presentation.terminal import console, print_comparison, print_fit
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
@@ -49,8 +51,13 @@ def fit_table(
     Raises:
       UserError: see `load`; or no curve that can be fitted.
     """
-    if law is not None and law not in (*LAWS, "all"):
-        raise UserError(f"law {law!r} is unknown{nearest(law, [*LAWS, 'all'])}")
+    known = (*LAWS, *KINDS, "all")
+    if law is not None and law not in known:
+        raise UserError(f"law {law!r} is unknown{nearest(law, known)}")
+    if law in LAWS and columns.sources:
+        raise UserError(f"law {law!r} is not one of --sources: expected {', '.join(KINDS)} or all")
+    if law in KINDS and not columns.sources:
+        raise UserError(f"law {law!r} takes columns of tokens of each language, by --sources")
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
     curves = load_curves(path, columns)
@@ -88,6 +95,11 @@ def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
     """(law, why) for a curve."""
     if name == "all":
         return [(law, "") for law in families(curve)]
+    if curve.sources:
+        if is_known(curve.metric) and direction_of(curve) > 0:
+            raise UserError(f"{curve.metric}: the laws of several sources are of losses")
+        chosen = name or kinds_of_sources(curve)[0]
+        return [(of_sources(chosen, curve.sources), "" if name else "chosen for several sources")]
     if name is not None:
         return [(LAWS[name], "")]
     if curve.x2_name:

@@ -3,7 +3,7 @@
 For each curve: is pretraining worth it, do these data suffice for a law, what is expected at the
 target; for each task and pool: which data set, and where one overtakes another; what pretraining is
 worth in finetuning data; whether scores and cross-entropy agree; and the next run to pay for. How
-each is decided: `decisions`, `forecast`, `exchange`, `diagnosis`, `next_experiment`.
+each is decided: `decisions`, `forecast`, `exchange`, `prices`, `diagnosis`, `next_experiment`.
 """
 
 import itertools
@@ -28,6 +28,15 @@ from t5scaling.analysis.conclusions.forecast import (
     overtakes,
 )
 from t5scaling.analysis.conclusions.next_experiment import Cost, NextRun
+from t5scaling.analysis.conclusions.prices import (
+    Gaps,
+    Prices,
+    Worth,
+    gaps,
+    prices_of_study,
+    prices_of_table,
+    worths,
+)
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.compare import Comparison
 from t5scaling.analysis.results.curves import Curve
@@ -109,6 +118,9 @@ class Advice:
     exchanges: tuple[Exchange, ...]
     relations: tuple[Relation, ...]
     contests: tuple[Contest, ...]
+    prices: tuple[Prices, ...] = ()
+    gaps: tuple[Gaps, ...] = ()
+    worths: tuple[Worth, ...] = ()
 
     def choice(self, place: Place, metric: str) -> Choice | None:
         """Among the data of a place; None if there is none to choose."""
@@ -175,7 +187,28 @@ def advise_curves(
         tuple(one for group in groups for one in transfers(*group)),
         tuple(_exchanges(groups, target, cost, budget)), tuple(relations(fits)),
         tuple(Contest(tuple(members), comparison) for members, comparison in contests),
+        tuple(prices_of_study(fits, runs, target)), tuple(_gaps(groups)),
+        tuple(worths(fits, runs)),
     )  # fmt: skip
+
+
+def advise_sources(curves: Sequence[Curve], at: float | None = None) -> tuple[Advice, list[str]]:
+    """The advice on curves of several sources, and for each that has none the reason.
+
+    Raises UserError if no curve can be fitted.
+    """
+    largest = max(p.x for curve in curves for p in curve.points)
+    target = at or TARGET * largest
+    found, notes = [], []
+    for curve in curves:
+        try:
+            found.append(prices_of_table(curve, target))
+        except UserError as error:
+            notes.append(f"{curve.label}: {error}")
+    if not found:
+        raise UserError(notes[0])
+    cost, source = _cost((), largest, None, None)
+    return Advice(target, cost, source, (), (), (), (), (), (), tuple(found)), notes
 
 
 def _of_curve(
@@ -265,6 +298,12 @@ def _pools(fits: Sequence[CurveFit]) -> Iterator[tuple[list[CurveFit], list[floa
     for members in groups.values():
         if len(members) > 1:
             yield members, [float(m.curve.facts["finetune_tokens"]) for m in members]
+
+
+def _gaps(groups) -> Iterator[Gaps]:
+    for members, sizes in groups:
+        with suppress(UserError):
+            yield gaps(members, sizes)
 
 
 def _exchanges(groups, target: float, cost: Cost, budget: float) -> Iterator[Exchange]:

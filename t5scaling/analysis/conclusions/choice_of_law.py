@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from t5scaling.analysis.fitting.compare import Comparison, compare
-from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.laws.several_sources import ONE_SIZE
 from t5scaling.analysis.metrics import LOWER_IS_BETTER, METRICS
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.errors import UserError
@@ -33,13 +34,26 @@ def direction_of(curve: Curve) -> int:
 
 def families(curve: Curve) -> list[Law]:
     """The laws of such curves: of as many sizes, and going the same way."""
+    if curve.sources:
+        return [of_sources(kind, curve.sources) for kind in kinds_of_sources(curve)]
     if curve.x2_name:
-        return [LAWS["zhang"], LAWS["zhang-additive"], LAWS["kaplan"]]
+        return [LAWS[name] for name in ("zhang", "zhang-additive", "barnett", "kaplan")]
     direction = direction_of(curve)
     return [
         law for law in LAWS.values()
         if law.direction == direction and law.sizes == ("D",) and not law.of_loss
     ]  # fmt: skip
+
+
+def kinds_of_sources(curve: Curve) -> list[str]:
+    """The kinds of laws of several sources that a curve has columns and points for."""
+    x, _ = curve.arrays
+    if len(x) > len(curve.sources):
+        return ["sources-repeated"]
+    places = np.unique(x, axis=1).shape[1]
+    one_size = x.sum(0).max() <= ONE_SIZE * x.sum(0).min()
+    kinds = ["ye"] if one_size else ["sources", "sources-pair", "shukor"]
+    return [k for k in kinds if of_sources(k, curve.sources).num_parameters < places] or kinds[:1]
 
 
 def comparisons(
@@ -55,7 +69,7 @@ def comparisons(
         points = [curve.arrays for curve in members]
         most = max(len({p.x for p in curve.points}) for curve in members)
         laws = families(members[0])
-        if not members[0].x2_name:
+        if not (members[0].x2_name or members[0].sources):
             laws = [law for law in laws if law.num_parameters + 2 <= most]
         if len(laws) < 2 or not all((values > 0).all() for _, values in points):
             continue

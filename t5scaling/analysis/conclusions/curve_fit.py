@@ -1,22 +1,21 @@
 """A curve with its law and its verdict, and their record in fits.json.
 
 fits.json: {"software", "level", "curves": [...]}; each curve has its key columns, "metric",
-"x" (name of the x column), "facts", "points" (x, value, learning_rate, seed, step, at_edge, run,
-held_out), "baseline" (value or null), "law", "formula", "fit" (null if there is none: "note" says
-why) and "verdict". A fit has "coefficients" (value, low, high, meaning, unit; null where a number
-overflows), "huber_delta", "objective" (sum of Huber losses of log values), "converged",
-"at_bound", "determined" (the law's value and slope in logs at "centre"), "interval", "residual",
-"worse_counts", "noise" (standard deviation of a log value, degrees of freedom), "held_out" (x,
-value, predicted, low, high, error, relative_error, log_error, inside), "held_out_rms_log_error" and
-"extrapolation_decades". Numbers have 10 significant digits.
+"x" (name of the x column; "x2", "sources": of several), "facts", "points" (x, value, learning_rate,
+seed, step, at_edge, run, held_out; "x2", "parts": tokens of each source), "baseline" (value or
+null), "law", "formula", "fit" (null if there is none: "note" says why) and "verdict". A fit has
+"coefficients" (value, low, high, meaning, unit; null where a number overflows), "huber_delta",
+"objective" (sum of Huber losses of log values), "converged", "at_bound", "determined" (the law's
+value and slope in logs at "centre"), "interval", "residual", "worse_counts", "noise" (standard
+deviation of a log value, degrees of freedom), "held_out" (x, value, predicted, low, high, error,
+relative_error, log_error, inside), "held_out_rms_log_error" and "extrapolation_decades". Numbers
+have 10 significant digits.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 import t5scaling
 from t5scaling.analysis.conclusions.choice_of_law import law_of_metric
@@ -46,7 +45,7 @@ class CurveFit:
 
     @property
     def fitted_sizes(self) -> set[float]:
-        return set(np.atleast_2d(self.fit.x)[0].tolist()) if self.fit else set()
+        return set(self.law.main_size(self.fit.x).tolist()) if self.fit else set()
 
 
 def fit_one(
@@ -77,7 +76,7 @@ def fit_one(
         )  # fmt: skip
     except UserError as error:
         note = str(error)
-    if curve.x2_name:
+    if curve.x2_name or curve.sources:
         noise = fit.sigma * float(y.mean()) if fit else 0.0
         verdict = Verdict(None, "the shapes are those of curves of one size", 0.0, noise)
     else:
@@ -99,19 +98,20 @@ def document(curve_fits: Iterable[CurveFit]) -> dict[str, Any]:
 
 def _record(curve_fit: CurveFit) -> dict[str, Any]:
     curve = curve_fit.curve
-    fitted = curve_fit.fitted_sizes
+    fitted, seen = curve_fit.fitted_sizes, curve_fit.law.main_size(curve.arrays[0])
     return {
         **curve.place.key,
         "metric": curve.metric,
         "x": curve.x_name,
         **({"x2": curve.x2_name} if curve.x2_name else {}),
+        **({"sources": list(curve.sources)} if curve.sources else {}),
         "facts": dict(curve.facts),
         "points": [
             {
-                **{k: _number(v) for k, v in asdict(point).items() if v not in (None, "")},
-                "held_out": bool(fitted) and point.x not in fitted,
+                **{k: _number(v) for k, v in asdict(point).items() if v not in (None, "", ())},
+                "held_out": bool(fitted) and float(size) not in fitted,
             }
-            for point in curve.points
+            for point, size in zip(curve.points, seen, strict=True)
         ],
         "baseline": _number(curve.baseline_value),
         "law": curve_fit.law.name,

@@ -19,6 +19,7 @@ from t5scaling.analysis.fitting.compare import Comparison, compare
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS
 from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
 
@@ -80,15 +81,25 @@ def exchange(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> Exc
     return Exchange(
         curve.place.beside_pool, curve.metric, fit, float(first.max()), float(second.max()),
         float(marginal_rate(fit, at, fit.theta[None])[0]), float(low), float(high),
-        _doubling(fit, at), comparison, *_lack_of_fit(fit, curve_fits),
+        _doubling(fit, at), comparison, *_lack_of_fit(fit, noises(curve_fits)),
     )  # fmt: skip
 
 
-def _lack_of_fit(fit: Fit, curve_fits: Sequence[CurveFit]) -> tuple[float, float, bool]:
+def noises(curve_fits: Sequence[CurveFit]) -> list[tuple[float, int]]:
+    """(standard deviation, degrees of freedom) of a point of each curve, where it is known."""
+    return [(v.noise, max(v.noise_df, 1)) for v in (c.verdict for c in curve_fits) if v.noise]
+
+
+def _lack_of_fit(fit: Fit, known: Sequence[tuple[float, int]]) -> tuple[float, float, bool]:
+    return lack_of_fit(fit.y - fit.predict(fit.x), fit.law, known)
+
+
+def lack_of_fit(
+    residuals: np.ndarray, law: Law, known: Sequence[tuple[float, int]]
+) -> tuple[float, float, bool]:
     """(RMS residual, noise of a point, whether the first is no larger than the second makes it)."""
-    freedom = max(fit.y.size - fit.law.num_parameters, 1)
-    miss = float(np.sqrt(np.sum((fit.y - fit.predict(fit.x)) ** 2) / freedom))
-    known = [(v.noise, max(v.noise_df, 1)) for v in (c.verdict for c in curve_fits) if v.noise]
+    freedom = max(residuals.size - law.num_parameters, 1)
+    miss = float(np.sqrt(np.sum(residuals**2) / freedom))
     if not known:
         return miss, 0.0, False
     sigmas, dfs = np.array(known).T

@@ -22,6 +22,14 @@ to be the best, forecast), crossings (overtaken, overtaking, x, low, high, share
 (tokens), pretrain, factor, low, high, reach |
 | exchanges | rates between both data, a list: place (without the pool), metric, law, fits_points, \
 miss, noise, pretrain, finetune, rate, low, high, doubling, next_runs |
+| prices | of a token of each language, a list: place (without the data), metric, target (its \
+tokens are the unit), law, miss, noise, fits_points (null: not checked), prices (source, value, \
+low, high), pair (the same, both sides together), mixture (total, shares, expected, measured, \
+gain, low, high, answer) |
+| worths | of data in tokens of the target language, read off between measured sizes, a list: \
+place, metric, target, tokens, value, low, high (null beyond reach, 0 below least), least, reach |
+| gaps | of transfer, a list: place (without the pool), metric, law, miss, noise, fits_points, \
+pools (pool, pretrain, and with low and high each: gap, open, turn) |
 | relations | of scores to losses, a list: place, score, loss, agree, tau, exponential, sentence |
 | claims | of the paper, a list: letter, title, paper, answer, needed, named, findings (pair, \
 answer, measured, needed, numbers of `claim_rules.Measurement`) |
@@ -160,6 +168,9 @@ def _of_advice(advice: Advice) -> dict[str, Any]:
             }
             for one in advice.exchanges
         ],
+        "prices": advice.prices,
+        "gaps": advice.gaps,
+        "worths": advice.worths,
         "relations": [
             {
                 "place": one.score.curve.place, "score": one.score.curve.metric,

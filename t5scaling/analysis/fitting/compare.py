@@ -174,10 +174,10 @@ def predictions(
         raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
     x, y = np.asarray(x, float), np.asarray(y, float)
     check_positive(law, x, y, "x", "y")
-    main = np.atleast_2d(x)[0]
+    main = law.main_size(x)
     sizes = np.unique(main)
     if first is None:
-        first = law.num_parameters + 1 if x.ndim == 1 else 2
+        first = law.num_parameters + 1 if x.ndim == 1 else 1 if law.sources else 2
     if protocol == "rollout":
         plan = [(k, sizes[k : k + 1]) for k in range(first, len(sizes))]
     elif protocol == "smallest":
@@ -197,18 +197,20 @@ def predictions(
         else:
             problem = Problem.of(law, x[..., fitted], y[fitted], delta)
             theta, _, converged = best_theta(problem)
-            predicted = np.exp(law.log_value(theta, np.log(places), problem.frame))
+            with np.errstate(divide="ignore"):  # no tokens of a source
+                log_places = np.log(places)
+            predicted = np.exp(law.log_value(theta, log_places, problem.frame))
             low = high = np.full(len(predicted), math.nan)
         for i in range(places.shape[-1]):
             at = places[..., i]
             here = np.all(np.atleast_2d(x) == np.ravel(at)[:, None], axis=0)
-            size, *second = np.ravel(at)
+            size, second = law.main_size(at[..., None])[0], [] if law.sources else np.ravel(at)[1:]
             found.append(
                 Prediction(
                     curve=curve, k=k, x=float(size), decades=float(np.log10(size / sizes[k - 1])),
                     measured=float(y[here].mean()), predicted=float(predicted[i]),
                     low=float(low[i]), high=float(high[i]), converged=converged,
-                    x2=float(second[0]) if second else None,
+                    x2=float(second[0]) if len(second) else None,
                 )
             )  # fmt: skip
     return found

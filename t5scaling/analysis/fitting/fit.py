@@ -108,7 +108,9 @@ class Fit:
     def log_values(self, x: np.ndarray, theta: np.ndarray | None = None) -> np.ndarray:
         """Log of the law's value, (..., N), for one theta or many; of the replicates: theirs."""
         theta = self.theta if theta is None else theta
-        return self.law.log_value(theta, np.log(np.asarray(x, float)), self.frame)
+        with np.errstate(divide="ignore"):  # no tokens of a source
+            log_x = np.log(np.asarray(x, float))
+        return self.law.log_value(theta, log_x, self.frame)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """The law's value at x (shape (N,) or (2, N), same unit as the fitted x)."""
@@ -178,8 +180,9 @@ def fit_curve(
     """Fits `law` to the points (x, y), several of which may share an x.
 
     Args:
-      x: (N,), or (2, N) for a law of two sizes. y: (N,).
-      hold_out: how many of the largest distinct (first) x are held out; None: the paper's protocol.
+      x: (N,), or (k, N) for a law of k sizes. y: (N,).
+      hold_out: how many of the largest distinct x (`Law.main_size`) are held out; None: the paper's
+        protocol.
       delta: Huber's threshold on residuals; None: the law's own; inf: squares.
       residual: one of RESIDUALS. The objective of "reducible" has its global minimum where points
         lie at the floor, or at floor 0; of its minima the lowest within the bounds is taken.
@@ -204,7 +207,7 @@ def fit_curve(
     scale = None if errors is None else _scale(np.asarray(errors, float)[order], y)
     labels = None if seeds is None else np.asarray(seeds)[order]
     intervals.check_kind(interval, labels)
-    main = np.atleast_2d(x)[0]
+    main = law.main_size(x)
     sizes = np.unique(main)
     fitted_sizes = sizes[: _num_fitted(law, x, hold_out, x_name)]
     fitted = main <= fitted_sizes[-1]
@@ -253,11 +256,7 @@ def _scale(errors: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def check_positive(law: Law, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
     """Raises UserError where a logarithm does not exist."""
-    if not np.all(x > 0):
-        raise UserError(
-            f"{x_name} = {x[~(x > 0)][0]:g}: the {law.title} needs positive sizes; leave out a "
-            "baseline without pretraining, it is not a point of the law"
-        )
+    law.check_sizes(x, x_name)
     if not np.all(y > 0):
         bad = int(np.argmax(~(y > 0)))
         raise UserError(
@@ -287,18 +286,12 @@ def _num_fitted(law: Law, x: np.ndarray, hold_out: int | None, x_name: str) -> i
     if hold_out is not None and hold_out < 0:
         raise UserError(f"hold_out = {hold_out}: expected 0 or more")
     places = np.unique(np.atleast_2d(x), axis=1)
-    sizes = np.unique(places[0])
+    main = law.main_size(places if x.ndim > 1 else places[0])
+    sizes = np.unique(main)
     held_out = max(1, len(sizes) - FITTED_SIZES) if hold_out is None else hold_out
     num_fitted, needed = max(len(sizes) - held_out, 0), law.num_parameters
-    if len(law.sizes) == 2:
-        fitted = places[:, places[0] <= sizes[num_fitted - 1]] if num_fitted else places[:, :0]
-        counts = [len(np.unique(row)) for row in fitted]
-        if fitted.shape[1] < needed or min(counts) < 2:
-            raise UserError(
-                f"{fitted.shape[1]} distinct points to fit ({counts[0]} of {law.sizes[0]} and "
-                f"{counts[1]} of {law.sizes[1]}): too few for the {law.title}, which needs "
-                f"{needed}, at 2 or more of each size, besides those held out"
-            )
+    if len(law.sizes) > 1:
+        law.check_design(places[:, main <= sizes[num_fitted - 1]] if num_fitted else places[:, :0])
     elif num_fitted < needed:
         least = 1 if hold_out is None else hold_out
         raise UserError(
@@ -390,7 +383,8 @@ def _with_held_out(fit: Fit, x: np.ndarray, y: np.ndarray) -> Fit:
     if not len(y):
         return fit
     predicted, (low, high) = fit.predict(x), fit.band(x)
-    main, *second = np.atleast_2d(x)
+    two = len(fit.law.sizes) == 2 and not fit.law.sources
+    main, second = fit.law.main_size(x), [x[1]] if two else []
     points = tuple(
         HeldOutPoint(*map(float, row))
         for row in zip(main, y, predicted, low, high, *second, strict=True)

@@ -25,7 +25,7 @@ RESIDUALS = ("log", "value", "reducible")
 class Problem:
     """A law, the points it is fitted to, and what is minimised.
 
-    log_x: (N,), or (2, N) for a law of two sizes. log_y: (N,). delta: Huber's threshold, inf for
+    log_x: (N,), or (k, N) for a law of k sizes. log_y: (N,). delta: Huber's threshold, inf for
     squares. worse_counts: weight of a point that is worse than the law, relative to one that is
     better; 1 is symmetric. scale: (N,) factors of the residuals, None for 1.
     """
@@ -43,7 +43,9 @@ class Problem:
     def of(law: Law, x: np.ndarray, y: np.ndarray, delta: float | None = None, **more):
         """delta None: the law's own."""
         delta = law.huber_delta if delta is None else delta
-        return Problem(law, Frame.of(x, y), np.log(x), np.log(y), delta, **more)
+        with np.errstate(divide="ignore"):  # no tokens of a source
+            log_x = np.log(x)
+        return Problem(law, law.frame(x, y), log_x, np.log(y), delta, **more)
 
     def starts(self) -> np.ndarray:
         return self.law.starts(self.log_x, self.log_y, self.frame)

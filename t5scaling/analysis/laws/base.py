@@ -11,12 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from t5scaling.errors import UserError
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-z), without overflow."""
+    shrink = np.exp(-np.abs(z))
+    return np.where(z < 0, shrink, 1.0) / (1 + shrink)
+
 
 @dataclass(frozen=True)
 class Frame:
     """Constants of the points that a law is fitted to; they make `theta` free of units.
 
-    log_min: natural log of the smallest x; of a law of two sizes, of each of them, shape (2, 1).
+    log_min: natural log of the smallest x; of a law of several sizes, of each of them, (k, 1).
     log_centre: mean of the natural logs of the distinct x; likewise.
     log_low, log_high: natural logs of the smallest and the largest value.
     """
@@ -28,7 +36,7 @@ class Frame:
 
     @staticmethod
     def of(x: np.ndarray, y: np.ndarray) -> "Frame":
-        """Of points x (N,) or (2, N), y (N,)."""
+        """Of points x (N,) or (k, N), y (N,)."""
         log_y = np.log(y)
         rows = [np.unique(np.log(row)) for row in np.atleast_2d(x)]
         places = [row[0] for row in rows], [row.mean() for row in rows]
@@ -49,15 +57,16 @@ class Coefficient:
 
 
 class Law:
-    """What every law offers. `theta` has shape (..., P), `log_x` shape (N,), or (2, N) for a law
-    of two sizes; all float64."""
+    """What every law offers. `theta` has shape (..., P), `log_x` shape (N,), or (k, N) for a law
+    of k sizes; all float64."""
 
     name: str  # on the command line and in fits.json
     title: str  # in tables and figures
     formula: str
     direction: int  # +1: rises with x, -1: falls with x
     of_loss: bool = False  # x is a loss, not a size
-    sizes: tuple[str, ...] = ("D",)  # what x is, or the two rows of it
+    sizes: tuple[str, ...] = ("D",)  # what x is, or the rows of it
+    sources: tuple[str, ...] = ()  # of a law of several sources: their names
     identified: tuple[str, ...] = ()  # of the coefficients, those that data can tell apart; all: ()
     huber_delta: float  # default, on log values
     theta_names: tuple[str, ...]
@@ -67,6 +76,33 @@ class Law:
     @property
     def num_parameters(self) -> int:
         return len(self.theta_names)
+
+    def frame(self, x: np.ndarray, y: np.ndarray) -> Frame:
+        """Of points x (N,) or (k, N), y (N,)."""
+        return Frame.of(x, y)
+
+    def main_size(self, x: np.ndarray) -> np.ndarray:
+        """The size along which points are held out, (N,): of a law of two, the first."""
+        return np.atleast_2d(x)[0]
+
+    def check_sizes(self, x: np.ndarray, x_name: str) -> None:
+        """Raises UserError for sizes that the law has no value at."""
+        if not np.all(x > 0):
+            raise UserError(
+                f"{x_name} = {x[~(x > 0)][0]:g}: the {self.title} needs positive sizes; leave out "
+                "a baseline without pretraining, it is not a point of the law"
+            )
+
+    def check_design(self, places: np.ndarray) -> None:
+        """Raises UserError if points at these places (k, n) cannot determine a law of several
+        sizes."""
+        counts, needed = [len(np.unique(row)) for row in places], self.num_parameters
+        if places.shape[1] < needed or min(counts) < 2:
+            seen = " and ".join(f"{n} of {s}" for n, s in zip(counts, self.sizes, strict=True))
+            raise UserError(
+                f"{places.shape[1]} distinct points to fit ({seen}): too few for the {self.title}, "
+                f"which needs {needed}, at 2 or more of each size, besides those held out"
+            )
 
     def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         """Natural log of the law's value, shape (..., N); -inf where the law predicts 0."""

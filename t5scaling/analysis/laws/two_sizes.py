@@ -93,15 +93,17 @@ class Multiplicative(Law):
         rho, centre = np.exp(log_rho), np.ravel(frame.log_centre)
         a, b = first * rho, second * rho
         with np.errstate(over="ignore"):
-            return {
-                "E": -np.exp(value) * np.expm1(-log_rho),
-                "A": np.exp(value - log_rho + a * centre[0] + b * centre[1]),
-                "a": a,
-                "b": b,
-            }
+            numbers = (
+                -np.exp(value) * np.expm1(-log_rho),
+                np.exp(value - log_rho + a * centre[0] + b * centre[1]),
+                a,
+                b,
+            )
+        return dict(zip((c.name for c in self.coefficient_table), numbers, strict=True))
 
     def published(self, x, c):
-        return c["E"] + c["A"] / (x[0] ** c["a"] * x[1] ** c["b"])
+        floor, part, first, second = (c[k.name] for k in self.coefficient_table)
+        return floor + part / (x[0] ** first * x[1] ** second)
 
 
 class Additive(Law):
@@ -407,7 +409,7 @@ class Repeated(Law):
 
     def log_value(self, theta, log_x, frame):
         value, slope, log_rho = (theta[..., i, None] for i in range(3))
-        u = self._effective(theta, log_x)[0] - frame.log_centre[0]
+        u = self._effective(theta, log_x)[0] - np.ravel(frame.log_centre)[0]
         with np.errstate(divide="ignore"):
             return value + np.logaddexp(
                 np.log1p(-np.exp(-log_rho)), -log_rho - slope * np.exp(log_rho) * u
@@ -416,7 +418,7 @@ class Repeated(Law):
     def jacobian(self, theta, log_x, frame):
         slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
         effective, by_limit = self._effective(theta, log_x)
-        u = effective - frame.log_centre[0]
+        u = effective - np.ravel(frame.log_centre)[0]
         decay = slope * rho * u
         reducible = np.exp(np.clip(-decay, -500, 500)) / rho
         total = 1 - 1 / rho + reducible
@@ -453,7 +455,7 @@ class Repeated(Law):
         with np.errstate(over="ignore"):
             return {
                 "E": -np.exp(value) * np.expm1(-log_rho),
-                "B": np.exp(value - log_rho + beta * frame.log_centre[0, 0]),
+                "B": np.exp(value - log_rho + beta * np.ravel(frame.log_centre)[0]),
                 "beta": beta,
                 "R*": np.exp(theta[..., 3]),
             }

@@ -1,7 +1,7 @@
 """The advice in sentences, and on the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -10,16 +10,18 @@ from rich.text import Text
 
 from t5scaling.analysis.conclusions.advice import Advice, Choice, CurveAdvice
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.conclusions.decisions import Answer
 from t5scaling.analysis.conclusions.exchange import Exchange, Transfer
 from t5scaling.analysis.conclusions.forecast import REACH, Crossing
 from t5scaling.analysis.conclusions.next_experiment import NextRun
+from t5scaling.analysis.conclusions.prices import Gaps, Prices, Worth
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import LOSS, metric_name
 from t5scaling.analysis.presentation.sentences import INTERVAL
 from t5scaling.analysis.presentation.terminal import print_note
 from t5scaling.analysis.results.curves import size_name
 from t5scaling.analysis.results.places import Place
-from t5scaling.analysis.wording import interval, number, size
+from t5scaling.analysis.wording import interval, listed, number, size
 
 
 def show(advice: Advice, screen: Console) -> None:
@@ -58,7 +60,16 @@ def show(advice: Advice, screen: Console) -> None:
         if exchange.next_runs:
             sentence += f" {sentence_of_next(exchange.next_runs, exchange.fit, advice)}"
         screen.print(sentence, soft_wrap=True)
-    screen.print(f"Costs: {advice.cost_source}.", soft_wrap=True)
+    for prices in advice.prices:
+        for sentence in sentences_of_prices(_named(prices.metric, prices.place), prices):
+            screen.print(sentence, soft_wrap=True)
+    for worth in advice.worths:
+        screen.print(sentence_of_worth(_named(worth.metric, worth.place), worth), soft_wrap=True)
+    for gaps in advice.gaps:
+        for sentence in sentences_of_gaps(_named(gaps.metric, gaps.place), gaps):
+            screen.print(sentence, soft_wrap=True)
+    if advice.curves:
+        screen.print(f"Costs: {advice.cost_source}.", soft_wrap=True)
     for relation in advice.relations:
         head = relation.score.curve.place.label
         sentence = f"{relation.sentence} {relation.relation_sentence}"
@@ -162,6 +173,86 @@ def sentence_of_exchange(place: str, exchange: Exchange) -> str:
         f"{place}: at D_p = {size(exchange.pretrain)} and D_f = {size(exchange.finetune)} one more "
         f"pretraining token replaces {number(exchange.rate)} finetuning tokens ("
         f"{interval(exchange.low, exchange.high)}){words} ({exchange.fit.law.title})."
+    )
+
+
+def sentences_of_prices(place: str, found: Prices) -> list[str]:
+    """The price of a token of each language and the best mixture, or why none is reported."""
+    if found.mixture is None:
+        return [f"{place}: no price of a token is reported, because {_misses(found)}."]
+    parts = [
+        f"a token of {p.source} is worth {number(p.value)} ({interval(p.low, p.high)}) tokens of "
+        f"{found.target}"
+        for p in found.prices
+    ]
+    if found.pair:
+        parts.append(
+            f"both sides of the pair together add {number(found.pair.value)} "
+            f"({interval(found.pair.low, found.pair.high)}) times the product of their shares"
+        )
+    said = [f"{place}: {'; '.join(parts)} ({found.law.title})."]
+    if found.fits_points is None:
+        said[0] += " Without repeated points it is not checked whether the law meets them."
+    best = found.mixture
+    tokens, measured = f"{size(best.total)} tokens", mixture_name(best.measured)
+    gain = f"{number(best.gain)} ({interval(best.low, best.high)})"
+    mixture = mixture_name(best.shares)
+    if best.answer is Answer.YES:
+        said.append(
+            f"For {tokens}, {mixture} is expected to be better than {measured}, the best measured "
+            f"mixture, by {gain}."
+        )
+    elif best.answer is Answer.NO:
+        said.append(f"For {tokens}, no mixture is expected to be better than a measured one: "
+                    f"{measured}.")  # fmt: skip
+    else:
+        said.append(
+            f"For {tokens}, it cannot be told whether {mixture} is better than {measured}, the "
+            f"best measured mixture: the expected gain is {gain}."
+        )
+    return said
+
+
+def sentence_of_worth(place: str, worth: Worth) -> str:
+    """ "2M tokens are worth 0.3 (0.2 to 0.5) times as many of de"."""
+    ends = [
+        f"more than {number(worth.reach)}" if math.isinf(end)
+        else f"less than {number(worth.least)}" if end == 0
+        else number(end)
+        for end in (worth.value, worth.low, worth.high)
+    ]  # fmt: skip
+    between = f" ({ends[1]} to {ends[2]})" if ends[1] != ends[2] else ""
+    return (
+        f"{place}: {size(worth.tokens)} tokens of these data are worth {ends[0]}{between} times as "
+        f"many of {worth.target} alone."
+    )
+
+
+def mixture_name(shares: Mapping[str, float]) -> str:
+    """ "60% de and 40% en"; languages without a share are left out."""
+    return listed([f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005])
+
+
+def sentences_of_gaps(place: str, found: Gaps) -> list[str]:
+    """The transfer gap in each pool, or why none is reported."""
+    if not found.fits_points:
+        return [f"{place}: no transfer gap is reported, because {_misses(found)}."]
+    return [
+        f"{place}: in the pool of D_f = {size(g.pool)}, {number(g.gap)} "
+        f"({interval(g.low, g.high)}) of the value is the transfer gap, which no amount of these "
+        "pretraining data takes away; "
+        f"more of them than D_p = {size(g.pretrain)} can still take away {number(g.open)} "
+        f"({interval(g.open_low, g.open_high)}). From there a finetuning token is the better "
+        f"purchase up to {number(g.turn)} ({interval(g.turn_low, g.turn_high)}) times the price of "
+        f"a pretraining token ({found.law.title})."
+        for g in found.pools
+    ]
+
+
+def _misses(found: Prices | Gaps) -> str:
+    return (
+        f"the {found.law.title} misses the measurements by {number(found.miss)} (RMS), while the "
+        "noise of a point " + (f"is {number(found.noise)}" if found.noise else "is not known")
     )
 
 

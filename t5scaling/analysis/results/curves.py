@@ -50,7 +50,8 @@ T5X_UNIT = "token positions"  # of D_p where stock T5X's own directories are the
 @dataclass(frozen=True)
 class Point:
     """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
-    second size. error: the value's standard error."""
+    second size. error: the value's standard error. parts: tokens of each source, x being their sum,
+    and then unique tokens of each, where the table has them."""
 
     x: float
     value: float
@@ -61,11 +62,13 @@ class Point:
     run: str = ""
     x2: float | None = None
     error: float | None = None
+    parts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Curve:
-    """place: what sets the curve apart from others of its metric. facts: what else is known."""
+    """place: what sets the curve apart from others of its metric. facts: what else is known.
+    sources: names of the sources that `Point.parts` has, the target's first."""
 
     place: Place
     metric: str
@@ -74,12 +77,16 @@ class Curve:
     baseline: tuple[Point, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     x2_name: str | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(x (N,), or (2, N) with a second size; values (N,)) of the points."""
+        """(x (N,), or (2, N) with a second size, or (k, N) of several sources; values (N,)) of the
+        points."""
         x = np.array([p.x for p in self.points], float)
-        if self.x2_name:
+        if self.sources:
+            x = np.array([p.parts for p in self.points], float).T
+        elif self.x2_name:
             x = np.array([x, [p.x2 for p in self.points]], float)
         return x, np.array([p.value for p in self.points], float)
 

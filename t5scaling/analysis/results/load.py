@@ -27,7 +27,8 @@ UNIT_GAP = 1e4  # between neighbouring sizes; more looks like two units
 
 @dataclass(frozen=True)
 class Columns:
-    """Names in a table. x may be two names for a law of two sizes. error: standard errors of y.
+    """Names in a table. x may be two names for a law of two sizes. sources: in place of x, tokens
+    of each source, the target's first; unique: unique tokens of each. error: standard errors of y.
     group: columns that set curves apart. Of T5X runs and studies, y is a metric's name."""
 
     x: tuple[str, ...] = ()
@@ -35,19 +36,28 @@ class Columns:
     group: tuple[str, ...] = ()
     error: str | None = None
     seed: str | None = None
+    sources: tuple[str, ...] = ()
+    unique: tuple[str, ...] = ()
 
 
 EVERYTHING = Columns()
 
 
 def named(
-    x: str | None, y: str | None, group: str | None, error: str | None, seed: str | None
+    x: str | None,
+    y: str | None,
+    group: str | None,
+    error: str | None,
+    seed: str | None,
+    sources: str | None = None,
+    unique: str | None = None,
 ) -> Columns:
-    """As the command line names them: x and group by commas."""
-    several_x, groups = (
-        tuple(name for name in (text or "").split(",") if name) for text in (x, group)
+    """As the command line names them: x, group, sources and unique by commas."""
+    several_x, groups, parts, once = (
+        tuple(name for name in (text or "").split(",") if name)
+        for text in (x, group, sources, unique)
     )
-    return Columns(several_x, y, groups, error, seed)
+    return Columns(several_x, y, groups, error, seed, parts, once)
 
 
 def load_curves(path: str | os.PathLike, columns: Columns = EVERYTHING) -> list[Curve]:
@@ -69,10 +79,10 @@ def load_curves(path: str | os.PathLike, columns: Columns = EVERYTHING) -> list[
 def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
     from t5scaling.analysis.results import t5x_runs
 
-    if columns.x or columns.group or columns.error or columns.seed:
+    if columns.x or columns.group or columns.error or columns.seed or columns.sources:
         raise UserError(
-            f"{path} is a directory: --x, --group, --error and --seed name columns of a table; of "
-            "runs only --y is chosen, a metric"
+            f"{path} is a directory: --x, --sources, --group, --error and --seed name columns of a "
+            "table; of runs only --y is chosen, a metric"
         )
     if (path / "runs").is_dir():
         table, _ = tabulate(path)  # what is on disk may be older than the runs
@@ -195,13 +205,15 @@ def _read_parquet(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, lis
 
 
 def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Curve]:
-    named = (*columns.x, columns.y, *columns.group, columns.error, columns.seed)
+    parts = (*columns.sources, *columns.unique)
+    named = (*columns.x, *parts, columns.y, *columns.group, columns.error, columns.seed)
     for name in named:
         if name is not None and name not in header:
             raise UserError(f"{path}: no column {name!r}{nearest(name, header)}")
     if len(columns.x) > 2:
         raise UserError(f"x = {','.join(columns.x)}: expected one column, or two by a comma")
-    xs, y = columns.x, columns.y
+    _check_sources(path, columns)
+    xs, y = columns.x or parts, columns.y
     if not xs or y is None:
         free = [name for name in header if name not in named]
         if len(free) + bool(xs) + (y is not None) != 2:
@@ -219,20 +231,22 @@ def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Cur
         cell = dict(zip(header, cells, strict=True))
         sizes = [_number(path, line, x, cell[x]) for x in xs]
         for x, size in zip(xs, sizes, strict=True):
-            if size < 0 or (size == 0 and x != xs[0]):
+            if size < 0 or (size == 0 and x != xs[0] and not parts):
                 raise UserError(
                     f"{path}, row {line}: {x} = {cell[x].strip()}: sizes must be positive, or 0 "
                     "for a baseline without pretraining"
                 )
         key = tuple(cell[name] for name in columns.group)
         error = None if columns.error is None else cell[columns.error]
+        total = sum(sizes[: len(columns.sources)]) if parts else sizes[0]
         point = Point(
-            sizes[0], _number(path, line, y, cell[y]),
+            total, _number(path, line, y, cell[y]),
             seed=None if columns.seed is None else cell[columns.seed].strip(),
-            x2=sizes[1] if len(sizes) == 2 else None,
+            x2=sizes[1] if len(sizes) == 2 and not parts else None,
+            parts=tuple(sizes) if parts else (),
             error=None if error is None else _number(path, line, columns.error, error),
         )  # fmt: skip
-        (points if sizes[0] else baselines).setdefault(key, []).append(point)
+        (points if total else baselines).setdefault(key, []).append(point)
         first = seen.setdefault((*cells,), line)
         if first != line:
             warn(f"{path}, row {line} repeats row {first}: both count, as two measurements")
@@ -241,14 +255,29 @@ def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Cur
     curves = [
         Curve(
             place=Place(columns=tuple(zip(columns.group, key, strict=True))), metric=y,
-            x_name=xs[0], x2_name=xs[1] if len(xs) == 2 else None, points=tuple(members),
-            baseline=tuple(baselines.get(key, ())),
+            x_name=" + ".join(columns.sources) or xs[0],
+            x2_name=xs[1] if len(xs) == 2 and not parts else None, points=tuple(members),
+            baseline=tuple(baselines.get(key, ())), sources=columns.sources,
         )
         for key, members in points.items()
     ]  # fmt: skip
     for curve in curves:
         _warn_of_mixed_units(path, curve)
     return curves
+
+
+def _check_sources(path: storage.AnyPath, columns: Columns) -> None:
+    if columns.sources and columns.x:
+        raise UserError(f"{path}: --x and --sources both say what the sizes are: give one of them")
+    if len(set(columns.sources)) < max(len(columns.sources), 2 if columns.sources else 0):
+        raise UserError(
+            f"--sources={','.join(columns.sources)}: expected two or more different columns"
+        )
+    if columns.unique and len(columns.unique) != len(columns.sources):
+        raise UserError(
+            f"--unique={','.join(columns.unique)}: expected a column for each of --sources="
+            f"{','.join(columns.sources)}"
+        )
 
 
 def _warn_of_mixed_units(path: storage.AnyPath, curve: Curve) -> None:

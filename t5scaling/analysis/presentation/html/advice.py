@@ -15,6 +15,9 @@ from t5scaling.analysis.presentation.advice import (
     sentence_of_exchange,
     sentence_of_next,
     sentence_of_transfer,
+    sentence_of_worth,
+    sentences_of_gaps,
+    sentences_of_prices,
 )
 from t5scaling.analysis.presentation.html.render import Table, render, shape_badge
 from t5scaling.analysis.results.places import Place
@@ -42,6 +45,20 @@ def section(selection: Selection, advice: Advice | None) -> Markup | str:
         cost_source=advice.cost_source,
         groups=[_group(selection, advice, members) for members in groups.values()],
         worth=worth,
+        worths=[
+            sentence_of_worth(_place(selection, one.place, one.metric), one)
+            for one in advice.worths
+        ],
+        prices=[
+            sentence
+            for one in advice.prices
+            for sentence in sentences_of_prices(_place(selection, one.place, one.metric), one)
+        ],
+        gaps=[
+            sentence
+            for one in advice.gaps
+            for sentence in sentences_of_gaps(_place(selection, one.place, one.metric), one)
+        ],
         agreement=[
             f"{_place(selection, curve.place, curve.metric)}: {sentence}"
             for curve, sentence in scores
