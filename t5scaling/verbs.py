@@ -367,15 +367,18 @@ VERBS = {
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
                 "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
                 "hernandez or muennighoff where x is two columns; all: every one for such values, "
-                "compared by their held-out errors (default: log, power or zhang)",
+                "compared by their errors on sizes not fitted (default: of a study log and power; of "
+                "a table what predicts unseen sizes of all its curves best; of two columns zhang)",
             ),
-            Argument("--hold_out", "how many of the largest x to predict", type=int),
             Argument(
                 "--protocol",
-                "of --law=all: rollout, smallest (the 4 smallest predict the rest) or last "
+                "rollout (fit all points, and check by predicting each size from those before it), "
+                "paper (fit the 4 smallest sizes, hold out the rest) or last (hold out the largest) "
                 "(default: rollout)",
                 default="rollout",
             ),
+            Argument("--hold_out", "hold out this many of the largest x instead", type=int),
+            Argument("--fit_below", "hold out x from this size on instead", type=float),
             Argument(
                 "--interval",
                 "noise (parametric bootstrap), points or seeds (resampled) or profile "
