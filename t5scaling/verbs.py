@@ -367,14 +367,14 @@ VERBS = {
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
                 "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
                 "hernandez or muennighoff where x is two columns; all: every one for such values, "
-                "compared by their errors on sizes not fitted (default: of a study log and power; of "
-                "a table what predicts unseen sizes of all its curves best; of two columns zhang)",
+                "compared by their errors on sizes not fitted (default: of a study log and power; "
+                "of a table what predicts unseen sizes of its curves best; of two columns zhang)",
             ),
             Argument(
                 "--protocol",
-                "rollout (fit all points, and check by predicting each size from those before it), "
-                "paper (fit the 4 smallest sizes, hold out the rest) or last (hold out the largest) "
-                "(default: rollout)",
+                "rollout (fit all points, and check by predicting each size from those before "
+                "it), paper (fit the 4 smallest sizes, hold out the rest) or last (hold out the "
+                "largest) (default: rollout)",
                 default="rollout",
             ),
             Argument("--hold_out", "hold out this many of the largest x instead", type=int),

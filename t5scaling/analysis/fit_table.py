@@ -119,8 +119,8 @@ def _held_out_from(
         )
     if law in LAWS and LAWS[law].of_loss:
         raise UserError(
-            f"--fit_below: x is a loss for the {LAWS[law].title}, which is checked on smaller ones; "
-            "give --hold_out"
+            f"--fit_below: x is a loss for the {LAWS[law].title}, which is checked on smaller "
+            "ones; give --hold_out"
         )
     if not any(point.x < size for curve in curves for point in curve.points):
         raise UserError(f"--fit_below={size:g}: no size lies below it")

@@ -89,6 +89,15 @@ def choices(curves: Sequence[Curve]) -> dict[tuple[str, int], Chosen]:
     return {key: _choose(members, key[1]) for key, members in groups.items()}
 
 
+def laws_for(curves: Sequence[Curve]) -> list[Law]:
+    """The law of each curve of one size: the paper's in a study, else the table's choice."""
+    chosen = choices([curve for curve in curves if not curve.place.data])
+    return [
+        law_for(curve) if curve.place.data else chosen[curve.metric, direction_of(curve)].law
+        for curve in curves
+    ]
+
+
 def _choose(members: Sequence[Curve], direction: int) -> Chosen:
     first = members[0]
     goes = f"{first.metric} rises with {first.x_name}"
@@ -101,21 +110,33 @@ def _choose(members: Sequence[Curve], direction: int) -> Chosen:
     judges = judges[:: max(1, -(-len(judges) // JUDGES))]
     laws = [LAWS[name] for name in CANDIDATES[direction]]
     found = None
-    # From 5 sizes on a law may stray from the points it is fitted to; 4 must do where all have 4.
-    for least in (4, 3):
+    # Of 4 sizes a law may stray from those it is fitted to; 3 must do where that leaves too little.
+    for least in (4, 3) if judges else ():
         with suppress(UserError):
             found = compare([curve.arrays for curve in judges], laws, first=least)
-            break
+            if len(found.families[0].predictions) >= FEWEST:
+                break
     if found is None or len(found.families[0].predictions) < FEWEST:
         if bounded:
             return Chosen(LAWS[SATURATING[0]], f"{goes}, on a scale with an end")
         return Chosen(law_for(first), goes)
     count = len({p.curve for p in found.families[0].predictions})
     where = f"the {count} curves" if count > 1 else "the curve"
-    equals = as_good(found, AS_GOOD)
-    if bounded and (kept := [law for law in equals if law.name in SATURATING]):
-        return Chosen(kept[0], f"{goes}, and no law predicts unseen sizes of {where} better")
-    return Chosen(equals[0], f"{goes}, and it predicts unseen sizes of {where} best")
+    best = found.families[0].law
+    law = saturating_first([best], found, members)[0]
+    does = "it predicts unseen sizes of {} best" if law is best else (
+        "no law predicts unseen sizes of {} better")  # fmt: skip
+    return Chosen(law, f"{goes}, and {does.format(where)}")
+
+
+def saturating_first(laws: Sequence[Law], found: Comparison, curves: Sequence[Curve]) -> list[Law]:
+    """The laws, the first of which is the best; before it one that saturates and is as good, where
+    the metric's scale has an end."""
+    end = min(highest_of(c.metric, [p.value for p in c.points]) for c in curves)
+    equals = [law for law in as_good(found, AS_GOOD) if law.name in SATURATING]
+    if np.isinf(end) or laws[0].direction < 0 or not equals:
+        return list(laws)
+    return [equals[0], *(law for law in laws if law is not equals[0])]
 
 
 def as_good(found: Comparison, times: float) -> list[Law]:

@@ -1,10 +1,10 @@
 """A curve with its law and its verdict, and their record in fits.json.
 
-fits.json: {"software", "level", "curves": [...]}; each curve has its key columns, "metric",
-"x" (name of the x column), "facts", "points" (x, value, learning_rate, seed, step, at_edge, run,
+fits.json: {"software", "level", "curves": [...]}; each curve has its key columns, "metric", "x"
+(name of the x column), "facts", "points" (x, value, learning_rate, seed, step, at_edge, run,
 held_out), "baseline" (value or null), "law", "formula", "fit" (null if there is none: "note" says
-why), "check" and "verdict". A fit has "coefficients" (value, low, high, meaning, unit; null where a number
-overflows), "huber_delta", "objective" (sum of Huber losses of log values), "converged",
+why), "check" and "verdict". A fit has "coefficients" (value, low, high, meaning, unit; null where a
+number overflows), "huber_delta", "objective" (sum of Huber losses of log values), "converged",
 "at_bound", "determined" (the law's value and slope in logs at "centre"), "interval", "residual",
 "worse_counts", "noise" (standard deviation of a log value, degrees of freedom), "held_out" (x,
 value, predicted, low, high, error, relative_error, log_error, inside), "held_out_rms_log_error" and
@@ -16,7 +16,7 @@ digits.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class CurveFit:
     fit: Fit | None
     note: str
     verdict: Verdict
-    check: Check = Check()
+    check: Check = field(default_factory=Check)
 
     @property
     def fitted_sizes(self) -> set[float]:
@@ -98,7 +98,8 @@ def fit_one(
     """Fits, checks and judges a curve; law None: the one for its metric. Never raises for bad
     points.
 
-    Points that are marked as held out are, in every protocol but for a number of them that is given.
+    Points that are marked as held out are held out in every protocol, but not where `hold_out` is
+    given.
 
     Args:
       protocol: one of `protocol.PROTOCOLS`.

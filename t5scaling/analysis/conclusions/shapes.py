@@ -2,7 +2,8 @@
 
 The words are those of Lourie et al. (2025): predictable, inverse, nonmonotonic, noisy, trendless,
 breakthrough; and two of ours for a clear trend: unpredicted, where the law gets it wrong, and
-unchecked, where nothing says whether it does. The paper (Isik et al., arXiv 2402.04177, section 3.5) publishes no thresholds. All of these are OURS:
+unchecked, where nothing says whether it does. The paper (Isik et al., arXiv 2402.04177, section
+3.5) publishes no thresholds. All of these are OURS:
 
 - Noise of a point: the spread among seeds at the same size, if it has 2 degrees of freedom or more:
   of all curves of its task, pool and metric and their baseline (`curves`), or of the curve's own
@@ -24,11 +25,13 @@ unchecked, where nothing says whether it does. The paper (Isik et al., arXiv 240
   by no more than STEP_TOLERANCE of what the metric changes from the last fitted size to the
   predicted one, or than twice the noise of a point. Not of the value: a cross-entropy that falls
   from 6.4 to 5.9 is met within 10 % by any constant. Else it is missed if the measurement lies
-  outside its interval, and met if it lies inside and the interval is narrower than that change. All
-  others decide nothing, and so does one whose interval, or whose error, reaches NOTHING of the
-  value. The law is unpredicted if more than half of all are missed, predictable if half of them or
-  more are met, and unchecked if neither holds, or nothing was predicted: so one outlier, and what
-  it does to the next few predictions, does not condemn a law.
+  outside its interval, or farther off than the noise of a point can explain (twice that noise,
+  times what it comes to at the predicted size): a law that does not fit its own points has wide
+  intervals. It is met if it lies inside and the interval is narrower than that change. All others
+  decide nothing; nor does a prediction whose error or whose interval reaches NOTHING of the value,
+  as long as it lies inside. The law is unpredicted if more than half of all are missed, predictable
+  if half of them or more are met, and unchecked if neither holds, or nothing was predicted: so one
+  outlier, and what it does to the next few predictions, does not condemn a law.
 
 In order: trendless if the whole range is below the resolution; nonmonotonic if there is a real rise
 and a real fall; trendless if there is no real change; inverse if the real change is for the worse;
@@ -253,7 +256,7 @@ def _outcome(p: Prediction, sigma: float) -> bool | None:
         return None if p.inside else False
     if abs(p.error) <= max(STEP_TOLERANCE * step, 2 * sigma):
         return True
-    if not p.inside:
+    if not p.inside or abs(p.error) > 2 * sigma * p.leverage:
         return False
     return True if (p.high - p.low) / 2 <= max(step, 2 * sigma) else None
 

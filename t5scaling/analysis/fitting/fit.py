@@ -292,8 +292,8 @@ def _check_enough(law: Law, x: np.ndarray, fitted: np.ndarray, x_name: str) -> N
     held_out = "" if fitted.all() else ", besides those held out"
     if len(places) == 1 and places.shape[1] < needed:
         raise UserError(
-            f"{places.shape[1]} distinct {x_name} to fit: too few points for the {law.title}, which "
-            f"needs {needed} for its {needed} coefficients{held_out}"
+            f"{places.shape[1]} distinct {x_name} to fit: too few points for the {law.title}, "
+            f"which needs {needed} for its {needed} coefficients{held_out}"
         )
     if len(places) > 1 and (places.shape[1] < needed or min(counts) < 2):
         sizes = " and ".join(f"{n} of {size}" for n, size in zip(counts, law.sizes, strict=True))

@@ -12,6 +12,7 @@ holding out the largest of each leaves a smaller grid, and the first points of a
 that are small in all sizes.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -95,8 +96,8 @@ def _folds_of_places(
         found = [(fitted, ~fitted)]
     else:
         _, level = np.unique(((places + 1) / counts).max(axis=0).round(12), return_inverse=True)
-        found = [(level < a, level == b - 1)
-                 for a, b in _steps(_enough(places, level, least), int(level.max()) + 1)]  # fmt: skip
+        steps = _steps(_enough(places, level, least), int(level.max()) + 1)
+        found = [(level < a, level == b - 1) for a, b in steps]
     return [(f, p) for f, p in found if p.any() and _determined(places[:, f], least)]
 
 
@@ -121,4 +122,4 @@ def _steps(first: int, count: int) -> list[tuple[int, int]]:
         return []
     number = min(FOLDS, count - first)
     ends = [first + math.ceil((count - first) * i / number) for i in range(number + 1)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(itertools.pairwise(ends))

@@ -38,7 +38,8 @@ class Prediction:
     curve: its number. k: sizes that were fitted (places, of several sizes). x: the size predicted
     (x2: its second size). decades: of x beyond the last fitted size. measured: mean of the points
     there. low, high: the interval for a new measurement. last: what was measured at the last fitted
-    size, nan of several sizes. converged: of the fit.
+    size, nan of several sizes. leverage: standard deviation of the error, in the unit of the noise
+    of a point; inf where it is not known. converged: of the fit.
     """
 
     curve: int
@@ -52,6 +53,7 @@ class Prediction:
     converged: bool = True
     x2: float | None = None
     last: float = math.nan
+    leverage: float = math.inf
 
     @property
     def error(self) -> float:
@@ -187,7 +189,7 @@ def _predict(
     places = np.unique(x[..., wanted], axis=-1)
     with np.errstate(all="ignore"):
         values = problem.law.log_value(theta, np.log(places), problem.frame)
-        half = half_widths(problem, theta, np.log(places), fitted)
+        half, leverage = half_widths(problem, theta, np.log(places), fitted)
         low, high = np.exp(values - half), np.exp(values + half)
     one = len(main) == 1
     order = main[0][fitted].min() if problem.law.of_loss else main[0][fitted].max()
@@ -203,6 +205,7 @@ def _predict(
                 low=float(low[i]), high=float(high[i]), converged=converged,
                 x2=None if one else float(at[1]),
                 last=float(y[fitted & (main[0] == order)].mean()) if one else math.nan,
+                leverage=float(leverage[i]),
             )
         )  # fmt: skip
     return found
@@ -210,9 +213,10 @@ def _predict(
 
 def half_widths(
     problem: Problem, theta: np.ndarray, log_x: np.ndarray, fitted: np.ndarray
-) -> np.ndarray:
-    """Of the intervals of new log values at log_x, by the linearised law; inf without noise to go
-    by. `fitted` picks the points of the problem that theta was fitted to."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the intervals of new log values at log_x, by the linearised law, and the standard
+    deviation of their errors in the unit of the noise; inf without noise to go by. `fitted` picks
+    the points of the problem that theta was fitted to."""
     law, frame = problem.law, problem.frame
     slopes = law.jacobian(theta, problem.log_x[..., fitted], frame)
     residuals = (problem.log_y - law.log_value(theta, problem.log_x, frame))[fitted]
@@ -224,7 +228,7 @@ def half_widths(
         # As many points as coefficients: what the points stray from a straight line is all there
         # is, which takes curvature for noise and so errs on the wide side.
         if log_x.ndim > 1 or count < 3:
-            return np.full(log_x.shape[-1], math.inf)
+            return (np.full(log_x.shape[-1], math.inf),) * 2
         line = np.polyfit(problem.log_x[fitted], problem.log_y[fitted], 1)
         residuals = problem.log_y[fitted] - np.polyval(line, problem.log_x[fitted])
         degrees = count - 2
@@ -235,7 +239,8 @@ def half_widths(
     prior = np.diag(12.0 * max(noise, 1e-12) ** 2 / (upper - lower)[free] ** 2)
     spread = np.linalg.inv(known.T @ known + prior) if free_count else np.zeros((0, 0))
     variance = np.einsum("np,pq,nq->n", here, spread, here) * _price(problem.delta, noise)
-    return student(degrees) * noise * np.sqrt(1 + np.maximum(variance, 0.0))
+    leverage = np.sqrt(1 + np.maximum(variance, 0.0))
+    return student(degrees) * noise * leverage, leverage
 
 
 def _scale(residuals: np.ndarray, degrees: int) -> float:

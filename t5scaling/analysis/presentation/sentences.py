@@ -51,9 +51,9 @@ def about_curve(curve_fit: CurveFit) -> list[str]:
                 "above" if side == {True} else "below" if side == {False} else "on both sides of"
             )
             said.append(
-                f"{len(outside)} of {len(curve_fit.check.predictions)} sizes that it was not fitted "
-                f"to lie {where} the law's interval: the curve bends in a way that the law does not "
-                "follow."
+                f"{len(outside)} of {len(curve_fit.check.predictions)} sizes that it was not "
+                f"fitted to lie {where} the law's interval: the curve bends in a way that the law "
+                "does not follow."
             )
     if not fit.converged:
         said.append("The fit did not converge, so its coefficients mean nothing.")

@@ -50,8 +50,8 @@ T5X_UNIT = "token positions"  # of D_p where stock T5X's own directories are the
 @dataclass(frozen=True)
 class Point:
     """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
-    second size. error: the value's standard error. held_out: laws are to be checked on it, not fitted
-    to it."""
+    second size. error: the value's standard error. held_out: laws are to be checked on it, not
+    fitted to it."""
 
     x: float
     value: float
