@@ -124,9 +124,12 @@ def test_laws_of_a_loss_are_checked_on_smaller_losses():
 
 
 def test_joint_laws_are_held_out_by_the_largest_of_each_size():
-    x = np.array([(a, b) for a in (1.0, 2.0, 4.0, 8.0) for b in (10.0, 20.0, 40.0)]).T
+    sizes = 2.0 ** np.arange(5)
+    x = np.array([(a, b) for a in sizes for b in 10 * sizes[:4]]).T
     held = held_out_by(LAWS["zhang"], x, "rollout", 1)
-    assert held.tolist() == ((x[0] == 8) | (x[1] == 40)).tolist()
+    assert held.tolist() == ((x[0] == 16) | (x[1] == 80)).tolist()
+    few = x[:, x[1] < 80]  # of 3 pools none is held out
+    assert held_out_by(LAWS["zhang"], few, "rollout", 1).tolist() == (few[0] == 16).tolist()
     plan = folds(LAWS["zhang"], x)
     assert plan and all(not (seen & wanted).any() for seen, wanted in plan)
     assert plan[-1][1].tolist() == held.tolist()

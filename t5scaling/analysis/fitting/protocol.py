@@ -9,7 +9,9 @@
 Sizes count from the smallest. Where x is a loss they count from the largest, since it is to smaller
 losses that a law is extrapolated. A point of several sizes lies as far out as its farthest size:
 holding out the largest of each leaves a smaller grid, and the first points of a rollout are those
-that are small in all sizes.
+that are small in all sizes. KEPT values of each size are always fitted, since fewer do not
+determine how a value levels off along it: with 3 finetuning pools the largest pretraining sizes
+alone are held out. Where no size has more than that, 2 are.
 """
 
 import itertools
@@ -22,6 +24,7 @@ from t5scaling.errors import UserError, nearest
 
 PROTOCOLS = ("rollout", "paper", "last")
 FITTED_SIZES = 4  # of the paper's protocol
+KEPT = 3  # values of each of several sizes
 FOLDS = 8  # predictions of a rollout at most: more of them say little that is new
 
 
@@ -56,6 +59,8 @@ def held_out_by(law: Law, x: np.ndarray, protocol: str, hold_out: int | None) ->
         fewest = np.minimum(FITTED_SIZES, counts - 1) if protocol == "paper" else counts - 1
     else:
         fewest = np.maximum(counts - hold_out, 0)
+    if len(places) > 1:
+        fewest = np.maximum(fewest, _kept(counts))
     return (places >= fewest[:, None]).any(axis=0)
 
 
@@ -88,17 +93,22 @@ def _folds_of_places(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of points with several sizes: each lies as far out as the farthest of them, as a share."""
     counts = places.max(axis=1, keepdims=True) + 1
-    if protocol == "paper":
-        fitted = (places < np.minimum(FITTED_SIZES, counts - 1)).all(axis=0)
-        found = [(fitted, ~fitted)]
-    elif protocol == "last":
-        fitted = (places < counts - 1).all(axis=0)
+    kept = _kept(counts)
+    if protocol != "rollout":
+        fewest = np.minimum(FITTED_SIZES, counts - 1) if protocol == "paper" else counts - 1
+        fitted = (places < np.maximum(fewest, kept)).all(axis=0)
         found = [(fitted, ~fitted)]
     else:
-        _, level = np.unique(((places + 1) / counts).max(axis=0).round(12), return_inverse=True)
+        share = np.where(counts > kept, (places + 1) / counts, 0.0)
+        _, level = np.unique(share.max(axis=0).round(12), return_inverse=True)
         steps = _steps(_enough(places, level, least), int(level.max()) + 1)
         found = [(level < a, level == b - 1) for a, b in steps]
     return [(f, p) for f, p in found if p.any() and _determined(places[:, f], least)]
+
+
+def _kept(counts: np.ndarray) -> np.ndarray:
+    """How many values of each size are always fitted."""
+    return np.minimum(counts, KEPT if (counts > KEPT).any() else 2)
 
 
 def _enough(places: np.ndarray, level: np.ndarray, least: int) -> int:

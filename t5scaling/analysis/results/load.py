@@ -275,8 +275,8 @@ def _warn_of_forgotten_group(
         column = forgotten_group(sizes, values, others)
         if column:
             warn(
-                f"{path}: {curve.x_name} repeats, and most of how {curve.metric} differs there goes "
-                f"with {column}: if that sets curves apart, give --group={column}"
+                f"{path}: {curve.x_name} repeats, and most of how {curve.metric} differs there "
+                f"goes with {column}: if that sets curves apart, give --group={column}"
             )
             return
 
