@@ -379,15 +379,19 @@ VERBS = {
                 "data; zhang, zhang-additive, barnett, chinchilla, kaplan, hernandez, muennighoff, "
                 "ghorbani or clark where x is two columns; sources, sources-pair, "
                 "sources-repeated, ye or shukor of --sources; all: every one for such values, "
-                "compared by their held-out errors (default: log, power, zhang or sources)",
+                "compared by their errors on sizes not fitted (default: of a study log and power; "
+                "of a table what predicts unseen sizes of its curves best; of two columns zhang, "
+                "of --sources sources)",
             ),
-            Argument("--hold_out", "how many of the largest x to predict", type=int),
             Argument(
                 "--protocol",
-                "how --law=all holds out points: rollout, smallest (the 4 smallest predict the "
-                "rest) or last (default: rollout)",
+                "rollout (fit all points, and check by predicting each size from those before "
+                "it), paper (fit the 4 smallest sizes, hold out the rest) or last (hold out the "
+                "largest) (default: rollout)",
                 default="rollout",
             ),
+            Argument("--hold_out", "hold out this many of the largest x instead", type=int),
+            Argument("--fit_below", "hold out x from this size on instead", type=float),
             Argument(
                 "--interval",
                 "how intervals are made: noise (parametric bootstrap), points or seeds "

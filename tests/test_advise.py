@@ -121,8 +121,8 @@ def test_figures_of_a_table(table, tmp_path):
             file = figure.stem.with_name(figure.stem.name + ending)
             assert file.stat().st_size > 100
     numbers = list(csv.DictReader((tmp_path / "out" / "bleu--by--data.csv").open()))
-    held_out = [row for row in numbers if row["kind"] == "held out" and row["data"] == "both"]
-    assert {float(row["D_p"]) for row in held_out} == set(X[4:])
+    fitted = [row for row in numbers if row["kind"] == "fitted" and row["data"] == "both"]
+    assert {float(row["D_p"]) for row in fitted} == set(X)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.decisions import Answer
 from t5scaling.analysis.conclusions.evidence import Evidence, Range, majority, mean_range
 from t5scaling.analysis.conclusions.shapes import Shape, judge
+from t5scaling.analysis.fitting.rollout import Prediction
 from t5scaling.analysis.metrics import LOWER_IS_BETTER, resolution_of
 from t5scaling.analysis.results.curves import curves_of, read_results
 from t5scaling.analysis.results.harvest import harvest, read_runs
@@ -29,8 +30,9 @@ REPRODUCED, REFUTED, OPEN = Answer.YES, Answer.NO, Answer.OPEN
 
 
 def judged(folder, value, **grid):
-    """letter -> claim. Curves have verdicts and no laws: those cost time, and claims ask verdicts;
-    a law that fails is made by `value`, which then may name the verdict word itself."""
+    """letter -> claim. Curves have verdicts and no laws: those cost time, and claims ask verdicts,
+    which are those of a law that is met; a law that fails is made by `value`, which then may name
+    the verdict word itself."""
     words = grid.pop("words", lambda curve, roles: None)
     write_grid(folder, value, **grid)
     rows, runs = read_results(harvest(folder)), read_runs(folder)
@@ -40,6 +42,7 @@ def judged(folder, value, **grid):
         verdict = judge(
             x, y, lower_is_better=curve.metric in LOWER_IS_BETTER,
             resolution=resolution_of(curve.metric), seed_noise=curve.facts.get("seed_noise"),
+            check=[Prediction(0, 3, x[-1], 0.3, y[-1], y[-1], y[-1], y[-1], last=y[0])],
         )  # fmt: skip
         fits.append(CurveFit(curve, law_of_metric(curve.metric), None, "", verdict))
     evidence = Evidence(fits, runs, rows)

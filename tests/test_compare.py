@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from t5scaling.analysis.fitting.compare import compare, predictions
+from t5scaling.analysis.fitting.compare import Family, compare, p_value
+from t5scaling.analysis.fitting.protocol import folds, held_out_by
+from t5scaling.analysis.fitting.rollout import Prediction, predictions
 from t5scaling.analysis.laws import LAWS
 from t5scaling.errors import UserError
 
@@ -65,13 +67,82 @@ def test_a_floor_is_told_from_none():
 
 
 def test_no_winner_where_the_data_cannot_tell():
-    pure = [(X, noisy(3 * (X / X[0]) ** -0.2, seed)) for seed in range(3)]
+    pure = [(X, noisy(3 * (X / X[0]) ** -0.2, seed)) for seed in range(3, 6)]
     found = compare(pure, [LAWS["power"], LAWS["m3"]])
     assert found.winner is None and found.p_value > 0.05
     assert "cannot be distinguished from" in found.sentence
     short = compare([(X[:6], pure[0][1][:6])], [LAWS["power"], LAWS["m3"]])
     assert short.winner is None and short.p_value is None
     assert "too few predictions to test" in short.sentence
+
+
+def family(errors, curves):
+    made = tuple(
+        Prediction(curve, 4, 1.0, 0.3, 1.0, float(np.exp(error)))
+        for error, curve in zip(errors, curves, strict=True)
+    )
+    return Family(LAWS["power"], made, float(np.sqrt(np.mean(np.square(errors)))), 0.0)
+
+
+def test_a_small_p_speaks_for_the_family_that_is_ranked_first():
+    # The second errs less in 19 of 20 curves, the first far less in one: by squared errors the
+    # first leads, and what speaks for the second must not make the lead look sure.
+    curves = np.repeat(np.arange(20), 3)
+    first = family(np.where(curves < 19, 0.02, 0.1), curves)
+    second = family(np.where(curves < 19, 0.01, 0.3), curves)
+    assert first.error < second.error and p_value([first, second]) > 0.3
+    clear = family([0.5 * abs(p.log_error) for p in first.predictions], curves)
+    assert p_value([clear, first]) < 0.01
+
+
+def test_equal_families_differ_as_often_as_the_level_says():
+    rng, curves = np.random.default_rng(0), np.repeat(np.arange(12), 4)
+    rejected = 0
+    for _ in range(200):
+        bend = rng.standard_normal((2, 12))[:, curves]  # errors of one curve go together
+        both = 0.05 * (bend + 0.5 * rng.standard_normal((2, 48)))
+        pair = sorted((family(errors, curves) for errors in both), key=lambda f: f.error)
+        rejected += p_value(pair) < 0.05
+    assert rejected <= 0.09 * 200
+
+
+def test_long_curves_make_a_limited_number_of_predictions():
+    x = np.arange(1.0, 61.0)
+    plan = folds(LAWS["power"], x)
+    assert len(plan) == 8 and plan[0][0].sum() == 3 and plan[-1][1][-1]
+    assert all(x[seen].max() < x[wanted].min() for seen, wanted in plan)
+    assert all(len(x[wanted]) == 1 for _, wanted in plan)
+
+
+def test_laws_of_a_loss_are_checked_on_smaller_losses():
+    loss = np.array([4.0, 3.5, 3.0, 2.6, 2.3, 2.1])
+    steps = predictions(LAWS["gordon"], loss, 50 * np.exp(-0.8 * loss))
+    assert [step.x for step in steps] == [2.6, 2.3, 2.1]
+    assert all(abs(step.log_error) < 1e-4 for step in steps)
+    assert held_out_by(LAWS["gordon"], loss, "paper", None).tolist() == 4 * [False] + 2 * [True]
+    assert held_out_by(LAWS["gadre"], loss, "rollout", 1).tolist() == 5 * [False] + [True]
+
+
+def test_joint_laws_are_held_out_by_the_largest_of_each_size():
+    sizes = 2.0 ** np.arange(5)
+    x = np.array([(a, b) for a in sizes for b in 10 * sizes[:4]]).T
+    held = held_out_by(LAWS["zhang"], x, "rollout", 1)
+    assert held.tolist() == ((x[0] == 16) | (x[1] == 80)).tolist()
+    few = x[:, x[1] < 80]  # of 3 pools none is held out
+    assert held_out_by(LAWS["zhang"], few, "rollout", 1).tolist() == (few[0] == 16).tolist()
+    plan = folds(LAWS["zhang"], x)
+    assert plan and all(not (seen & wanted).any() for seen, wanted in plan)
+    assert plan[-1][1].tolist() == held.tolist()
+    y = 1.5 + 3 / (x[0] ** 0.2 * x[1] ** 0.1)
+    assert all(abs(step.log_error) < 1e-3 for step in predictions(LAWS["zhang"], x, y)[-6:])
+
+
+def test_the_papers_protocol_fits_four_sizes():
+    x, y = saturating(0)
+    steps = predictions(LAWS["ceiling"], x, y, protocol="paper")
+    assert {step.k for step in steps} == {4} and [step.x for step in steps] == X[4:].tolist()
+    with pytest.raises(UserError, match=r"fits 4, and the broken power law has 6 coefficients"):
+        compare([(x, 1 / y)], [LAWS["power"], LAWS["bnsl"]], protocol="paper")
 
 
 def test_too_short_curves_say_how_many_sizes_are_needed():

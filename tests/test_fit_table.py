@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.fit_table import fit_table
+from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.results.harvest import harvest
 from t5scaling.analysis.results.load import Columns
 from t5scaling.errors import UserError
@@ -37,7 +39,8 @@ def test_two_columns_falling(tmp_path, capsys):
     assert result.verdict.word == "predictable"
     printed = capsys.readouterr().out
     for part in ("power law with floor", "loss falls as tokens grows", "90% interval", "decades",
-                 "held-out error", "verdict: predictable", "converged"):  # fmt: skip
+                 "each size predicted from those before it", "verdict: predictable",
+                 "converged"):  # fmt: skip
         assert part in printed, part
 
 
@@ -54,7 +57,7 @@ def test_groups_and_json(tmp_path, capsys):
     rows = [("a", *r) for r in zip(X, LOSS, strict=True)]
     rows += [("b", *r) for r in zip(X, SCORE, strict=True)] + [("c", 1, 2), ("c", 2, 3)]
     path = table(tmp_path / "a.csv", ["run", "tokens", "y"], rows)
-    results = fit_table(path, Columns(("tokens",), "y", ("run",)), as_json=True)
+    results = fit_table(path, Columns(("tokens",), "y", ("run",)), protocol="paper", as_json=True)
     assert [r.law.name for r in results] == ["power", "log", "log"]
     record = json.loads(capsys.readouterr().out)
     assert [c["run"] for c in record["curves"]] == ["a", "b", "c"]
@@ -68,14 +71,83 @@ def test_groups_and_json(tmp_path, capsys):
 
 def test_all_laws_are_compared_on_held_out_points(tmp_path, capsys):
     path = table(tmp_path / "a.csv", ["tokens", "y"], zip(X, SCORE, strict=True))
-    assert [r.law.name for r in fit_table(path, law="all")] == ["log", "ceiling", "hill"]
-    told = " ".join(capsys.readouterr().out.split())
-    assert "y: families by held-out error (protocol: rollout)" in told
+    assert [r.law.name for r in fit_table(path, law="all")] == ["log"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "y: families by their errors on sizes not fitted (protocol: rollout)" in printed
     path = table(tmp_path / "b.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
-    names = [r.law.name for r in fit_table(path, law="all")]
-    assert names == ["power", "m1", "m3", "m4", "bnsl"]
-    told = " ".join(capsys.readouterr().out.split())
-    assert "power law with floor predicts best" in told
+    assert [r.law.name for r in fit_table(path, law="all")] == ["power"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "power law with floor predicts best" in printed
+
+
+def test_each_curve_is_compared_by_the_laws_that_it_can_carry(tmp_path, capsys):
+    long = 1e6 * 2.0 ** np.arange(9)
+    rows = [("long", x, 2 + 60 * x**-0.25) for x in long]
+    rows += [("short", x, 2 + 50 * x**-0.25) for x in long[:5]]
+    rows += [("shorter", x, 2 + 50 * x**-0.25) for x in long[:3]]
+    path = table(tmp_path / "a.csv", ["run", "tokens", "loss"], rows)
+    results = fit_table(path, Columns(group=("run",)), law="all", as_json=True)
+    assert len(results) == 3 and all(r.fit for r in results)
+    record = json.loads(capsys.readouterr().out)
+    compared = {c["metric"]: [f["law"] for f in c["families"]] for c in record["comparisons"]}
+    assert compared["loss, curves of 9 sizes"][0] == "power"
+    assert len(compared["loss, curves of 9 sizes"]) == 5
+    assert set(compared["loss, curves of 5 sizes"]) == {"power", "m1", "m3"}
+    assert record["not_compared"] == [
+        "loss, curves of 3 sizes: 1 curve with too few sizes to compare two families of laws"
+    ]
+
+
+def test_what_is_held_out_can_be_chosen(tmp_path, capsys):
+    path = table(tmp_path / "a.csv", ["tokens", "loss"], zip(X, LOSS, strict=True))
+    (all_points,) = fit_table(path)
+    assert len(all_points.fit.y) == 6 and not all_points.fit.held_out
+    (below,) = fit_table(path, fit_below=X[4])
+    (paper,) = fit_table(path, protocol="paper")
+    assert [p.x for p in below.fit.held_out] == [p.x for p in paper.fit.held_out] == list(X[4:])
+    assert "held out: RMS error" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="each say what is held out: give one"):
+        fit_table(path, fit_below=X[4], hold_out=1)
+    with pytest.raises(UserError, match="x is a loss"):
+        fit_table(path, law="gordon", fit_below=X[4])
+
+
+def test_short_curves_of_a_bounded_score_get_a_law_that_saturates(tmp_path):
+    rows = []
+    for i in range(4):
+        noise = np.exp(0.01 * np.random.default_rng(i).standard_normal(4))
+        y = (30 + i) / (1 + (8e6 / X[:4]) ** 0.9) * noise
+        rows += [(i, *row) for row in zip(X[:4], y, strict=True)]
+    path = table(tmp_path / "a.csv", ["pair", "tokens", "bleu"], rows)
+    results = fit_table(path, Columns(group=("pair",)))
+    assert {r.law.name for r in results} <= {"hill", "ceiling"}
+    far = np.array([64 * X[3]])
+    for i, result in enumerate(results):
+        truth = (30 + i) / (1 + (8e6 / far) ** 0.9)
+        paper = fit_one(result.curve, LAWS["log"])
+        ours, papers = (abs(np.log(one.fit.predict(far) / truth)) for one in (result, paper))
+        assert ours < papers
+
+
+def test_no_prediction_passes_the_end_of_the_scale(tmp_path, capsys):
+    rows = zip(X, 9 * (X / X[0]) ** 0.55, strict=True)
+    (result,) = fit_table(table(tmp_path / "a.csv", ["tokens", "bleu"], rows), law="log")
+    far = np.array([1e3 * X[-1]])
+    assert result.fit.predict(far)[0] > 100 == result.predict(far)[0]
+    assert max(end[0] for end in result.band(far)) == 100 and result.leaves_scale(far[0])
+    assert "passes 100, the end of the scale of BLEU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_forgotten_group_is_named(tmp_path, capsys):
+    rows = [
+        (data, seed, x, y * (1 + 0.4 * (data == "b")) * (1 + 0.01 * seed))
+        for data in "ab" for seed in (0, 1) for x, y in zip(X, LOSS, strict=True)
+    ]  # fmt: skip
+    path = table(tmp_path / "a.csv", ["data", "seed", "tokens", "loss"], rows)
+    fit_table(path, Columns(("tokens",), "loss"))
+    assert "goes with data" in (warned := capsys.readouterr().err) and "--group=data" in warned
+    fit_table(path, Columns(("tokens",), "loss", ("data",)))
+    assert "--group" not in capsys.readouterr().err
 
 
 def test_rows_at_zero_are_the_baseline(tmp_path, capsys):
@@ -125,7 +197,7 @@ def test_a_study_table_needs_no_columns(tmp_path):
         ("a,b\n1,nan\n", {}, r"row 2: b = 'nan' is not a number"),
         ("a,b\n0,3\n", {}, r"no rows with a > 0"),
         ("a,b\n1,2\n-4,3\n", {}, r"row 3: a = -4: sizes must be positive"),
-        ("a,b\n1,2\n2,3\n3,4\n", {}, r"3 distinct a: too few points .* needs 4"),
+        ("a,b\n1,2\n2,3\n", {}, r"2 distinct a to fit: too few points .* 3"),
         ("a,b\n1,2,3\n", {}, r"row 2: 3 cells, the header has 2"),
         ("a,b\n", {}, "no rows"),
         ("", {}, "empty"),
@@ -198,8 +270,8 @@ def test_parquet_two_sizes_and_columns_of_errors_and_seeds(tmp_path, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "D_p = dp, D_f = df" in told and "intervals by seeds" in told
     assert "weighted by their errors" in told
-    results = fit_table(path, columns, law="all", protocol="last")
-    assert [r.law.name for r in results] == ["zhang", "zhang-additive", "barnett", "kaplan"]
+    (result,) = fit_table(path, columns, law="all", protocol="last")
+    assert result.law.name == "zhang" and result.fit.held_out
     assert "(protocol: last)" in capsys.readouterr().out
     (tmp_path / "b.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="not a parquet file"):

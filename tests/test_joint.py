@@ -129,7 +129,7 @@ def test_the_multiplicative_law_is_told_from_the_additive_one():
 def test_too_few_points_and_one_value_of_a_size_are_refused():
     x, y = curve("zhang")
     with pytest.raises(UserError, match=r"3 distinct points to fit \(1 of D_p and 3 of D_f\)"):
-        fit_curve(LAWS["zhang"], x[:, :6], y[:6], hold_out=1)
+        fit_curve(LAWS["zhang"], x[:, :3], y[:3])
     line = x[:, x[1] == SECOND[0]]
     with pytest.raises(UserError, match="1 of D_f"):
         fit_curve(LAWS["zhang"], line, y[x[1] == SECOND[0]], hold_out=0)

@@ -5,7 +5,7 @@ import os
 
 from t5scaling import storage
 from t5scaling.analysis.conclusions.advice import advise_curves
-from t5scaling.analysis.conclusions.choice_of_law import law_for
+from t5scaling.analysis.conclusions.choice_of_law import laws_for
 from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.presentation.advice_figures import draw_advice
 from t5scaling.analysis.presentation.figures import StudyFigure, draw_all
@@ -36,8 +36,7 @@ def draw(
     if not curves:
         raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
     fits = []
-    for curve in curves:
-        law = law_for(curve)
+    for curve, law in zip(curves, laws_for(curves), strict=True):
         fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = draw_all(fits, drawn.local)

@@ -1,22 +1,33 @@
 """Laws for somebody who has only a table, or a directory of runs."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from rich.progress import track
+
 from t5scaling.analysis.conclusions.choice_of_law import (
+    Compared,
+    choices,
     comparisons,
     direction_of,
-    families,
     is_known,
     kinds_of_sources,
     law_of_metric,
 )
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document, fit_one
-from t5scaling.analysis.fitting.compare import PROTOCOLS
+from t5scaling.analysis.fitting.protocol import check_protocol
 from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.laws.several_sources import KINDS
-from t5scaling.analysis.presentation.terminal import console, print_comparison, print_fit
+from t5scaling.analysis.presentation.terminal import (
+    console,
+    errors,
+    print_comparison,
+    print_fit,
+    print_note,
+)
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
 from t5scaling.errors import UserError, nearest
@@ -30,6 +41,7 @@ def fit_table(
     protocol: str = "rollout",
     as_json: bool = False,
     hold_out: int | None = None,
+    fit_below: float | None = None,
     **options,
 ) -> list[CurveFit]:
     """Fits each curve of the table and prints laws, intervals, held-out errors and verdicts.
@@ -37,16 +49,19 @@ def fit_table(
     Args:
       path: see `load`. Rows with x = 0 are a baseline without pretraining, shown but not fitted.
       columns: of a table that has more than two; x of two names for the laws of two sizes.
-      law: name of a law, or None: falling values get the power law with floor, rising ones the
-        log-law, two sizes the multiplicative joint law; "all": every law for such values, and
-        which of them predicts best.
-      protocol: of that comparison, one of `compare.PROTOCOLS`.
-      hold_out: how many of the largest sizes are held out; None: all but the 4 smallest.
+      law: name of a law, or None: of a study the paper's law for its metrics, of a table what
+        predicts unseen sizes best over all its curves (`choice_of_law`), of two sizes the
+        multiplicative joint law; "all": every law that a curve can carry is compared, and the one
+        that predicts best is fitted.
+      protocol: what is fitted and what is held out, one of `protocol.PROTOCOLS`; also of the
+        comparison of laws.
+      hold_out: how many of the largest sizes are held out, in place of a protocol.
+      fit_below: sizes from this one on are held out, in place of a protocol.
       as_json: print the content of fits.json instead of tables.
       options: delta, residual, worse_counts and interval of `fit.fit_curve`.
 
     Returns:
-      One CurveFit per curve and law.
+      One CurveFit per curve.
 
     Raises:
       UserError: see `load`; or no curve that can be fitted.
@@ -58,54 +73,94 @@ def fit_table(
         raise UserError(f"law {law!r} is not one of --sources: expected {', '.join(KINDS)} or all")
     if law in KINDS and not columns.sources:
         raise UserError(f"law {law!r} takes columns of tokens of each language, by --sources")
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
+    check_protocol(protocol)
     curves = load_curves(path, columns)
+    if fit_below is not None:
+        curves = _held_out_from(curves, fit_below, law, protocol, hold_out)
+    compared: list[Compared] = []
+    left_out: list[str] = []
+    if law == "all":
+        with errors().status("comparing laws"):
+            compared, left_out = comparisons(curves, protocol=protocol, delta=options.get("delta"))
+    wanted = _laws(law, curves, compared)
     results, reasons = [], []
-    for curve in curves:
-        for one_law, reason in _laws(law, curve):
-            lower = one_law.direction < 0
-            if is_known(curve.metric):
-                lower = law_of_metric(curve.metric).direction < 0
-            results.append(
-                fit_one(curve, one_law, lower_is_better=lower, hold_out=hold_out, **options)
+    progress = track(wanted, "fitting", console=errors(), transient=True, disable=len(wanted) < 4)
+    for curve, one_law, reason in progress:
+        lower = one_law.direction < 0
+        if is_known(curve.metric):
+            lower = law_of_metric(curve.metric).direction < 0
+        results.append(
+            fit_one(
+                curve, one_law, lower_is_better=lower, protocol=protocol, hold_out=hold_out,
+                **options,
             )
-            reasons.append(reason)
+        )  # fmt: skip
+        reasons.append(reason)
     if all(result.fit is None for result in results):
         raise UserError(f"{path}: {results[0].note}")
-    compared = {}
-    if law == "all":
-        compared = comparisons(curves, protocol=protocol, delta=options.get("delta"))
     if as_json:
         record = document(results)
         record["comparisons"] = [
-            {"metric": metric, **comparison_record(found)} for metric, found in compared.items()
+            {"metric": one.label, **comparison_record(one.comparison)} for one in compared
         ]
+        record["not_compared"] = left_out
         print(json.dumps(record, indent=1, ensure_ascii=False))
         return results
     screen = console()
     for result, reason in zip(results, reasons, strict=True):
         print_fit(result, screen, reason)
-    for metric, found in compared.items():
-        print_comparison(metric, found, screen)
+    for one in compared:
+        print_comparison(one.label, one.comparison, screen)
+    for sentence in left_out:
+        print_note(f"not compared: {sentence}", screen)
     return results
 
 
-def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
-    """(law, why) for a curve."""
-    if name == "all":
-        return [(law, "") for law in families(curve)]
-    if curve.sources:
-        if is_known(curve.metric) and direction_of(curve) > 0:
-            raise UserError(f"{curve.metric}: the laws of several sources are of losses")
-        chosen = name or kinds_of_sources(curve)[0]
-        return [(of_sources(chosen, curve.sources), "" if name else "chosen for several sources")]
-    if name is not None:
-        return [(LAWS[name], "")]
-    if curve.x2_name:
-        return [(LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}")]
-    if curve.place.data:
-        return [(law_of_metric(curve.metric), "")]
-    if direction_of(curve) < 0:
-        return [(LAWS["power"], f"chosen because {curve.metric} falls as {curve.x_name} grows")]
-    return [(LAWS["log"], f"chosen because {curve.metric} rises with {curve.x_name}")]
+def _held_out_from(
+    curves: list[Curve], size: float, law: str | None, protocol: str, hold_out: int | None
+) -> list[Curve]:
+    """The curves with all points from this (first) size on marked as held out."""
+    if hold_out is not None or protocol != "rollout":
+        raise UserError(
+            "--fit_below, --hold_out and --protocol each say what is held out: give one"
+        )
+    if law in LAWS and LAWS[law].of_loss:
+        raise UserError(
+            f"--fit_below: x is a loss for the {LAWS[law].title}, which is checked on smaller "
+            "ones; give --hold_out"
+        )
+    if not any(point.x < size for curve in curves for point in curve.points):
+        raise UserError(f"--fit_below={size:g}: no size lies below it")
+    return [
+        replace(curve, points=tuple(replace(p, held_out=p.x >= size) for p in curve.points))
+        for curve in curves
+    ]
+
+
+def _laws(
+    name: str | None, curves: Sequence[Curve], compared: Sequence[Compared]
+) -> list[tuple[Curve, Law, str]]:
+    """Each curve with its law, and why it is that."""
+    if name is not None and name != "all":
+        return [
+            (curve, of_sources(name, curve.sources) if curve.sources else LAWS[name], "")
+            for curve in curves
+        ]
+    best = {id(curve): one.comparison.families[0].law for one in compared for curve in one.curves}
+    rest = [curve for curve in curves if id(curve) not in best and not curve.place.data]
+    chosen = choices(rest)
+    found = []
+    for curve in curves:
+        if id(curve) in best:
+            found.append((curve, best[id(curve)], "the best of those compared below"))
+        elif curve.sources:
+            law = of_sources(kinds_of_sources(curve)[0], curve.sources)
+            found.append((curve, law, "chosen for several sources"))
+        elif curve.x2_name:
+            found.append((curve, LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}"))
+        elif curve.place.data:
+            found.append((curve, law_of_metric(curve.metric), ""))
+        else:
+            one = chosen[curve.metric, direction_of(curve)]
+            found.append((curve, one.law, f"chosen because {one.reason}"))
+    return found

@@ -4,6 +4,9 @@ A metric that is not in `METRICS` is shown under its own name, counts as one of 
 better, and every difference of it has a meaning.
 """
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LOSS, BLEU, CHRF, COMET = "cross_entropy", "bleu", "chrf", "comet"
@@ -13,7 +16,8 @@ LOSS, BLEU, CHRF, COMET = "cross_entropy", "bleu", "chrf", "comet"
 class Metric:
     """title: in tables and figures. axis: the words at a figure's axis. unit: after a value in a
     sentence, "" for a score. resolution: the smallest difference that means anything, in the
-    metric's unit; also of metrics whose names begin with this one's, such as bleu_intl."""
+    metric's unit; highest: the end of its scale; both also of metrics whose names begin with this
+    one's, such as bleu_intl."""
 
     name: str
     title: str
@@ -21,7 +25,14 @@ class Metric:
     unit: str = ""
     lower_is_better: bool = False
     resolution: float = 0.0
+    highest: float = math.inf
 
+
+# Words in the names of metrics that are shares: their scale ends at 1, or at 100 for percentages.
+SHARES = frozenset(
+    ("acc", "accuracy", "em", "exact", "f1", "precision", "recall", "rouge", "rouge1", "rouge2",
+     "rougel", "rougelsum")
+)  # fmt: skip
 
 METRICS = {
     metric.name: metric
@@ -30,8 +41,8 @@ METRICS = {
             LOSS, "Cross-entropy", "test cross-entropy (nats per target token)",
             unit="nats per target token", lower_is_better=True, resolution=0.01,
         ),
-        Metric(BLEU, "BLEU", "test BLEU", resolution=0.5),
-        Metric(CHRF, "chrF", "test chrF", resolution=0.5),
+        Metric(BLEU, "BLEU", "test BLEU", resolution=0.5, highest=100.0),
+        Metric(CHRF, "chrF", "test chrF", resolution=0.5, highest=100.0),
         Metric(COMET, "COMET", "test COMET"),
         *(
             Metric(name, name, f"test {name}", lower_is_better=True)
@@ -70,6 +81,22 @@ def resolution_of(name: str) -> float:
         (metric.resolution for known, metric in METRICS.items() if lowered.startswith(known)),
         default=0.0,
     )
+
+
+def highest_of(name: str, measured: Iterable[float]) -> float:
+    """The end of the metric's scale: inf for one without an end, or that we know nothing about.
+
+    measured: values of it, which say whether a share is one of 1 or of 100, and which no end of a
+    scale lies below.
+    """
+    lowered, largest = name.lower(), max(measured, default=0.0)
+    end = min(
+        (metric.highest for known, metric in METRICS.items() if lowered.startswith(known)),
+        default=math.inf,
+    )
+    if SHARES & set(re.split(r"[^a-z0-9]+", lowered)):
+        end = 1.0 if largest <= 1 else 100.0
+    return end if largest <= end else math.inf
 
 
 def is_bleu(name: str) -> bool:

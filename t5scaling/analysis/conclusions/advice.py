@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from t5scaling.analysis.conclusions import next_experiment
-from t5scaling.analysis.conclusions.choice_of_law import law_for
+from t5scaling.analysis.conclusions.choice_of_law import laws_for
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.decisions import Answer, Decision, sign_of, suffices, worth_it
 from t5scaling.analysis.conclusions.diagnosis import Relation, relations
@@ -166,8 +166,8 @@ def advise_curves(
         {(curve_fit.curve.place, curve_fit.curve.metric): curve_fit for curve_fit in fitted},
         [],
     )
-    for curve in curves:
-        law, known = law_for(curve), at_hand.get((curve.place, curve.metric))
+    for curve, law in zip(curves, laws_for(curves), strict=True):
+        known = at_hand.get((curve.place, curve.metric))
         same = known is not None and known.law is law
         fits.append(known if same else fit_one(curve, law, lower_is_better=law.direction < 0))
     found, contests = outlooks(fits)
@@ -175,7 +175,8 @@ def advise_curves(
         return None
     for i, curve_fit in enumerate(fits):  # the law that the comparison chose may do better
         best = found[i].best
-        if best and best.law is not curve_fit.law and curve_fit.verdict.shape is Shape.UNPREDICTED:
+        shape = curve_fit.verdict.shape
+        if best and best.law is not curve_fit.law and shape is Shape.UNPREDICTED:
             other = fit_one(curve_fit.curve, best.law, lower_is_better=best.law.direction < 0)
             fits[i] = other if other.verdict.shape is Shape.PREDICTABLE else curve_fit
     advised = [

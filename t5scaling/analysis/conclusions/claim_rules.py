@@ -20,6 +20,7 @@ from t5scaling.analysis.conclusions.evidence import (
 )
 from t5scaling.analysis.conclusions.representatives import TRANSLATES, means, translates
 from t5scaling.analysis.conclusions.shapes import Shape
+from t5scaling.analysis.fitting.rollout import predictions, rms_log_error
 from t5scaling.analysis.metrics import (
     BLEU,
     LOSS,
@@ -37,6 +38,7 @@ PAPER_ERROR = 0.061
 FARTHER = 2.0  # times as many examples seen: pools below that hardly differ
 
 Vote = bool | None
+PAPERS_ERROR = f"RMS error of logs, fitted to the 4 smallest D_p (the paper: at most {PAPER_ERROR})"
 CHANGE = "change from the smallest to the largest D_p"
 GAIN = "gain over no pretraining"
 
@@ -77,9 +79,11 @@ class Finding:
 
 
 def law_vote(curve_fit: CurveFit) -> Vote:
-    """Of a score: whether it does as the log-law says."""
+    """Of a score: whether it does as the log-law says; open where nothing checks that."""
     verdict = curve_fit.verdict
     if not translates(curve_fit) or not (verdict.improves or verdict.breaks):
+        return None
+    if verdict.shape is Shape.UNCHECKED:
         return None
     return verdict.shape is Shape.PREDICTABLE
 
@@ -97,7 +101,8 @@ def aligned_follow(evidence: Evidence, pair: str) -> Finding:
     numbers = _changes(evidence, [*losses, *scores], [*votes, *law_votes])
     if scores:
         said.append(counted(f"{metric_name(score)} does as the log-law says", law_votes))
-        said += _held_out(scores)
+        said += _errors(scores)
+        numbers += _in_the_papers_protocol(evidence, scores)
     else:
         said.append(evidence.why_no_score(pair))
     vote = majority([*votes, *law_votes])
@@ -111,18 +116,34 @@ def aligned_follow(evidence: Evidence, pair: str) -> Finding:
     return finding(pair, vote, said, needed, numbers)
 
 
-def _held_out(scores: Sequence[CurveFit]) -> list[str]:
-    fits = [curve_fit.fit for curve_fit in scores if curve_fit.fit and curve_fit.fit.held_out]
-    if not fits:
+def _errors(scores: Sequence[CurveFit]) -> list[str]:
+    """How the law does where it was not fitted."""
+    checks = [curve_fit.check for curve_fit in scores if curve_fit.check.predictions]
+    errors = sorted(check.error for check in checks if check.error is not None)
+    if not errors:
         return []
-    errors = sorted(fit.held_out_error for fit in fits)
-    points = [p for fit in fits for p in fit.held_out]
-    inside = sum(p.inside for p in points)
+    count = sum(len(check.predictions) for check in checks)
+    inside = sum(check.inside for check in checks)
     spread = f"{errors[0]:.2g}" + (f" to {errors[-1]:.2g}" if len(errors) > 1 else "")
     return [
-        f"its error on held-out sizes is {spread} (root mean square of logs; the paper: at most "
-        f"{PAPER_ERROR}), and {inside} of {len(points)} held-out points lie in its 90 % interval"
+        f"its error on the next size, predicted from those before it, is {spread} (root mean "
+        f"square of logs), and {inside} of {count} such sizes lie in its 90 % interval"
     ]
+
+
+def _in_the_papers_protocol(evidence: Evidence, scores: Sequence[CurveFit]) -> list[Measurement]:
+    """The error of each law fitted to the 4 smallest sizes on all others."""
+    found = []
+    for curve_fit in scores:
+        x, y = curve_fit.curve.arrays
+        if curve_fit.fit and (held_out := predictions(curve_fit.law, x, y, protocol="paper")):
+            found.append(
+                Measurement(
+                    curve_fit.curve.metric, evidence.place_words(curve_fit), PAPERS_ERROR,
+                    rms_log_error(held_out), place=curve_fit.curve.place,
+                )
+            )  # fmt: skip
+    return found
 
 
 # (b) larger pools, smaller gain
@@ -254,7 +275,7 @@ def unrelated_fit(evidence: Evidence, pair: str) -> Finding:
     said = [counted(f"{name} does as the log-law says", votes)]
     needed = f"more seeds at each D_p, so that a trend of {name} shows"
     numbers = _changes(evidence, curves, votes)
-    return finding(pair, majority(votes), [*said, *_held_out(curves)], needed, numbers)
+    return finding(pair, majority(votes), [*said, *_errors(curves)], needed, numbers)
 
 
 def _changes(

@@ -6,7 +6,8 @@ The guide is that of Isik et al., section 3.5, which publishes no threshold; all
   point (Student's t): yes if the whole interval of the gain is above the smallest difference with
   a meaning, no if all of it is below.
 - Do these data suffice, that is, match the task well enough for a law? Yes if the curve is
-  predictable; no if it is nonmonotonic, inverse, trendless or unpredicted.
+  predictable; no if it is nonmonotonic, inverse, trendless or unpredicted; open if it is noisy, or
+  nothing checks its law.
 """
 
 import math

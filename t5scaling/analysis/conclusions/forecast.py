@@ -1,10 +1,11 @@
 """What is expected at D_p = X, and where one curve overtakes another.
 
-Laws are fitted to all points. Families that cannot be distinguished from the best one on held-out
-points (paired test, and less than TIMES_THE_BEST times its error) all take part: the value is the
-best one's, the interval spans those of all. Where two data sets cross, and where a data set and the
-baseline: both curves' laws are solved for it, in each bootstrap replicate, up to REACH times the
-largest fitted size.
+Laws are fitted to all points. Families that cannot be distinguished from the best one on sizes that
+they were not fitted to (paired test, and less than TIMES_THE_BEST times its error), and have no
+more coefficients, all take part: the value is the best one's, the interval spans those of all.
+Neither passes the end of the metric's scale. Where two data sets cross, and where a data set and
+the baseline: both curves' laws are solved for it, in each bootstrap replicate, up to REACH times
+the largest fitted size.
 """
 
 import math
@@ -14,17 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from t5scaling.analysis.conclusions.choice_of_law import as_good, saturating_first
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.decisions import sign_of
-from t5scaling.analysis.fitting.compare import Comparison, compare, p_value
+from t5scaling.analysis.fitting.compare import Comparison, compare
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
 from t5scaling.analysis.fitting.significance import TAILS
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.metrics import highest_of
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.errors import UserError
 
 RIVALS = {1: ("log", "ceiling", "hill"), -1: ("power", "m1", "m3")}
+MORE = {1: (), -1: ("m4", "bnsl")}  # for curves with SPARE sizes more than they have coefficients
+SPARE = 4
 REACH = 100.0
 TIMES_THE_BEST = 2.0
 
@@ -32,7 +37,8 @@ TIMES_THE_BEST = 2.0
 @dataclass(frozen=True)
 class Forecast:
     """What is expected at x. decades: beyond the largest measured size. families: whose interval
-    it spans, the best first. inner_low, inner_high: the best one's own interval."""
+    it spans, the best first. inner_low, inner_high: the best one's own interval. end: where the
+    metric's scale ends, if the value or the interval would pass it; they are cut there."""
 
     x: float
     value: float
@@ -42,6 +48,7 @@ class Forecast:
     inner_high: float
     decades: float
     families: tuple[Law, ...]
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,19 @@ class Outlook:
         """None if no law could be fitted."""
         if not self.fits:
             return None
-        place = np.array([x])
+        place, best = np.array([x]), self.fits[0]
         ends = [[float(end[0]) for end in fit.band(place)] for fit in self.fits]
+        numbers = {
+            "value": float(best.predict(place)[0]), "low": min(low for low, _ in ends),
+            "high": max(high for _, high in ends), "inner_low": ends[0][0],
+            "inner_high": ends[0][1],
+        }  # fmt: skip
+        end = highest_of(self.curve.metric, [p.value for p in self.curve.points])
         return Forecast(
-            x=x, value=float(self.best.predict(place)[0]),
-            low=min(low for low, _ in ends), high=max(high for _, high in ends),
-            inner_low=ends[0][0], inner_high=ends[0][1],
-            decades=float(np.log10(x / self.best.x.max())),
+            x=x, **{name: min(value, end) for name, value in numbers.items()},
+            decades=float(np.log10(x / best.x.max())),
             families=tuple(fit.law for fit in self.fits),
+            end=end if max(numbers.values()) > end else None,
         )  # fmt: skip
 
     def break_even(self) -> Crossing | None:
@@ -117,10 +129,11 @@ def outlooks(
     them: one for all curves of a metric and direction that have a shape for a law."""
     groups: dict[tuple, list[int]] = {}
     for i, curve_fit in enumerate(curve_fits):
-        groups.setdefault((curve_fit.curve.metric, curve_fit.law.direction), []).append(i)
+        names = rivals(curve_fit)
+        groups.setdefault((curve_fit.curve.metric, curve_fit.law.direction, names), []).append(i)
     found, comparisons = {}, []
-    for (_, direction), members in groups.items():
-        laws = [LAWS[name] for name in RIVALS[direction]]
+    for (*_, names), members in groups.items():
+        laws = [LAWS[name] for name in names]
         shaped = [i for i in members if not curve_fits[i].verdict.has_no_law] or members
         usable = [points_of(curve_fits[i].curve) for i in shaped]
         usable = [(x, y) for x, y in usable if (y > 0).all()]
@@ -131,20 +144,23 @@ def outlooks(
         if comparison:
             comparisons.append(([curve_fits[i] for i in members], comparison))
             laws = contenders(comparison)
+            laws = saturating_first(laws, comparison, [curve_fits[i].curve for i in members])
         for i in members:
             found[i] = Outlook(curve_fits[i].curve, laws)
     return found, comparisons
 
 
+def rivals(curve_fit: CurveFit) -> tuple[str, ...]:
+    """Names of the laws that may take part: those with many coefficients for long curves alone."""
+    sizes, direction = len({p.x for p in curve_fit.curve.points}), curve_fit.law.direction
+    more = (n for n in MORE[direction] if LAWS[n].num_parameters + SPARE <= sizes)
+    return (*RIVALS[direction], *more)
+
+
 def contenders(comparison: Comparison) -> list[Law]:
-    """The best family and those that the data cannot tell from it."""
-    best, *others = comparison.families
-    kept = [best.law]
-    for other in others:
-        pair = Comparison((best, other), p_value([best, other]))
-        if pair.winner is None and other.error <= TIMES_THE_BEST * best.error:
-            kept.append(other.law)
-    return kept
+    """The best family, and those with no more coefficients that the data cannot distinguish."""
+    best, *others = as_good(comparison, TIMES_THE_BEST)
+    return [best, *(law for law in others if law.num_parameters <= best.num_parameters)]
 
 
 def overtakes(first: Outlook, second: Outlook) -> Crossing | None:

@@ -54,7 +54,7 @@ class BestData:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How far laws of a metric, fitted to the smallest sizes, are off at the largest: relative
+    """How far laws of a metric, fitted to all sizes but the largest, are off at that one: relative
     errors over the curves that have a shape for a law."""
 
     metric: str
@@ -65,8 +65,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far laws see. decades: mean distance of the largest size from the fitted ones, None
-    without held-out sizes. curves, predictable, without_law: numbers of curves."""
+    """How far laws see. decades: mean distance of the largest size from the one before it, None
+    where no law was checked. curves, predictable, without_law: numbers of curves."""
 
     accuracies: tuple[Accuracy, ...]
     decades: float | None
@@ -142,9 +142,9 @@ def _reach(selection: Selection) -> Reach:
                 continue
             for curve_fit in selection.of(task, metric):
                 shown.append(curve_fit)
-                if curve_fit.fit and curve_fit.fit.held_out and not curve_fit.verdict.has_no_law:
-                    errors.append(abs(curve_fit.fit.held_out_sizes[-1].relative_error))
-                    decades.append(curve_fit.fit.extrapolation)
+                if curve_fit.check.predictions and not curve_fit.verdict.has_no_law:
+                    errors.append(abs(curve_fit.check.farthest.relative_error))
+                    decades.append(curve_fit.check.farthest.decades)
         if errors:
             accuracies.append(Accuracy(metric, median(errors), max(errors), len(errors)))
     return Reach(

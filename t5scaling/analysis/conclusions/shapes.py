@@ -1,8 +1,9 @@
 """The shape of a curve in one word, decided against the noise of its points.
 
 The words are those of Lourie et al. (2025): predictable, inverse, nonmonotonic, noisy, trendless,
-breakthrough; and one of ours, unpredicted, for a clear trend that the law gets wrong. The paper
-(Isik et al., arXiv 2402.04177, section 3.5) publishes no thresholds. All of these are OURS:
+breakthrough; and two of ours for a clear trend: unpredicted, where the law gets it wrong, and
+unchecked, where nothing says whether it does. The paper (Isik et al., arXiv 2402.04177, section
+3.5) publishes no thresholds. All of these are OURS:
 
 - Noise of a point: the spread among seeds at the same size, if it has 2 degrees of freedom or more:
   of all curves of its task, pool and metric and their baseline (`curves`), or of the curve's own
@@ -17,27 +18,42 @@ breakthrough; and one of ours, unpredicted, for a clear trend that the law gets 
   and 0.18 are both no translation.
 - NOISY_SHARE: noise above this share of the total change makes a trend noisy.
 - BREAKTHROUGH_SHARE: one step holding more than this share of the total change, of 5 sizes or more.
-- LAW_TOLERANCE: a held-out size is predicted if the law meets the mean of its points within this
-  share of the curve's total change, or within twice the noise of a point. Not of the value: a
-  cross-entropy that falls from 6.4 to 5.9 is met within 10 % by any constant. And lying in the
-  law's interval is not enough: one from few points can be so wide that it holds anything.
+- Among ENOUGH sizes or more, one inner size without which the noise between neighbours is less than
+  OUTLIER of what it is with it is set aside, where seeds do not measure the noise: one stray
+  measurement is no shape.
+- Whether the law predicts is decided by its check (`rollout.Check`). A prediction is met if it errs
+  by no more than STEP_TOLERANCE of what the metric changes from the last fitted size to the
+  predicted one, or than twice the noise of a point. Not of the value: a cross-entropy that falls
+  from 6.4 to 5.9 is met within 10 % by any constant. Else it is missed if the measurement lies
+  outside its interval, or farther off than the noise of a point can explain (twice that noise,
+  times what it comes to at the predicted size): a law that does not fit its own points has wide
+  intervals. It is met if it lies inside and the interval is narrower than that change. All others
+  decide nothing; nor does a prediction whose error or whose interval reaches NOTHING of the value,
+  as long as it lies inside. The law is unpredicted if more than half of all are missed, predictable
+  if half of them or more are met, and unchecked if neither holds, or nothing was predicted: so one
+  outlier, and what it does to the next few predictions, does not condemn a law.
 
 In order: trendless if the whole range is below the resolution; nonmonotonic if there is a real rise
 and a real fall; trendless if there is no real change; inverse if the real change is for the worse;
-noisy; breakthrough; unpredicted; predictable.
+noisy; breakthrough; unpredicted; predictable; unchecked.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from t5scaling.analysis.fitting.fit import Fit, noise_between_neighbours
+from t5scaling.analysis.fitting.fit import noise_between_neighbours
+from t5scaling.analysis.fitting.rollout import Prediction
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 
 NOISY_SHARE = 0.25
 BREAKTHROUGH_SHARE = 0.75
-LAW_TOLERANCE = 0.25
+STEP_TOLERANCE = 0.5
+NOTHING = 0.9
+ENOUGH = 7
+OUTLIER = 0.5
 REPLICATES = 4000
 
 
@@ -46,6 +62,7 @@ class Shape(StrEnum):
 
     PREDICTABLE = "predictable"
     UNPREDICTED = "unpredicted"
+    UNCHECKED = "unchecked"
     BREAKTHROUGH = "breakthrough"
     NOISY = "noisy"
     TRENDLESS = "trendless"
@@ -55,7 +72,9 @@ class Shape(StrEnum):
     @property
     def improves(self) -> bool:
         """It gets better, beyond noise."""
-        return self in (Shape.PREDICTABLE, Shape.UNPREDICTED, Shape.BREAKTHROUGH)
+        return self in (
+            Shape.PREDICTABLE, Shape.UNPREDICTED, Shape.UNCHECKED, Shape.BREAKTHROUGH,
+        )  # fmt: skip
 
     @property
     def breaks(self) -> bool:
@@ -79,6 +98,7 @@ class Shape(StrEnum):
             Shape.TRENDLESS: "does not change beyond noise; no law should be read into it",
             Shape.BREAKTHROUGH: "improves almost all at once at one size",
             Shape.UNPREDICTED: "improves clearly, but not as the law says",
+            Shape.UNCHECKED: "improves clearly, but nothing checks what the law says of it",
         }[self]
 
 
@@ -87,7 +107,7 @@ class Verdict:
     """shape: None if the curve has too few sizes for any. reason: a sentence with the numbers.
 
     change: from the smallest to the largest size, in the metric's unit (mean over seeds).
-    noise: standard deviation of one point, in the metric's unit, 0 if nothing tells it; known with
+    noise: standard deviation of one point, in the metric's unit, 0 if nothing shows it; known with
     noise_df degrees of freedom, 0 if those were not counted.
     """
 
@@ -126,11 +146,12 @@ def judge(
     *,
     lower_is_better: bool,
     resolution: float = 0.0,
-    fit: Fit | None = None,
+    check: Sequence[Prediction] = (),
     seed_noise: tuple[float, int] | None = None,
 ) -> Verdict:
     """Judges the points (x, y) of one curve, fitted and held out together; x > 0.
 
+    check: what its law predicts of points that it was not fitted to.
     seed_noise: (standard deviation, degrees of freedom) of a point, from this and other curves.
     """
     log_x, y = np.log(np.asarray(x, float)), np.asarray(y, float)
@@ -138,12 +159,21 @@ def judge(
     means = np.bincount(where, y) / counts
     change = float(means[-1] - means[0])
     sigma, df = _noise(sizes, means, y - means[where], counts, seed_noise)
+    aside, note = None, ""
+    if int(counts.sum()) - len(counts) < 2 and not (seed_noise and seed_noise[1] >= 2):
+        aside = _outlier(sizes, means)
+    if aside is not None:
+        stray = float(np.exp(sizes[aside]))
+        check = [p for p in check if not np.isclose(p.x, stray)]
+        note = f" (the point at {stray:,.0f} is set aside as an outlier)"
+        sizes, means, counts = (np.delete(column, aside) for column in (sizes, means, counts))
+        sigma, df = noise_between_neighbours(sizes, means)
 
     def verdict(shape: Shape | None, reason: str) -> Verdict:
-        return Verdict(shape, reason, change, sigma, df)
+        return Verdict(shape, reason + note, change, sigma, df)
 
     if len(sizes) < 3:
-        return verdict(None, f"{len(sizes)} sizes are too few to tell a shape")
+        return verdict(None, f"{len(sizes)} sizes are too few for a shape")
 
     spread = float(np.ptp(means))
     if spread < resolution:
@@ -186,22 +216,62 @@ def judge(
             Shape.BREAKTHROUGH,
             f"{steps.max() / total:.0%} of the improvement comes in the one step to {at:,.0f}",
         )
-    tolerance = max(LAW_TOLERANCE * total, 2 * sigma)
-    missed = [p for p in fit.held_out_sizes if abs(p.error) > tolerance] if fit else []
-    if missed:
-        worst = max(missed, key=lambda p: abs(p.error))
+    shape, reason = _checked(check, sigma, lower_is_better)
+    return verdict(shape, f"it improves by {total:.3g}; {noise_words}; {reason}")
+
+
+def _checked(check: Sequence[Prediction], sigma: float, lower_is_better: bool) -> tuple[Shape, str]:
+    """What the check of its law makes of a curve with a clear trend, and why."""
+    if not check:
+        return Shape.UNCHECKED, "there are too few sizes to check a law"
+    outcomes = [_outcome(p, sigma) for p in check]
+    missed, met = outcomes.count(False), outcomes.count(True)
+    many = f"{len(check)} predictions of sizes that it was not fitted to" if len(check) > 1 else (
+        "one prediction of a size that it was not fitted to")  # fmt: skip
+    errors = [abs(p.relative_error) for p in check]
+    if 2 * missed > len(check):
+        worst = max((p for p, outcome in zip(check, outcomes, strict=True) if outcome is False),
+                    key=lambda p: abs(p.error))  # fmt: skip
         optimistic = (worst.error < 0) == lower_is_better
-        return verdict(
-            Shape.UNPREDICTED,
-            f"it improves by {total:.3g} over its noise, but the law misses the held-out point at "
-            f"{worst.x:,.0f} by {worst.error:+.3g}, {abs(worst.error) / total:.0%} of that (too "
-            f"{'optimistic' if optimistic else 'pessimistic'}); {noise_words}",
+        misses = "the law misses " + (f"{missed} of {many}" if len(check) > 1 else f"its {many}")
+        return Shape.UNPREDICTED, (
+            f"{misses}, at worst that at {worst.x:,.4g} by {worst.error:+.3g} (too "
+            f"{'optimistic' if optimistic else 'pessimistic'})"
         )
-    met = ""
-    if fit and fit.held_out:
-        largest = max(abs(p.relative_error) for p in fit.held_out_sizes)
-        met = f"; the law meets the held-out values within {largest:.1%}"
-    return verdict(Shape.PREDICTABLE, f"it improves by {total:.3g}; {noise_words}{met}")
+    if 2 * met >= len(check):
+        meets = "the law meets " + (f"{met} of {many}" if len(check) > 1 else f"its {many}")
+        return Shape.PREDICTABLE, f"{meets}, with a median error of {np.median(errors):.1%}"
+    return Shape.UNCHECKED, (
+        f"{many} {'decide' if len(check) > 1 else 'decides'} nothing: the intervals are too wide, "
+        f"and the median error is {np.median(errors):.1%}"
+    )
+
+
+def _outcome(p: Prediction, sigma: float) -> bool | None:
+    """Whether a prediction is met; None if it decides nothing."""
+    step = abs(p.measured - p.last)
+    if abs(p.relative_error) >= NOTHING:
+        return None if p.inside else False
+    if p.high >= (1 + NOTHING) * p.predicted:
+        return None if p.inside else False
+    if abs(p.error) <= max(STEP_TOLERANCE * step, 2 * sigma):
+        return True
+    if not p.inside or abs(p.error) > 2 * sigma * p.leverage:
+        return False
+    return True if (p.high - p.low) / 2 <= max(step, 2 * sigma) else None
+
+
+def _outlier(sizes: np.ndarray, means: np.ndarray) -> int | None:
+    """The inner size that nearly all noise between neighbours comes from; None if there is none."""
+    if len(sizes) < ENOUGH:
+        return None
+    with_it, _ = noise_between_neighbours(sizes, means)
+    without = [
+        noise_between_neighbours(np.delete(sizes, i), np.delete(means, i))[0]
+        for i in range(1, len(sizes) - 1)
+    ]
+    least = int(np.argmin(without))
+    return least + 1 if without[least] < OUTLIER * with_it else None
 
 
 def _noise(sizes, means, residuals, counts, seed_noise) -> tuple[float, int]:
@@ -230,4 +300,5 @@ def _changes_of_noise(sigma: float, df: int, sizes, counts) -> tuple[float, floa
     scale = sigma * np.sqrt(df / rng.chisquare(df, REPLICATES))
     flat = rng.standard_normal((REPLICATES, len(counts))) / np.sqrt(counts) * scale[:, None]
     rises, trends = _largest_rise(flat), np.abs(_trend(sizes, flat))
-    return tuple(float(np.quantile(v, 1 - SIGNIFICANCE)) for v in (rises, trends))
+    level = 1 - SIGNIFICANCE
+    return float(np.quantile(rises, level)), float(np.quantile(trends, level))

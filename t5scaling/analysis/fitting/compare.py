@@ -1,62 +1,40 @@
 """Which family of laws a set of curves follows, judged by what it has not seen.
 
-Three protocols say what is fitted and what is predicted:
+What is fitted and what is predicted: `protocol`. Families are ranked by the root mean square of
+their errors in log values, over the predictions that all of them could make. The first is called
+the winner only if a paired test can tell it from the second. Ranking and test have one measure, the
+squared log errors: what is tested is the sum of (second - first), which is never negative as the
+first has the smaller sum, so that a small p speaks for the first and can speak for no other.
 
-- "rollout": the first k sizes, and the next one from them, for growing k (the default);
-- "smallest": the 4 smallest sizes, and all others from them (Isik et al., arXiv 2402.04177);
-- "last": all but the last size, and that one from them (Alabdulmohsin et al., arXiv 2209.06640).
+Errors of one curve are not independent, as it is one curve with its own bends. So the signs of
+whole blocks are turned (a permutation test; Good 2005): under the hypothesis that both families are
+equally good, the sum of a block is as likely to have either sign. Blocks are the curves where there
+are FEWEST_BLOCKS of them, else runs of RUN neighbouring predictions: errors of predictions one step
+ahead are uncorrelated if the forecasts are good ones (Diebold and Mariano 1995), and near ones are
+kept together for those that are not.
 
-Families are ranked by the root mean square of these errors in log values, over the predictions that
-all of them could make. The first is called the winner only if a paired test can tell it from the
-second (Wilcoxon's signed-rank test of the absolute errors, 5 %): errors of one curve at one k are
-made on the same points. Fit errors play no part: the family with the most coefficients has the
-smallest. Curves of two sizes are held out along the first.
+Fit errors play no part: the family with the most coefficients has the smallest.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from t5scaling.analysis.fitting.fit import FITTED_SIZES, check_positive, fit_curve
+from t5scaling.analysis.fitting.fit import check_positive
 from t5scaling.analysis.fitting.problem import Problem, best_theta
+from t5scaling.analysis.fitting.protocol import check_protocol
+from t5scaling.analysis.fitting.rollout import Prediction, predictions, rms_log_error
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 from t5scaling.analysis.laws.base import Law
-from t5scaling.errors import UserError, nearest
+from t5scaling.errors import UserError
 
-PROTOCOLS = ("rollout", "smallest", "last")
 ONE_SIDED = 0.8  # a law overshoots if this share of its predictions are too high
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One prediction of a protocol.
-
-    curve: its number. k: sizes that were fitted. x: the size predicted (x2: its second size).
-    decades: of x from the last fitted size. measured: mean of the points there. low, high: the
-    interval for a new measurement; nan without intervals. converged: of the fit.
-    """
-
-    curve: int
-    k: int
-    x: float
-    decades: float
-    measured: float
-    predicted: float
-    low: float = math.nan
-    high: float = math.nan
-    converged: bool = True
-    x2: float | None = None
-
-    @property
-    def log_error(self) -> float:
-        """Log of predicted over measured; inf where the law predicts 0."""
-        return math.log(self.predicted / self.measured) if self.predicted > 0 else math.inf
-
-    @property
-    def inside(self) -> bool:
-        return self.low <= self.measured <= self.high
+FEWEST_BLOCKS = 6  # with fewer no order of two families is significant
+RUN = 2
+TURNS = 10_000  # of signs, where there are too many to try them all
 
 
 @dataclass(frozen=True)
@@ -104,8 +82,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Comparison:
-    """families: by rising error. p_value: that the first two are equally good, None for one family
-    or too few predictions to test. winner: the first, if the data can tell."""
+    """families: by rising error. p_value: of the test that the first two are equally good, None for
+    one family or too few predictions to test. winner: the first, if the data can tell."""
 
     families: tuple[Family, ...]
     p_value: float | None
@@ -149,96 +127,35 @@ class Comparison:
         return said
 
 
-def predictions(
-    law: Law,
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    protocol: str = "rollout",
-    first: int | None = None,
-    delta: float | None = None,
-    with_intervals: bool = False,
-    curve: int = 0,
-) -> list[Prediction]:
-    """What the protocol makes the law predict. Empty for a curve that is too short.
-
-    Args:
-      first: least number of sizes to fit; None: one more than the law has coefficients, and 2 for
-        a law of two sizes.
-      with_intervals: costs a bootstrap for each fit.
-
-    Raises:
-      UserError: values that are not positive, or an unknown protocol.
-    """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    check_positive(law, x, y, "x", "y")
-    main = law.main_size(x)
-    sizes = np.unique(main)
-    if first is None:
-        first = law.num_parameters + 1 if x.ndim == 1 else 1 if law.sources else 2
-    if protocol == "rollout":
-        plan = [(k, sizes[k : k + 1]) for k in range(first, len(sizes))]
-    elif protocol == "smallest":
-        k = max(FITTED_SIZES, first)
-        plan = [(k, sizes[k:])] if k < len(sizes) else []
-    else:
-        plan = [(len(sizes) - 1, sizes[-1:])] if len(sizes) > first else []
-    found = []
-    for k, wanted in plan:
-        fitted = main <= sizes[k - 1]
-        if x.ndim == 2 and np.unique(x[:, fitted], axis=1).shape[1] <= law.num_parameters:
-            continue
-        places = np.unique(x[..., np.isin(main, wanted)], axis=-1)
-        if with_intervals:
-            fit = fit_curve(law, x[..., fitted], y[fitted], hold_out=0, delta=delta)
-            predicted, (low, high), converged = fit.predict(places), fit.band(places), fit.converged
-        else:
-            problem = Problem.of(law, x[..., fitted], y[fitted], delta)
-            theta, _, converged = best_theta(problem)
-            with np.errstate(divide="ignore"):  # no tokens of a source
-                log_places = np.log(places)
-            predicted = np.exp(law.log_value(theta, log_places, problem.frame))
-            low = high = np.full(len(predicted), math.nan)
-        for i in range(places.shape[-1]):
-            at = places[..., i]
-            here = np.all(np.atleast_2d(x) == np.ravel(at)[:, None], axis=0)
-            size, second = law.main_size(at[..., None])[0], [] if law.sources else np.ravel(at)[1:]
-            found.append(
-                Prediction(
-                    curve=curve, k=k, x=float(size), decades=float(np.log10(size / sizes[k - 1])),
-                    measured=float(y[here].mean()), predicted=float(predicted[i]),
-                    low=float(low[i]), high=float(high[i]), converged=converged,
-                    x2=float(second[0]) if len(second) else None,
-                )
-            )  # fmt: skip
-    return found
-
-
 def compare(
     curves: Sequence[tuple[np.ndarray, np.ndarray]],
     laws: Sequence[Law],
     *,
     protocol: str = "rollout",
     delta: float | None = None,
-    with_intervals: bool = False,
+    first: int | None = None,
 ) -> Comparison:
     """Ranks `laws` over `curves`, each (x, y).
 
-    Raises UserError if no curve is long enough for a prediction by all of them; it says how many
-    sizes that takes.
+    Args:
+      first: least number of sizes to fit; None: one more than the law with the most coefficients
+        has, but 4 in the paper's protocol, which fits 4.
+
+    Raises:
+      UserError: an unknown protocol, values that are not positive, or no curve that is long enough
+        for a prediction by all of them; it says how many sizes that takes.
     """
-    first = max(law.num_parameters for law in laws) + 1 if len(laws[0].sizes) == 1 else None
+    check_protocol(protocol)
+    largest = max(laws, key=lambda law: law.num_parameters)
+    if first is None:
+        first = max(largest.num_parameters + (protocol != "paper"), 3)
     found: dict[str, list[Prediction]] = {law.name: [] for law in laws}
     for i, (x, y) in enumerate(curves):
+        check_positive(laws[0], np.asarray(x, float), np.asarray(y, float), "x", "y")
         of_curve = {
-            law.name: predictions(
-                law, x, y, protocol=protocol, first=first, delta=delta,
-                with_intervals=with_intervals, curve=i,
-            )
+            law.name: predictions(law, x, y, protocol=protocol, first=first, delta=delta, curve=i)
             for law in laws
-        }  # fmt: skip
+        }
         common = set.intersection(
             *({(p.k, p.x, p.x2) for p in of_law} for of_law in of_curve.values())
         )
@@ -246,35 +163,54 @@ def compare(
             found[name] += [p for p in of_law if (p.k, p.x, p.x2) in common]
     if not all(found.values()):
         longest = max(len(np.unique(np.atleast_2d(x)[0])) for x, _ in curves)
-        largest = max(laws, key=lambda law: law.num_parameters)
-        least = first or 2
+        if protocol == "paper":
+            needed = (
+                f"the paper's protocol fits 4, and the {largest.title} has "
+                f"{largest.num_parameters} coefficients"
+            )
+        else:
+            needed = f"{first + 1} are needed ({first} to fit, one to predict)"
         raise UserError(
-            f"no curve has more than {longest} sizes: to compare with the {largest.title} "
-            f"{least + 1} are needed ({least} to fit, one to predict)"
+            f"no curve has more than {longest} sizes: to compare with the {largest.title} {needed}"
         )
     families = [
-        Family(law, tuple(found[law.name]), _rms(found[law.name]), _aicc(law, curves, delta))
-        for law in laws
-    ]
+        Family(law, tuple(found[law.name]), rms_log_error(found[law.name]), _aicc(law, curves,
+               delta)) for law in laws
+    ]  # fmt: skip
     families.sort(key=lambda family: family.error)
     return Comparison(tuple(families), p_value(families), protocol)
 
 
-def _rms(found: Sequence[Prediction]) -> float:
-    return math.sqrt(sum(p.log_error**2 for p in found) / len(found))
-
-
 def p_value(families: Sequence[Family]) -> float | None:
-    """That the first two are equally good, by their errors; None where even the clearest order
-    could not be significant."""
-    if len(families) < 2 or 2 * 0.5 ** len(families[0].predictions) >= SIGNIFICANCE:
+    """Of the two-sided test that the first two are equally good; None where even the clearest order
+    could not be significant. The first has the smaller error."""
+    if len(families) < 2:
         return None
-    from scipy.stats import wilcoxon
-
-    errors = [[min(abs(p.log_error), 1e3) for p in f.predictions] for f in families[:2]]
-    if errors[0] == errors[1]:
+    losses = np.array(
+        [[min(abs(p.log_error), 1e3) ** 2 for p in family.predictions] for family in families[:2]]
+    )
+    sums = _sums_of_blocks(losses[1] - losses[0], [p.curve for p in families[0].predictions])
+    if 2 * 0.5 ** len(sums) >= SIGNIFICANCE:
+        return None
+    if not sums.any():
         return 1.0
-    return float(wilcoxon(*errors).pvalue)
+    if len(sums) <= 13:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(sums))))
+    else:
+        drawn = np.random.default_rng(0).integers(0, 2, (TURNS, len(sums)))
+        signs = np.vstack([np.ones(len(sums)), 2.0 * drawn - 1])
+    reached = np.abs(signs @ sums) >= abs(sums.sum()) * (1 - 1e-9)
+    return float(reached.mean())
+
+
+def _sums_of_blocks(differences: np.ndarray, curves: Sequence[int]) -> np.ndarray:
+    """Sums over curves, or over runs of predictions where the curves are few."""
+    labels = np.asarray(curves)
+    if len(np.unique(labels)) < FEWEST_BLOCKS:
+        along = np.concatenate([np.arange((labels == c).sum()) for c in dict.fromkeys(curves)])
+        labels = labels * len(differences) + along // RUN
+    _, block = np.unique(labels, return_inverse=True)
+    return np.bincount(block, differences)
 
 
 def _aicc(law: Law, curves, delta: float | None) -> float:

@@ -1,8 +1,7 @@
 """Fits one law to one curve: Huber loss on log values, held-out points, bootstrap intervals.
 
-Protocol (Isik et al., arXiv 2402.04177, section 4): the coefficients come from the 4 smallest
-pretraining sizes and the rest is held out. With 4 sizes or fewer, the largest is held out. A
-three-parameter law thus needs 4 sizes: 3 to fit and 1 to check (3 with `hold_out=0`).
+All points are fitted unless some are held out, by number or by a mark at each (`protocol` says
+which are in the paper's protocol). A law needs as many sizes as it has coefficients.
 
 The noise of a point, which all intervals rest on (see `intervals`), comes from
 
@@ -21,11 +20,10 @@ import numpy as np
 
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.problem import RESIDUALS, Problem, best_theta
+from t5scaling.analysis.fitting.protocol import held_out_by
 from t5scaling.analysis.fitting.significance import student_half_width
 from t5scaling.analysis.laws.base import Frame, Law
 from t5scaling.errors import UserError, nearest
-
-FITTED_SIZES = 4  # the paper's protocol
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Fit:
     determined: the same for what the points do tell: the law's value and its slope in logs at the
     centre of the points. interval: one of `intervals.INTERVALS`. sigma: noise of one point on the
     log scale, resting on `noise_df` degrees of freedom. at_bound: in words, for each internal
-    parameter on its bound. extrapolation: decades of (the first) x from the largest fitted to the
-    largest held-out size.
+    parameter on its bound. extrapolation: decades of (the first) x from the farthest fitted to the
+    farthest held-out size, 0 if that lies between fitted ones.
     """
 
     problem: Problem
@@ -168,6 +166,7 @@ def fit_curve(
     y: np.ndarray,
     *,
     hold_out: int | None = None,
+    held_out: np.ndarray | None = None,
     delta: float | None = None,
     residual: str = "log",
     worse_counts: float = 1.0,
@@ -181,8 +180,9 @@ def fit_curve(
 
     Args:
       x: (N,), or (k, N) for a law of k sizes. y: (N,).
-      hold_out: how many of the largest distinct x (`Law.main_size`) are held out; None: the paper's
-        protocol.
+      hold_out: how many of the largest distinct x are held out, of each size; of the smallest where
+        x is a loss. None: none.
+      held_out: instead, which points are held out, (N,) bool.
       delta: Huber's threshold on residuals; None: the law's own; inf: squares.
       residual: one of RESIDUALS. The objective of "reducible" has its global minimum where points
         lie at the floor, or at floor 0; of its minima the lowest within the bounds is taken.
@@ -194,23 +194,24 @@ def fit_curve(
       interval: one of `intervals.INTERVALS`.
 
     Raises:
-      UserError: a value that is not positive, too few points, or a law without a floor term for
-        residuals of what lies above it.
+      UserError: a value that is not positive, too few points, a law without a floor term for
+        residuals of what lies above it, or points held out in two ways.
     """
     _check_options(law, delta, residual, worse_counts)
     x, y = np.asarray(x, float), np.asarray(y, float)
     if np.atleast_2d(x).shape[0] != len(law.sizes):
         raise UserError(f"the {law.title} is a law of {' and '.join(law.sizes)}")
-    order = np.lexsort((y, *np.atleast_2d(x)[::-1]))
+    if held_out is not None and hold_out is not None:
+        raise UserError("points are held out by their number or by a mark at each, not by both")
     check_positive(law, x, y, x_name, y_name)
-    x, y = x[..., order], y[order]
+    if held_out is None:
+        held_out = held_out_by(law, x, "rollout", hold_out)
+    order = np.lexsort((y, *np.atleast_2d(x)[::-1]))
+    x, y, fitted = x[..., order], y[order], ~np.asarray(held_out, bool)[order]
     scale = None if errors is None else _scale(np.asarray(errors, float)[order], y)
     labels = None if seeds is None else np.asarray(seeds)[order]
     intervals.check_kind(interval, labels)
-    main = law.main_size(x)
-    sizes = np.unique(main)
-    fitted_sizes = sizes[: _num_fitted(law, x, hold_out, x_name)]
-    fitted = main <= fitted_sizes[-1]
+    _check_enough(law, x, fitted, x_name)
     problem = Problem.of(
         law, x[..., fitted], y[fitted], delta, residual=residual, worse_counts=worse_counts,
         scale=None if scale is None else scale[fitted],
@@ -225,7 +226,7 @@ def fit_curve(
         problem=problem, x=x[..., fitted], y=y[fitted], theta=theta, objective=objective,
         converged=converged, coefficients={}, determined={}, interval=interval, sigma=sigma,
         noise_df=df, replicates=replicates, replicate_noise=new_noise, held_out=(),
-        extrapolation=float(np.log10(sizes[-1] / fitted_sizes[-1])),
+        extrapolation=_extrapolation(law, law.main_size(x), fitted),
         at_bound=_at_bound(problem, theta),
     )  # fmt: skip
     fit = replace(fit, coefficients=_coefficients(fit), determined=_determined(fit))
@@ -281,24 +282,26 @@ def noise_between_neighbours(log_x: np.ndarray, y: np.ndarray) -> tuple[float, i
     return float(np.sqrt(np.mean(deviation**2))), len(deviation)
 
 
-def _num_fitted(law: Law, x: np.ndarray, hold_out: int | None, x_name: str) -> int:
-    """How many of the distinct (first) sizes are fitted."""
-    if hold_out is not None and hold_out < 0:
-        raise UserError(f"hold_out = {hold_out}: expected 0 or more")
-    places = np.unique(np.atleast_2d(x), axis=1)
-    main = law.main_size(places if x.ndim > 1 else places[0])
-    sizes = np.unique(main)
-    held_out = max(1, len(sizes) - FITTED_SIZES) if hold_out is None else hold_out
-    num_fitted, needed = max(len(sizes) - held_out, 0), law.num_parameters
-    if len(law.sizes) > 1:
-        law.check_design(places[:, main <= sizes[num_fitted - 1]] if num_fitted else places[:, :0])
-    elif num_fitted < needed:
-        least = 1 if hold_out is None else hold_out
+def _check_enough(law: Law, x: np.ndarray, fitted: np.ndarray, x_name: str) -> None:
+    """Raises UserError if the fitted points are too few for the law."""
+    needed = law.num_parameters
+    places = np.unique(np.atleast_2d(x)[:, fitted], axis=1)
+    besides = "" if fitted.all() else ", besides those held out"
+    if len(places) > 1:
+        law.check_design(places, besides)
+    elif places.shape[1] < needed:
         raise UserError(
-            f"{len(sizes)} distinct {x_name}: too few points for the {law.title}, which needs "
-            f"{needed + least} ({needed} to fit its {needed} coefficients and {least} held out)"
+            f"{places.shape[1]} distinct {x_name} to fit: too few points for the {law.title}, "
+            f"which needs {needed} for its {needed} coefficients{besides}"
         )
-    return num_fitted
+
+
+def _extrapolation(law: Law, main: np.ndarray, fitted: np.ndarray) -> float:
+    """Decades by which the farthest held-out size lies beyond the fitted ones."""
+    if fitted.all():
+        return 0.0
+    seen, held = np.log10(main[fitted]), np.log10(main[~fitted])
+    return float(max(seen.min() - held.min() if law.of_loss else held.max() - seen.max(), 0.0))
 
 
 def _noise(problem: Problem, theta: np.ndarray) -> tuple[float, int]:

@@ -60,7 +60,9 @@ def bootstrap(
     noise = rng.standard_normal((REPLICATES, count)) * scale[:, None]
     new_noise = rng.standard_normal(REPLICATES) * scale
     starts = problem.starts()
-    first = np.vstack([theta, starts[:: max(1, len(starts) // 3)][:3]])
+    # Beside the fit itself. Starts of laws with many coefficients are dear, and mostly end in it.
+    more = 3 if problem.law.num_parameters < 5 else 1
+    first = np.vstack([theta, starts[:: max(1, len(starts) // more)][:more]])
     factors = None
     if kind in ("points", "seeds"):
         curves = np.broadcast_to(problem.log_y, noise.shape)

@@ -93,15 +93,15 @@ class Law:
                 "a baseline without pretraining, it is not a point of the law"
             )
 
-    def check_design(self, places: np.ndarray) -> None:
+    def check_design(self, places: np.ndarray, besides: str = "") -> None:
         """Raises UserError if points at these places (k, n) cannot determine a law of several
-        sizes."""
+        sizes. besides: what the message ends with."""
         counts, needed = [len(np.unique(row)) for row in places], self.num_parameters
         if places.shape[1] < needed or min(counts) < 2:
             seen = " and ".join(f"{n} of {s}" for n, s in zip(counts, self.sizes, strict=True))
             raise UserError(
                 f"{places.shape[1]} distinct points to fit ({seen}): too few for the {self.title}, "
-                f"which needs {needed}, at 2 or more of each size, besides those held out"
+                f"which needs {needed}, at 2 or more of each size{besides}"
             )
 
     def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:

@@ -13,6 +13,35 @@ from t5scaling.analysis.laws.base import Coefficient, Law, sigmoid
 _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
 
 
+def _root(a: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """z with a * softplus(z) - softplus(-z) = goal, for a >= 0; arrays of shapes that go together.
+
+    The left side rises with z, with slope 1 far below 0 and a far above, so that Newton's steps,
+    kept between two bounds, end after a few. Each number leaves the loop when it has its root.
+    """
+    shape = np.broadcast_shapes(a.shape, goal.shape)
+    a, goal = np.broadcast_to(a, shape).ravel(), np.broadcast_to(goal, shape).ravel()
+    low = np.minimum(goal - a * np.log(2), -1.0)
+    high = np.clip((goal + np.log(2)) / np.maximum(a, 1e-3), 1.0, _FAR)
+    z = np.where(goal < (a - 1) * np.log(2), np.maximum(low, goal), high)
+    root, left = z.copy(), np.arange(len(z))
+    for _ in range(100):
+        shrink = np.exp(-np.abs(z))
+        bend, inside = np.log1p(shrink), 1 / (1 + shrink)
+        miss = a * (np.maximum(z, 0) + bend) - (np.maximum(-z, 0) + bend) - goal
+        low, high = np.where(miss < 0, z, low), np.where(miss < 0, high, z)
+        outside = shrink * inside  # the sigmoid of -|z|
+        new = z - miss / np.where(z > 0, outside + a * inside, inside + a * outside)
+        new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
+        root[left] = new
+        going = np.abs(new - z) > 1e-10 * (1 + np.abs(new))
+        if not going.any():
+            break
+        left, z, a, goal = left[going], new[going], a[going], goal[going]
+        low, high = low[going], high[going]
+    return root.reshape(shape)
+
+
 class PurePower(Law):
     """L(D) = b * D^-c, a straight line in logs (M1 of Alabdulmohsin et al., arXiv 2209.06640).
 
@@ -287,24 +316,7 @@ class Sigmoidal(Law):
         _, e, e0, over, under, a, c = self._natural(theta, frame)
         width = e0 - e
         goal = np.log(over / width) - a * np.log(under / width) - c * (log_x - frame.log_centre)
-        # a * softplus(z) - softplus(-z) = goal: it rises with z, with slope 1 far below 0 and a far
-        # above, so that Newton's steps, kept between two bounds, end after a few.
-        low = np.minimum(goal - a * np.log(2), -1.0)
-        high = np.clip((goal + np.log(2)) / np.maximum(a, 1e-3), 1.0, _FAR)
-        z = np.where(goal < (a - 1) * np.log(2), np.maximum(low, goal), high)
-        for _ in range(100):
-            shrink = np.exp(-np.abs(z))
-            bend, inside = np.log1p(shrink), 1 / (1 + shrink)
-            miss = a * (np.maximum(z, 0) + bend) - (np.maximum(-z, 0) + bend) - goal
-            low, high = np.where(miss < 0, z, low), np.where(miss < 0, high, z)
-            outside = shrink * inside  # the sigmoid of -|z|
-            new = z - miss / np.where(z > 0, outside + a * inside, inside + a * outside)
-            new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
-            moved = np.abs(new - z)
-            z = new
-            if not np.any(moved > 1e-12 * (1 + np.abs(z))):
-                break
-        return z, e, e0
+        return _root(a, goal), e, e0
 
     def log_value(self, theta, log_x, frame):
         z, e, e0 = self._logit(theta, log_x, frame)

@@ -59,12 +59,12 @@ class OfSources(Law):
                 "without pretraining, it is not a point of the law"
             )
 
-    def check_design(self, places):
+    def check_design(self, places, besides=""):
         tokens = places[: len(self.sources)]
         if places.shape[1] < self.num_parameters:
             raise UserError(
                 f"{places.shape[1]} distinct points to fit: too few for the {self.title}, which "
-                f"needs {self.num_parameters}, besides those held out"
+                f"needs {self.num_parameters}{besides}"
             )
         seen = [source for source, row in zip(self.sources, tokens, strict=True) if row.any()]
         if len(seen) < len(self.sources):

@@ -104,6 +104,11 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
             f"At {x} = {size(f.x)}: {number(f.value)}, {INTERVAL} {interval(f.low, f.high)}, "
             f"{f.decades:.2f} decades beyond the largest size ({names})."
         )
+        if f.end is not None:
+            said.append(
+                f"{metric_name(one.metric)} ends at {f.end:g}, where these numbers are cut: what "
+                "the laws say lies beyond it."
+            )
     elif not one.outlook.fits:
         said.append(f"No forecast: {one.outlook.note}.")
     else:

@@ -90,7 +90,7 @@ def _laws(reach: Reach) -> str:
         errors.append(f"{one.median:.1%} for {name}{worst}")
     none = f", {reach.without_law} have no shape for a law" if reach.without_law else ""
     return (
-        f"Fitted to the smallest sizes, laws meet the largest, {reach.decades:.1f} decades on, "
+        f"Fitted to all sizes but the largest, laws meet that one, {reach.decades:.1f} decades on, "
         f"within {listed(errors)}{' (medians)' if reach.curves > 2 else ''}; predictable: "
         f"{reach.predictable} of {reach.curves} {'curve' if reach.curves == 1 else 'curves'}{none}."
         f" {limit}"

@@ -184,21 +184,20 @@ def _label(curve_fit: CurveFit, by: str) -> str:
 
 def _draw_curve(axes, curve_fit: CurveFit, colour: str, marker: str, starred: bool) -> list[float]:
     """Draws one curve; returns the values that the y axis must show."""
-    curve, fitted = curve_fit.curve, curve_fit.fitted_sizes
+    curve = curve_fit.curve
     shown = [p.value for p in curve.points]
     if curve_fit.fit:
         x = _grid(curve_fit)
-        y, (low, high) = curve_fit.fit.predict(x), curve_fit.fit.band(x)
+        y, (low, high) = curve_fit.predict(x), curve_fit.band(x)
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         inside = x <= curve_fit.fit.x.max() * (1 + 1e-9)
         axes.plot(x[inside], y[inside], color=colour)
         axes.plot(x[~inside], y[~inside], color=colour, linestyle=(0, (4, 2)))
         shown += y.tolist()
     for p in curve.points:
-        held_out = bool(fitted) and p.x not in fitted
         axes.plot(
             p.x, p.value, marker=marker, color=colour, markersize=8, linestyle="none",
-            markerfacecolor="white" if held_out else colour, markeredgewidth=1.8,
+            markerfacecolor="white" if curve_fit.held_out(p) else colour, markeredgewidth=1.8,
         )  # fmt: skip
     for x in sorted({p.x for p in curve.points if p.at_edge and starred}):
         top = max(p.value for p in curve.points if p.x == x)
@@ -261,16 +260,14 @@ def _numbers(figure: StudyFigure) -> Iterator[Sequence]:
     yield [figure.by or "curve", "kind", members[0].curve.x_name, "value", "low", "high"]
     for curve_fit in members:
         name = curve_fit.curve.place.key[figure.by] if figure.by else curve_fit.curve.metric
-        fitted = curve_fit.fitted_sizes
+        seen = "fitted" if curve_fit.fit else "measured"
         for p in curve_fit.curve.points:
-            kind = (
-                "held out" if fitted and p.x not in fitted else "fitted" if fitted else "measured"
-            )
+            kind = "held out" if curve_fit.held_out(p) else seen
             yield [name, kind, p.x, repr(p.value), "", ""]
         for p in curve_fit.curve.baseline:
             yield [name, "not pretrained", 0, repr(p.value), "", ""]
         if curve_fit.fit:
             x = _grid(curve_fit)
-            low, high = curve_fit.fit.band(x)
-            for row in zip(x, curve_fit.fit.predict(x), low, high, strict=True):
+            low, high = curve_fit.band(x)
+            for row in zip(x, curve_fit.predict(x), low, high, strict=True):
                 yield [name, "law", *(f"{v:.10g}" for v in row)]

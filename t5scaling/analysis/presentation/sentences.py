@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.fit import Fit
@@ -10,6 +12,7 @@ from t5scaling.analysis.metrics import metric_name, metric_of
 from t5scaling.analysis.results.curves import size_name
 from t5scaling.analysis.wording import interval, listed, number, size
 
+REACH = 100.0  # times the largest size: how far a law is followed
 UNDETERMINED = 10.0  # an interval spanning more than this factor leaves a coefficient open
 INTERVAL = f"{LEVEL:.0%} interval"
 
@@ -29,31 +32,34 @@ def about_curve(curve_fit: CurveFit) -> list[str]:
     if verdict.shape is Shape.TRENDLESS:
         said.append("A law was fitted all the same (see Laws); its coefficients describe noise.")
         return said
-    if fit.held_out:
-        last = fit.held_out_sizes[-1]
+    if curve_fit.check.predictions:
+        last = curve_fit.check.farthest
         change = abs(verdict.change)
         part = f", {abs(last.error) / change:.0%} of the whole change" if change else ""
+        others = "smaller" if curve_fit.check.rollout else "smallest"
         said.append(
-            f"The {curve_fit.law.title}, fitted to the {len(curve_fit.fitted_sizes)} smallest "
+            f"The {curve_fit.law.title}, fitted to the {last.k} {others} "
             f"sizes, predicts {number(last.predicted)} ({LEVEL:.0%} interval "
             f"{interval(last.low, last.high)}) at D_p = {size(last.x)}, "
-            f"{fit.extrapolation:.2f} decades further; measured: "
-            f"{number(last.value)} (off by {last.error:+.3g}, {last.relative_error:+.1%}{part})."
+            f"{last.decades:.2f} decades further; measured: "
+            f"{number(last.measured)} (off by {last.error:+.3g}, {last.relative_error:+.1%}{part})."
         )
-        outside = [p for p in fit.held_out_sizes if not p.inside]
-        if outside:
-            side = {p.value > p.high for p in outside}
+        outside = [p for p in curve_fit.check.predictions if not p.inside]
+        if 2 * len(outside) > len(curve_fit.check.predictions):
+            side = {p.measured > p.high for p in outside}
             where = (
                 "above" if side == {True} else "below" if side == {False} else "on both sides of"
             )
             said.append(
-                f"{len(outside)} of {len(fit.held_out_sizes)} held-out sizes lie {where} the law's "
-                "interval: the curve bends in a way that the law does not follow."
+                f"{len(outside)} of {len(curve_fit.check.predictions)} sizes that it was not "
+                f"fitted to lie {where} the law's interval: the curve bends in a way that the law "
+                "does not follow."
             )
     if not fit.converged:
         said.append("The fit did not converge, so its coefficients mean nothing.")
     said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
     said += sentences_of_coefficients(curve_fit)
+    said += sentences_of_scale(curve_fit)
     if "D0" in fit.coefficients:
         d0 = fit.coefficients["D0"][0]
         said.append(f"The law predicts a {name} of 0 below D0 = {_size_or_zero(d0)}.")
@@ -94,6 +100,35 @@ def objective_of(fit: Fit) -> str:
     return said + ("" if fit.interval == "noise" else f", intervals by {fit.interval}")
 
 
+def sentence_of_check(curve_fit: CurveFit) -> str:
+    """How the law does where it was not fitted; there must be predictions."""
+    check = curve_fit.check
+    many = len(check.predictions)
+    how = "each size predicted from those before it" if check.rollout else "held out"
+    return (
+        f"{how}: RMS error of log values {number(check.error)}, {check.inside} of {many} in their "
+        f"interval, the farthest {check.farthest.decades:.2f} decades of {curve_fit.curve.x_name} "
+        "beyond what was fitted"
+    )
+
+
+def sentences_of_scale(curve_fit: CurveFit) -> list[str]:
+    """Where the law leaves the metric's scale, if it does within REACH of the largest size."""
+    fit, end = curve_fit.fit, curve_fit.highest
+    if fit is None or curve_fit.curve.x2_name or math.isinf(end):
+        return []
+    largest = max(p.x for p in curve_fit.curve.points)
+    x = np.geomspace(largest, largest * REACH, 200)
+    beyond = x[fit.predict(x) > end]
+    if not len(beyond):
+        return []
+    return [
+        f"The {curve_fit.law.title} passes {end:g}, the end of the scale of "
+        f"{metric_name(curve_fit.curve.metric)}, at {size_name(curve_fit.curve)} = "
+        f"{size(float(f'{beyond[0]:.3g}'))}: it cannot hold there."
+    ]
+
+
 def undetermined(fit: Fit) -> list[str]:
     """Names of the coefficients whose interval holds 0 or spans more than UNDETERMINED."""
     return [
@@ -106,8 +141,8 @@ def undetermined(fit: Fit) -> list[str]:
 def sentences_of_coefficients(curve_fit: CurveFit) -> list[str]:
     """What the coefficients are worth, if not all that they seem."""
     fit = curve_fit.fit
-    open_ones = undetermined(fit)
-    if not open_ones:
+    open_ones = undetermined(fit) if fit else []
+    if fit is None or not open_ones:
         return []
     value, *slopes = fit.determined.items()
     at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)

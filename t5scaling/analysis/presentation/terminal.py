@@ -16,9 +16,13 @@ from t5scaling.analysis.presentation.sentences import (
     INTERVAL,
     objective_of,
     place_of,
+    sentence_of_check,
     sentences_of_coefficients,
+    sentences_of_scale,
 )
 from t5scaling.analysis.wording import interval, number, size
+
+SHOWN = 12  # predictions of a check; all are in --json
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> Console:
@@ -30,6 +34,11 @@ def console(file: IO[str] | None = None, width: int | None = None) -> Console:
     settings: dict = {"file": file, "highlight": False, "markup": False, "emoji": False}
     screen = Console(**settings, width=width)
     return screen if screen.is_terminal or width else Console(**settings, width=110)
+
+
+def errors() -> Console:
+    """Where progress is shown, so that what a verb prints can be piped."""
+    return Console(stderr=True)
 
 
 def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
@@ -69,32 +78,36 @@ def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
             f"{'converged' if fit.converged else 'NOT converged'}"
             + "".join(f"; {note}" for note in fit.at_bound)
         )
-        if fit.held_out:
-            screen.print(_held_out_table(curve_fit))
-            screen.print(
-                f"held-out error (RMS of log) {number(fit.held_out_error)}, "
-                f"extrapolated over {fit.extrapolation:.2f} decades of {curve_fit.curve.x_name}"
-            )
-        else:
-            screen.print("nothing held out: the law is not checked")
+        for sentence in sentences_of_scale(curve_fit):
+            screen.print(sentence)
+    if curve_fit.check.predictions:
+        screen.print(_check_table(curve_fit))
+        screen.print(sentence_of_check(curve_fit))
+    elif fit:
+        screen.print("nothing was predicted that the law was not fitted to: it is not checked")
     word = curve_fit.verdict.word
     screen.print(Text.assemble("verdict: ", (word, "bold"), f": {curve_fit.verdict.reason}\n"))
 
 
-def _held_out_table(curve_fit: CurveFit) -> Table:
+def _check_table(curve_fit: CurveFit) -> Table:
+    """The check's predictions, the farthest of them where they are many."""
+    curve, check = curve_fit.curve, curve_fit.check
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(f"held out: {curve_fit.curve.x_name}", justify="right")
-    if curve_fit.curve.x2_name:
-        table.add_column(curve_fit.curve.x2_name, justify="right")
+    table.add_column("predicted" if check.rollout else "held out", justify="right")
+    if curve.x2_name:
+        table.add_column(curve.x2_name, justify="right")
+    if check.rollout:
+        table.add_column("from the first", justify="right")
     for name in ("measured", "predicted"):
         table.add_column(name, justify="right")
     table.add_column(INTERVAL)
     table.add_column("error", justify="right")
     table.add_column("relative", justify="right")
-    for p in curve_fit.fit.held_out:
+    for p in check.predictions[-SHOWN:]:
         table.add_row(
-            size(p.x), *([size(p.x2)] if curve_fit.curve.x2_name else []),
-            number(p.value), number(p.predicted), interval(p.low, p.high),
+            size(p.x), *([size(p.x2 or 0)] if curve.x2_name else []),
+            *([str(p.k)] if check.rollout else []),
+            number(p.measured), number(p.predicted), interval(p.low, p.high),
             f"{p.error:+.3g}", f"{p.relative_error:+.1%}",
         )  # fmt: skip
     return table
@@ -102,7 +115,7 @@ def _held_out_table(curve_fit: CurveFit) -> Table:
 
 def print_comparison(metric: str, found: Comparison, screen: Console) -> None:
     """Families by rising error on sizes that they were not fitted to."""
-    title = f"{metric}: families by held-out error (protocol: {found.protocol})"
+    title = f"{metric}: families by their errors on sizes not fitted (protocol: {found.protocol})"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False,
                   padding=(0, 2, 0, 0))  # fmt: skip
     table.add_column("law")
@@ -132,12 +145,12 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
         table = Table(title=f"laws: {place}", title_justify="left")
         for name in ("metric", "law", "coefficients", "verdict"):
             table.add_column(name)
-        table.add_column("held-out error", justify="right")
+        table.add_column("error where not fitted", justify="right")
         for curve_fit in members:
             error = "–"
-            if curve_fit.fit and curve_fit.fit.held_out:
-                last = curve_fit.fit.held_out_sizes[-1]
-                error = f"{last.relative_error:+.1%}, {curve_fit.fit.extrapolation:.2f} decades on"
+            if curve_fit.check.predictions:
+                last = curve_fit.check.farthest
+                error = f"{last.relative_error:+.1%}, {last.decades:.2f} decades on"
             table.add_row(
                 curve_fit.curve.metric,
                 curve_fit.law.title,
@@ -174,4 +187,5 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
 
 def coefficients(curve_fit: CurveFit) -> str:
     """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
-    return ", ".join(f"{name} {number(v[0])}" for name, v in curve_fit.fit.coefficients.items())
+    found = curve_fit.fit.coefficients if curve_fit.fit else {}
+    return ", ".join(f"{name} {number(v[0])}" for name, v in found.items())

@@ -51,7 +51,8 @@ T5X_UNIT = "token positions"  # of D_p where stock T5X's own directories are the
 class Point:
     """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
     second size. error: the value's standard error. parts: tokens of each source, x being their sum,
-    and then unique tokens of each, where the table has them."""
+    and then unique tokens of each, where the table has them. held_out: laws are to be checked on
+    it, not fitted to it."""
 
     x: float
     value: float
@@ -63,6 +64,7 @@ class Point:
     x2: float | None = None
     error: float | None = None
     parts: tuple[float, ...] = ()
+    held_out: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from t5scaling import storage
 from t5scaling.analysis.results.curves import Curve, Point, curves_of, parse_results, read_results
+from t5scaling.analysis.results.forgotten import forgotten_group
 from t5scaling.analysis.results.harvest import COLUMNS, RESULTS, tabulate
 from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError, first_line, nearest
@@ -226,6 +227,8 @@ def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Cur
         y = y or free.pop(0)
     points: dict[tuple, list[Point]] = {}
     baselines: dict[tuple, list[Point]] = {}
+    unused: dict[tuple, list[list[str]]] = {}
+    free = [i for i, name in enumerate(header) if name not in (*named, *xs, y)]
     seen: dict[tuple, int] = {}
     for line, cells in rows:
         cell = dict(zip(header, cells, strict=True))
@@ -247,6 +250,8 @@ def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Cur
             error=None if error is None else _number(path, line, columns.error, error),
         )  # fmt: skip
         (points if total else baselines).setdefault(key, []).append(point)
+        if total:
+            unused.setdefault(key, []).append([cells[i].strip() for i in free])
         first = seen.setdefault((*cells,), line)
         if first != line:
             warn(f"{path}, row {line} repeats row {first}: both count, as two measurements")
@@ -263,6 +268,7 @@ def _of_table(path: storage.AnyPath, header, rows, columns: Columns) -> list[Cur
     ]  # fmt: skip
     for curve in curves:
         _warn_of_mixed_units(path, curve)
+    _warn_of_forgotten_group(path, curves, [header[i] for i in free], list(unused.values()))
     return curves
 
 
@@ -278,6 +284,30 @@ def _check_sources(path: storage.AnyPath, columns: Columns) -> None:
             f"--unique={','.join(columns.unique)}: expected a column for each of --sources="
             f"{','.join(columns.sources)}"
         )
+
+
+def _warn_of_forgotten_group(
+    path: storage.AnyPath,
+    curves: Sequence[Curve],
+    names: Sequence[str],
+    unused: Sequence[Sequence[Sequence[str]]],
+) -> None:
+    """One warning for all curves; `unused`: the cells of the columns `names`, by curve and row."""
+    for curve, rows in zip(curves, unused, strict=True):
+        others = {
+            name: [cells[i] for cells in rows] for i, name in enumerate(names)
+            if "seed" not in name.lower()
+        }  # fmt: skip
+        if curve.x2_name or curve.sources:
+            continue
+        sizes, values = [p.x for p in curve.points], [p.value for p in curve.points]
+        column = forgotten_group(sizes, values, others)
+        if column:
+            warn(
+                f"{path}: {curve.x_name} repeats, and most of how {curve.metric} differs there "
+                f"goes with {column}: if that sets curves apart, give --group={column}"
+            )
+            return
 
 
 def _warn_of_mixed_units(path: storage.AnyPath, curve: Curve) -> None:

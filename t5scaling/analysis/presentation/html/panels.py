@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
@@ -79,7 +78,7 @@ def _key(selection: Selection) -> dict[str, Any]:
             if kind in shown
         ],
         "baseline_colour": BASELINE,
-        "held_out": any(one.fit and one.fit.held_out for one in selection.curve_fits),
+        "predicted": any(map(_has_prediction, selection.curve_fits)),
     }  # fmt: skip
 
 
@@ -107,8 +106,8 @@ def _panel(selection: Selection, task: str, curves: Sequence[CurveFit]) -> dict[
         colour, course = role_colour(selection.roles, curve_fit.curve.place), courses[i]
         course = {x: v for x, v in course.items() if x}
         lines.append(_polyline([(axis.x(x), axis.y(v)) for x, v in course.items()], colour))
-        lines += _law(curve_fit, axis, colour)
         points += [_point(selection, curve_fit, x, v, axis, colour) for x, v in course.items()]
+        points += _prediction(curve_fit, axis, colour)
         last = list(course.values())[-1]
         name = selection.roles.role(curve_fit.curve.place).label
         labels.append((axis.y(last), name, TEXT_COLOURS.get(colour, colour)))
@@ -185,23 +184,29 @@ def _polyline(
     return {"points": points, "colour": colour, "dashed": dashed}
 
 
-def _law(curve_fit: CurveFit, axis: _Axis, colour: str) -> list[dict[str, Any]]:
-    """What the law predicts for the sizes that were held out; no line where it has no meaning."""
-    if not curve_fit.fit or not curve_fit.fit.held_out or curve_fit.verdict.has_no_law:
+def _has_prediction(curve_fit: CurveFit) -> bool:
+    return bool(curve_fit.check.predictions) and not curve_fit.verdict.has_no_law
+
+
+def _prediction(curve_fit: CurveFit, axis: _Axis, colour: str) -> list[dict[str, str]]:
+    """What the law says of the largest size from those before it; nothing where it has no meaning,
+    or lies outside the panel."""
+    if not _has_prediction(curve_fit):
         return []
-    x = np.geomspace(curve_fit.fit.x.max(), max(p.x for p in curve_fit.fit.held_out), 9)
-    places = [
-        (axis.x(a), min(max(axis.y(v), -200.0), 300.0))
-        for a, v in zip(x, curve_fit.fit.predict(x), strict=True)
-        if math.isfinite(v)
-    ]
-    return [_polyline(places, colour, dashed=True)]
+    last = curve_fit.check.farthest
+    y = axis.y(last.predicted)
+    if not 0 <= y <= 100:
+        return []
+    text = (
+        f"predicted at D_p = {size(last.x)} from {last.k} smaller sizes: {number(last.predicted)}"
+    )
+    return [{"x": f"{axis.x(last.x):.1f}", "y": f"{y:.1f}", "colour": colour, "fill": "#fff",
+             "text": text}]  # fmt: skip
 
 
 def _point(
     selection: Selection, curve_fit: CurveFit, x: float, value: float, axis: _Axis, colour: str
 ) -> dict[str, str]:
-    held_out = bool(curve_fit.fitted_sizes) and x not in curve_fit.fitted_sizes
     seeds = [p.value for p in curve_fit.curve.points if p.x == x]
     text = f"{selection.roles.words(curve_fit.curve.place)}, D_p = {size(x)}: {number(value)}"
     if len(seeds) > 1:
@@ -210,8 +215,8 @@ def _point(
         "x": f"{axis.x(x):.1f}",
         "y": f"{axis.y(value):.1f}",
         "colour": colour,
-        "fill": "#fff" if held_out else colour,
-        "text": text + (", held out from the law" if held_out else ""),
+        "fill": colour,
+        "text": text,
     }
 
 

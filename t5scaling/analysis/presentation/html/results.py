@@ -35,7 +35,7 @@ def results(curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]) -
 def _measurements(members: Sequence[CurveFit]) -> Table:
     """D_p down, metrics across."""
     curves = [curve_fit.curve for curve_fit in members]
-    held_out = {p.x for t in members if t.fit for p in t.curve.points if p.x not in t.fitted_sizes}
+    held_out = {p.x for t in members for p in t.curve.points if t.held_out(p)}
     head = ["D_p", *(metric_name(c.metric) for c in curves), "learning rate", "seeds"]
     rows, marks = [], []
     for x in sorted({p.x for c in curves for p in (*c.baseline, *c.points)}):
@@ -87,11 +87,11 @@ def _overview(curve_fits: Sequence[CurveFit]) -> Table:
     rows = []
     for curve_fit in curve_fits:
         off = "–"
-        if curve_fit.fit and curve_fit.fit.held_out:
-            off = f"{curve_fit.fit.held_out_sizes[-1].relative_error:+.1%}"
+        if curve_fit.check.predictions:
+            off = f"{curve_fit.check.farthest.relative_error:+.1%}"
         name = metric_name(curve_fit.curve.metric)
         rows.append([name, place_of(curve_fit), shape_badge(curve_fit.verdict), off])
-    return Table(["metric", "curve", "verdict", "law off at largest D_p"], rows, (3,), (1,))
+    return Table(["metric", "curve", "verdict", "law off at largest D_p, unseen"], rows, (3,), (1,))
 
 
 def _law(curve_fit: CurveFit) -> dict[str, Any]:
@@ -118,12 +118,23 @@ def _law(curve_fit: CurveFit) -> dict[str, Any]:
         "objective": f"{objective_of(fit)}, {'converged' if fit.converged else 'NOT converged'}",
         "coefficients": Table(["coefficient", "value", INTERVAL, "meaning"], rows, (1,), (3,)),
     }
-    if fit.held_out:
+    check = curve_fit.check
+    if check.predictions:
         held = [
-            [size(p.x), number(p.value), number(p.predicted), interval(p.low, p.high),
+            [size(p.x), str(p.k), number(p.measured), number(p.predicted), interval(p.low, p.high),
              f"{p.error:+.3g}", f"{p.relative_error:+.1%}", f"{p.log_error:+.3g}"]
-            for p in fit.held_out
+            for p in check.predictions
         ]  # fmt: skip
-        names = ["held out: D_p", "measured", "predicted", INTERVAL, "error", "relative", "log"]
-        shown["held_out"] = Table(names, held, (0, 1, 2, 4, 5, 6))
+        first = "predicted: D_p" if check.rollout else "held out: D_p"
+        names = [
+            first,
+            "fitted sizes",
+            "measured",
+            "predicted",
+            INTERVAL,
+            "error",
+            "relative",
+            "log",
+        ]
+        shown["held_out"] = Table(names, held, (0, 1, 2, 3, 5, 6, 7))
     return shown

@@ -6,8 +6,8 @@ from typing import Any
 from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
-from t5scaling.analysis.conclusions.shapes import BREAKTHROUGH_SHARE, LAW_TOLERANCE, NOISY_SHARE
-from t5scaling.analysis.fitting.fit import FITTED_SIZES
+from t5scaling.analysis.conclusions.shapes import BREAKTHROUGH_SHARE, NOISY_SHARE, STEP_TOLERANCE
+from t5scaling.analysis.fitting.protocol import FITTED_SIZES
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.html.render import Table, render
@@ -97,11 +97,13 @@ def _cost(kind: str, runs: Sequence[RunRecord]) -> list[str]:
 def method(curve_fits: Sequence[CurveFit]) -> Markup:
     """How to read the page, and the signatures of its metrics."""
     rules = [
-        f"Laws are fitted to the {FITTED_SIZES} smallest pretraining sizes and checked on the "
-        "rest, as in Isik et al. (arXiv 2402.04177); with few sizes, the largest is held out. "
-        "Scores get the log-law (Eq. 1), cross-entropy the power law with floor (Eq. 3).",
+        "Laws are fitted to all pretraining sizes, and checked by predicting each size from those "
+        f"before it. Isik et al. (arXiv 2402.04177) fit the {FITTED_SIZES} smallest and hold out "
+        "the rest; claim (a) shows that error too. Scores get the log-law (Eq. 1), cross-entropy "
+        "the power law with floor (Eq. 3).",
         f"Intervals hold {LEVEL:.0%} and come from a bootstrap with the noise that the fitted "
-        "points show. They assume that the law is right; held-out errors test that.",
+        "points show; those of the check from the linearised law. They assume that the law is "
+        "right; the check tests that.",
         "The log-law has no ceiling and overshoots where scores saturate. The further a "
         "prediction lies from the fitted sizes, the less it is worth: the distance is given in "
         "decades (powers of ten).",
@@ -110,8 +112,9 @@ def method(curve_fits: Sequence[CurveFit]) -> Markup:
         "Verdict thresholds are ours, the paper gives none: a change counts if noise alone makes "
         f"one as large in fewer than 5 of 100 cases; noise above {NOISY_SHARE:.0%} of the change "
         f"is noisy; one step with more than {BREAKTHROUGH_SHARE:.0%} of it is a breakthrough; a "
-        f"law must meet held-out points within {LAW_TOLERANCE:.0%} of the total change, or within "
-        "twice the noise.",
+        f"law must meet half of the sizes that it predicts within {STEP_TOLERANCE:.0%} of the "
+        "change from the size before, within twice the noise, or within an interval as narrow as "
+        "these.",
         "A fitted curve is not a cause: other data, learning rates, steps or seeds can move it.",
     ]
     signatures = sorted(
