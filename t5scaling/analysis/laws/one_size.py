@@ -7,15 +7,11 @@ family a curve follows. u = log D - log D_c is the log size from the centre of t
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import expit
 
 from t5scaling.analysis.laws.base import Coefficient, Law
 
 _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
-
-
-def _sigmoid(z):
-    shrink = np.exp(-np.abs(z))
-    return np.where(z < 0, shrink, 1.0) / (1 + shrink)
 
 
 class PurePower(Law):
@@ -101,7 +97,7 @@ class ShiftedPower(Law):
         _, slope, log_g = (theta[..., i, None] for i in range(3))
         g, u = np.exp(log_g), log_x - frame.log_centre
         drop = np.logaddexp(-u, log_g) - np.logaddexp(0.0, log_g)
-        share = _sigmoid(log_g + u) - _sigmoid(log_g)  # derivative of `drop` by log g
+        share = expit(log_g + u) - expit(log_g)  # derivative of `drop` by log g
         return np.stack(
             [np.ones_like(drop), (1 + g) * drop, slope * (g * drop + (1 + g) * share)], axis=-1
         )
@@ -185,8 +181,8 @@ class BrokenPower(Law):
     def jacobian(self, theta, log_x, frame):
         parts = self._parts(theta, log_x, frame)
         _, early, late, at, width, log_rho, u, bend, decay, log_floor = parts
-        share = _sigmoid(-log_rho - decay - log_floor)  # of the reducible part in the value
-        here, centre = _sigmoid((u - at) / width), _sigmoid(-at / width)
+        share = expit(-log_rho - decay - log_floor)  # of the reducible part in the value
+        here, centre = expit((u - at) / width), expit(-at / width)
         by_at = -(here - centre)
         by_width = bend / width - here * (u - at) / width - centre * at / width
         floor_share = (1 - share) * np.exp(-log_rho - log_floor)  # d log_floor / d log_rho = that
@@ -313,14 +309,14 @@ class Sigmoidal(Law):
 
     def log_value(self, theta, log_x, frame):
         z, e, e0 = self._logit(theta, log_x, frame)
-        return np.log(e + (e0 - e) * _sigmoid(z))
+        return np.log(e + (e0 - e) * expit(z))
 
     def jacobian(self, theta, log_x, frame):
         z, e, e0 = self._logit(theta, log_x, frame)
         centre, _, _, over, under, a, c = self._natural(theta, frame)
         _, slope, log_rho, log_tau, kappa = (theta[..., i, None] for i in range(5))
         u, rho, tau = log_x - frame.log_centre, np.exp(log_rho), np.exp(frame.log_high + log_tau)
-        above = (e0 - e) * _sigmoid(z)  # L - e
+        above = (e0 - e) * expit(z)  # L - e
         y = e + above
         # log(y-e) - a log(e0-y) = log(over) - a log(under) - c u, differentiated implicitly.
         ratio = a * np.exp(z)
@@ -488,16 +484,16 @@ class Hill(Law):
 
     def log_value(self, theta, log_x, frame):
         value, slope, w = (theta[..., i, None] for i in range(3))
-        steep = slope / _sigmoid(w)
+        steep = slope / expit(w)
         return (
             value + np.logaddexp(0.0, w) - np.logaddexp(0.0, w - steep * (log_x - frame.log_centre))
         )
 
     def jacobian(self, theta, log_x, frame):
         _, slope, w = (theta[..., i, None] for i in range(3))
-        share, u = _sigmoid(w), log_x - frame.log_centre
+        share, u = expit(w), log_x - frame.log_centre
         steep = slope / share
-        here = _sigmoid(w - steep * u)
+        here = expit(w - steep * u)
         return np.stack(
             [np.ones_like(here), here * u / share, share - here * (1 + u * steep * (1 - share))],
             axis=-1,
@@ -521,7 +517,7 @@ class Hill(Law):
 
     def coefficients(self, theta, frame):
         value, slope, w = (theta[..., i] for i in range(3))
-        steep = slope / _sigmoid(w)
+        steep = slope / expit(w)
         with np.errstate(over="ignore"):
             return {
                 "C": np.exp(value + np.logaddexp(0.0, w)),

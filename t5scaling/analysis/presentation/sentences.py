@@ -52,7 +52,7 @@ def about_curve(curve_fit: CurveFit) -> list[str]:
             )
     if not fit.converged:
         said.append("The fit did not converge, so its coefficients mean nothing.")
-    said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
+    said += [f"{note[0].upper()}{note[1:]}." for note in fit.notes]
     said += sentences_of_coefficients(curve_fit)
     if "D0" in fit.coefficients:
         d0 = fit.coefficients["D0"][0]

@@ -65,7 +65,7 @@ def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
         screen.print(
             f"fitted to {points}, {objective_of(fit)}, "
             f"{'converged' if fit.converged else 'NOT converged'}"
-            + "".join(f"; {note}" for note in fit.at_bound)
+            + "".join(f"; {note}" for note in fit.notes)
         )
         if fit.held_out:
             screen.print(_held_out_table(curve_fit))
