@@ -42,7 +42,7 @@ from t5scaling.errors import UserError, nearest
 INTERVALS = ("noise", "points", "seeds", "profile")
 REPLICATES = 500
 PROFILE_VALUES = 48  # per profile; its ends are interpolated between them
-OFFSET = 0.02  # of a replicate's last step, in standard errors of the coefficients
+OFFSET = 0.05  # of a replicate's last step, in standard errors of the coefficients
 # Replicates of laws with so many parameters at most, or on so many points, start at the fit alone:
 # 1 in 100 at most had a lower minimum elsewhere, against 1 in 5 of larger laws on fewer points.
 FEW_PARAMETERS, MANY_POINTS = 4, 60
@@ -123,7 +123,7 @@ def _near(
         return thetas
     with np.errstate(all="ignore"):
         slopes = slopes_of(theta[None], problem.log_y[None])[0][:, free]
-        for _ in range(3):
+        for _ in range(5):
             residuals = residuals_of(thetas, curves)
             pull = np.clip(residuals, -problem.delta, problem.delta)
             share = max(float(np.mean(np.abs(residuals) <= problem.delta)), 1e-2)

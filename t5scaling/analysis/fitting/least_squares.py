@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 FIRST_NEWTON = 5  # far from the optimum Newton's steps are not worth their price
+STUCK = 1e8  # damping whose steps are too short to gain anything
 MOSTLY_LINEAR = 0.7  # share of residuals within delta below which their average curvature helps
 
 
@@ -108,7 +109,7 @@ def minimise(
             spread = (weighted_pull * pull).sum(-1) / (count - width)
             done |= (downhill * left).sum(-1) <= offset**2 * width * spread
         converged[active[done]] = True
-        going = ~done & (damping[active] < 1e14)
+        going = ~done & (damping[active] < STUCK)
         if not going.any():
             break
         active, at, goal, residuals = active[going], at[going], goal[going], residuals[going]

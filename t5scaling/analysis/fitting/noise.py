@@ -13,11 +13,12 @@ the noise grows over the fitted sizes. The e have variance 1 and are
 Nobody knows beforehand which holds, and a test that picks one leaves out how unsure the choice is.
 So every structure on a grid keeps the probability that its restricted likelihood gives it
 (Patterson and Thompson 1971; it allows for the coefficients, which take part of the noise with
-them, and is much less biased for a correlation than the likelihood: Cheang and Reinsel 2000), with
-even odds before the points are seen for noise that does not grow and for noise that is
-independent (Bayesian model averaging: Hoeting et al. 1999). The bootstrap draws each replicate's
+them, and is much less biased for a correlation than the likelihood: Cheang and Reinsel 2000), where
+before the points are seen noise that does not grow has a probability of PLAIN, and so has
+independent noise (Bayesian model averaging: Hoeting et al. 1999). The bootstrap draws each replicate's
 structure from these probabilities, and sigma from its scaled inverse chi-squared distribution. With
-fewer than LEAST_DF degrees of freedom points cannot tell, and noise counts as independent and even.
+fewer than LEAST_DF degrees of freedom points cannot tell, and noise counts as independent and even;
+a correlation cannot be told from the law in runs of fewer than LEAST_SERIES points.
 
 Residuals beyond CUT standard deviations are moved there before they are counted, so that one
 outlier does not make all points look noisy (winsorised variance; Huber 1981, section 7.6).
@@ -31,11 +32,13 @@ import numpy as np
 from t5scaling.analysis.fitting.problem import Problem
 
 LEAST_DF = 6
-LEAST_SERIES = 8  # points of one run, in whose order a correlation can be seen
+LEAST_SERIES = 16  # points of one run, in whose order a correlation can be seen
 CUT = 2.5
 GROWTH = np.log([1.0, 2.0, 4.0, 8.0, 16.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
 RHO = np.array([0.4, 0.6, 0.75, 0.85, 0.92, 0.97])
 SHIFT = np.array([0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0])
+PLAIN = 2 / 3
+PROBABLE = 0.8  # what is said in words; the bootstrap weighs every structure
 EXACT = 1e-9  # noise of log values below which points lie on their law but for rounding
 
 
@@ -67,9 +70,9 @@ class Noise:
 
     @property
     def grows(self) -> float:
-        """Expected log factor of the noise over the range of fitted sizes; 0 while even noise is
-        the more probable."""
-        return self._mean(self.growth) if self._mean(self.growth != 0) > 0.5 else 0.0
+        """Expected log factor of the noise over the range of fitted sizes; 0 if even noise is not
+        improbable."""
+        return self._mean(self.growth) if self._mean(self.growth != 0) > PROBABLE else 0.0
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """Standard deviation of the log value of a new point, (N,), x (N,) or (2, N)."""
@@ -81,7 +84,7 @@ class Noise:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What departs from independent noise of one size more probably than not, in words."""
+        """What probably departs from independent noise of one size, in words."""
         found = []
         if self.grows:
             times = math.exp(self.grows)
@@ -89,12 +92,12 @@ class Noise:
                 f"the noise {'grows' if times > 1 else 'falls'} about "
                 f"{max(times, 1 / times):.1f} times over the fitted sizes: intervals allow for it"
             )
-        if (chance := self._mean(self.rho > 0)) > 0.5:
+        if (chance := self._mean(self.rho > 0)) > PROBABLE:
             found.append(
                 "the errors of neighbouring checkpoints are correlated (about "
                 f"{self._mean(self.rho) / chance:.2f}): intervals are widened for it"
             )
-        if self._mean(self.shift > 0) > 0.5:
+        if self._mean(self.shift > 0) > PROBABLE:
             found.append("seeds shift whole curves: intervals are widened for it")
         return tuple(found)
 
@@ -217,14 +220,14 @@ def _grid(df: int, previous: np.ndarray, seed: np.ndarray, log_x: np.ndarray) ->
 
 
 def _prior(grid: np.ndarray) -> np.ndarray:
-    """Log of the probability of each structure before the points are seen, (K,): even odds for the
-    plain one and for all others together, in growth and in what is shared."""
+    """Log of the probability of each structure before the points are seen, (K,): PLAIN for even
+    noise and for independent noise, the rest in equal parts for the others."""
     growth, rho, shift = grid
     log_odds = np.zeros(len(growth))
     for values in (growth, rho + 1j * shift):
         others = len(np.unique(values[values != 0]))
         if others:
-            log_odds += np.log(np.where(values == 0, 0.5, 0.5 / others))
+            log_odds += np.log(np.where(values == 0, PLAIN, (1 - PLAIN) / others))
     return log_odds
 
 

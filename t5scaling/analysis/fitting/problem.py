@@ -10,7 +10,7 @@ is meant for noise of one scale. These are the two kinds of weights, "case" and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.laws.base import Frame, Law
 
 FINALISTS = 4  # of all starts, that are followed to their end
+SOME_POINTS = 48
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
 # logs of what lies above the law's own floor (M2 of Alabdulmohsin et al., arXiv 2209.06640).
@@ -61,12 +62,25 @@ def best_theta(problem: Problem) -> tuple[np.ndarray, float, bool]:
     """-> (theta (P,), objective, converged): the best of all starts, without intervals."""
     starts, inside = problem.starts(), problem.residual == "reducible"
     if not inside and len(starts) > FINALISTS:
-        # Most starts lead to the same minimum: a rough one is enough to see whose is the lowest.
-        rough = _solve(problem, _copies(problem, len(starts)), None, starts, offset=0.01)
+        # Most starts lead to the same minimum: to see whose is the lowest a rough one is enough, of
+        # some of the points if they are many.
+        some = _thinned(problem)
+        rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01)
         starts = rough.theta[np.argsort(rough.objective, kind="stable")[:FINALISTS]]
     solution = _solve(problem, _copies(problem, len(starts)), None, starts)
     best = _best(solution, problem, inside=inside)
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
+
+
+def _thinned(problem: Problem) -> Problem:
+    """SOME_POINTS or a few more of the points, which are sorted by size, evenly spread."""
+    step = len(problem.log_y) // SOME_POINTS
+    if step < 2:
+        return problem
+    return replace(
+        problem, log_x=problem.log_x[..., ::step], log_y=problem.log_y[::step],
+        scale=None if problem.scale is None else problem.scale[::step],
+    )  # fmt: skip
 
 
 def _copies(problem: Problem, count: int) -> np.ndarray:
