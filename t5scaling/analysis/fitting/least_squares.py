@@ -137,7 +137,8 @@ def minimise(
         for factors, correction in models:
             weighted = (slopes * factors[:, :, None]).transpose(0, 2, 1)
             curvature = weighted @ slopes - correction
-            curvature += ridge[:, :, None] * np.eye(width)
+            least = 1e-14 * np.abs(curvature).max((1, 2))[:, None]  # what float64 can still see
+            curvature += (ridge + least)[:, :, None] * np.eye(width)
             step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
             candidate = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
             value = objective_of(candidate, goal, active)

@@ -15,10 +15,11 @@ So every structure on a grid keeps the probability that its restricted likelihoo
 (Patterson and Thompson 1971; it allows for the coefficients, which take part of the noise with
 them, and is much less biased for a correlation than the likelihood: Cheang and Reinsel 2000), where
 before the points are seen noise that does not grow has a probability of PLAIN, and so has
-independent noise (Bayesian model averaging: Hoeting et al. 1999). The bootstrap draws each replicate's
-structure from these probabilities, and sigma from its scaled inverse chi-squared distribution. With
-fewer than LEAST_DF degrees of freedom points cannot tell, and noise counts as independent and even;
-a correlation cannot be told from the law in runs of fewer than LEAST_SERIES points.
+independent noise (Bayesian model averaging: Hoeting et al. 1999). The bootstrap draws each
+replicate's structure from these probabilities, and sigma from its scaled inverse chi-squared
+distribution. With fewer than LEAST_DF degrees of freedom points cannot tell, and noise counts as
+independent and even; in runs of fewer than LEAST_SERIES points a correlation cannot be told from
+the law, and is not looked for.
 
 Residuals beyond CUT standard deviations are moved there before they are counted, so that one
 outlier does not make all points look noisy (winsorised variance; Huber 1981, section 7.6).
