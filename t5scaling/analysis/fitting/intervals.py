@@ -30,8 +30,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import root_scalar
-from scipy.special import gammaincinv, ndtr
 
 from t5scaling.analysis.fitting.least_squares import huber, minimise
 from t5scaling.analysis.fitting.noise import Noise
@@ -161,6 +159,8 @@ def _resampled(problem: Problem, rng: np.random.Generator) -> np.ndarray:
 def _by_seed(seeds: np.ndarray | None) -> np.ndarray:
     """Weight of each point in each replicate, (REPLICATES, N): the same for all points of a seed,
     from random numbers that the seed's label alone decides."""
+    from scipy.special import gammaincinv
+
     labels, where = np.unique(np.asarray(seeds), return_inverse=True)
     shape = max(1 - 2 / len(labels), 0.25)  # two seeds would count all or nothing
     uniform = [
@@ -175,11 +175,13 @@ def _middle(problem: Problem, sigma: float) -> float:
     """Where the loss puts its law in normal noise, from the middle upwards to the better side."""
     if problem.worse_counts == 1 or not sigma:
         return 0.0
+    from scipy.optimize import root_scalar
+
     reach = problem.delta / sigma
 
     def above(m: float) -> float:
         """Mean of max(z - m, 0) of a standard normal z."""
-        return math.exp(-m * m / 2) / math.sqrt(2 * math.pi) - m * float(ndtr(-m))
+        return math.exp(-m * m / 2) / math.sqrt(2 * math.pi) - m * math.erfc(m / math.sqrt(2)) / 2
 
     def pull(m: float) -> float:
         """Of what lies above m, less that of what lies below, both bounded by Huber's threshold."""

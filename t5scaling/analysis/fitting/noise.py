@@ -158,8 +158,7 @@ def noise_of(problem: Problem, theta: np.ndarray, seeds: np.ndarray | None) -> N
     seed = np.zeros(count, int) if seeds is None else np.unique(seeds, return_inverse=True)[1]
     previous = _previous(log_x, seed)
     grid = _grid(df, previous, seed, log_x)
-    largest = np.sort(np.abs(residuals))[-df:]  # as many are 0 as there are coefficients
-    cut = CUT * 1.4826 * np.median(largest) if df >= LEAST_DF else np.inf
+    cut = CUT * _robust_scale(residuals, df) if df >= LEAST_DF else np.inf
     growth = 0.0
     _, whole = _restricted(residuals, tangent, place, previous, seed, grid)
     for _ in range(4):
@@ -184,6 +183,21 @@ def noise_of(problem: Problem, theta: np.ndarray, seeds: np.ndarray | None) -> N
         sigma, df, growth_of, rho, shift, probability, variance, place, plain.centre, plain.width,
         previous, seed,
     )  # fmt: skip
+
+
+def _robust_scale(residuals: np.ndarray, df: int) -> float:
+    """Standard deviation from winsorised residuals, from their median upwards."""
+    size = np.sort(np.abs(residuals))
+    scale = 1.4826 * float(np.median(size[-df:]))  # as many are 0 as there are coefficients
+    for _ in range(50):
+        inside = max(float(np.mean(size <= CUT * scale)), 0.5)
+        last, scale = (
+            scale,
+            float(np.sqrt(np.sum(np.minimum(size, CUT * scale) ** 2) / df)) / inside,
+        )
+        if abs(scale - last) <= 1e-3 * last:
+            break
+    return scale
 
 
 def _previous(log_x: np.ndarray, seed: np.ndarray) -> np.ndarray:

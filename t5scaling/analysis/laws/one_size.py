@@ -7,11 +7,15 @@ family a curve follows. u = log D - log D_c is the log size from the centre of t
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import expit
 
 from t5scaling.analysis.laws.base import Coefficient, Law
 
 _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
+
+
+def expit(z):
+    """As scipy.special's, which would cost every start of the program its import."""
+    return np.exp(-np.logaddexp(0.0, -z))
 
 
 class PurePower(Law):
