@@ -1,13 +1,29 @@
-"""How often 90 % intervals hold the truth, for every family of laws.
+"""How often 90 % intervals hold the truth, for every family of laws, with what users get.
 
-    python benchmarks/coverage.py [--studies=500] [--laws=log,power] [--interval=noise]
+    python benchmarks/coverage.py [--studies=500] [--laws=log,power] [--situations=even,seeds]
+        [--interval=noise] [--delta=inf]
+    python benchmarks/coverage.py --pairs [--studies=500]
 
 Each simulated study plants a law with known coefficients at 6 doubling sizes with 3 seeds each
-(joint laws: 6 x 3 sizes) and normal noise on log values, and fits it to all points. Counted: how
-often the interval of each coefficient that the design determines holds the planted one, and how
-often the band of predictions holds a new measurement at half, at 2 and at 4 times the largest size.
-87 to 93 % are wanted. On one core of the CPU about 10 minutes for all families, and
-8 for each of m4 and bnsl.
+(joint laws: 6 x 3 sizes) and normal noise on log values, and fits it to all points, with each law's
+own Huber threshold unless one is given. Counted: how often the interval of each coefficient that
+the design determines holds the planted one, and how often the band of predictions holds a new
+measurement at half, at 2 and at 8 times the largest size. 87 to 93 % are wanted for noise that is
+independent and even, 80 % or more in the other situations:
+
+- even: independent noise of one size;
+- growing: its standard deviation grows 3 times over the fitted sizes, and on beyond them;
+- steep: the same, 8 times;
+- seeds: half of the variance is a shift of a seed's whole curve;
+- checkpoints: 24 checkpoints of one run in place of 6 sizes, with AR(1) errors of 0.9;
+- outlier: one point is 10 standard deviations off.
+
+--pairs plants two data sets at a time: the same law in both, where a chance of 95 % or more to be
+the better one (at twice the largest size) should be seen in 10 % of the pairs, and two that cross
+there, which the interval of the crossing should hold in 90 %.
+
+On one core of the CPU about 4 minutes for all families and 500 studies of even noise, without m4
+and bnsl, which take that long each.
 """
 
 import argparse
@@ -15,8 +31,11 @@ import time
 
 import numpy as np
 
+from t5scaling.analysis.conclusions.forecast import Outlook, chance_of_best, overtakes
 from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.results.curves import Curve, Point
+from t5scaling.analysis.results.places import Place
 
 SIZES, SEEDS = 1e8 * 2.0 ** np.arange(6), 3
 # law -> (planted coefficients, noise of a log value, coefficients that the design determines)
@@ -50,7 +69,9 @@ PLANTED = {
     "ghorbani": ({"E": 1.4, "A": 150.0, "p_e": 0.16, "p_d": 0.2}, 0.005, ("p_e", "p_d")),
     "clark": ({"a": -0.082, "b": -0.108, "c": 0.0039, "d": 2.5}, 0.005, ("a", "b", "c")),
 }  # fmt: skip
-TIMES = (0.5, 2.0, 4.0)
+TIMES = (0.5, 2.0, 8.0)
+SITUATIONS = ("even", "growing", "steep", "seeds", "checkpoints", "outlier")
+CHECKPOINTS, AR = 24, 0.9
 
 
 def truth(name: str, x: np.ndarray) -> np.ndarray:
@@ -61,56 +82,127 @@ def truth(name: str, x: np.ndarray) -> np.ndarray:
     return LAWS[name].published(x, planted)
 
 
-def design(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """-> (sizes of the points, places of the new measurements)."""
+def design(name: str, situation: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-> (sizes of the points, seeds of the points, places of the new measurements)."""
     law = LAWS[name]
-    if law.of_loss:
-        x = np.repeat(np.linspace(2.0, 4.0, 6), SEEDS)
-        return x, np.array([2.5, 1.8, 1.6])
+    count = CHECKPOINTS if situation == "checkpoints" else len(SIZES)
+    seeds = 1 if situation == "checkpoints" else SEEDS
+    sizes = np.geomspace(SIZES[0], SIZES[-1], count)
     if name == "muennighoff":
-        x = np.array([(u * e, u) for u in (1e7, 4e7, 1.6e8) for e in 2.0 ** np.arange(6)]).T
+        x = np.array([(u * e, u) for u in (1e7, 4e7, 1.6e8) for e in sizes / SIZES[0]]).T
     elif len(law.sizes) == 2:
-        x = np.array([(a, b) for a in SIZES for b in (1e5, 1e6, 1e7)]).T
+        x = np.array([(a, b) for a in sizes for b in (1e5, 1e6, 1e7)]).T
     else:
-        x = np.repeat(SIZES, SEEDS)
-        return x, x.max() * np.array(TIMES)
-    return x, x[:, -1:] * np.array([TIMES, (1.0, 1.0, 1.0)])
+        x = np.repeat(np.linspace(2.0, 4.0, count) if law.of_loss else sizes, seeds)
+        places = np.array([2.5, 1.8, 1.6]) if law.of_loss else x.max() * np.array(TIMES)
+        return x, np.arange(len(x)) % seeds, places
+    return x, np.zeros(x.shape[1], int), x[:, -1:] * np.array([TIMES, (1.0, 1.0, 1.0)])
+
+
+def errors(
+    situation: str, x: np.ndarray, seeds: np.ndarray, places: np.ndarray, draw: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> (of the points, of the new measurements), in standard deviations."""
+    size, far = (np.log(np.atleast_2d(rows)[0]) for rows in (x, places))
+    own, new = draw.standard_normal(len(size)), draw.standard_normal(len(far))
+    if situation in ("growing", "steep"):
+        factor = np.log(3.0 if situation == "growing" else 8.0) / np.ptp(size)
+        middle = (size.max() + size.min()) / 2
+        own, new = own * np.exp(factor * (size - middle)), new * np.exp(factor * (far - middle))
+    elif situation == "seeds":
+        own = (own + draw.standard_normal(seeds.max() + 1)[seeds]) / np.sqrt(2)
+    elif situation == "checkpoints":
+        step = len(np.unique(x, axis=-1).T) // len(np.unique(size))  # second sizes side by side
+        for i in range(step, len(own)):
+            own[i] = AR * own[i - step] + np.sqrt(1 - AR**2) * own[i]
+    elif situation == "outlier":
+        own[draw.integers(len(own))] += 10 * draw.choice([-1, 1])
+    return own, new
+
+
+def cover(name: str, situation: str, studies: int, **options) -> dict[str, float]:
+    """Shares of the studies."""
+    planted, noise, determined = PLANTED[name]
+    x, seeds, places = design(name, situation)
+    y, wanted = truth(name, x), truth(name, places)
+    hits = dict.fromkeys((*determined, *(f"at {t:g} times" for t in TIMES), "converged"), 0)
+    for study in range(studies):
+        draw = np.random.default_rng((study, list(PLANTED).index(name)))
+        own, new = errors(situation, x, seeds, places, draw)
+        fit = fit_curve(
+            LAWS[name], x, y * np.exp(noise * own), hold_out=0, seeds=list(seeds), **options
+        )  # fmt: skip
+        hits["converged"] += fit.converged
+        for key in determined:
+            _, low, high = fit.coefficients[key]
+            hits[key] += low <= planted[key] <= high
+        low, high = fit.band(places)
+        measured = wanted * np.exp(noise * new)
+        for t, inside in zip(TIMES, (low <= measured) & (measured <= high), strict=True):
+            hits[f"at {t:g} times"] += inside
+    return {key: count / studies for key, count in hits.items()}
+
+
+def outlook(x: np.ndarray, y: np.ndarray) -> Outlook:
+    points = tuple(Point(float(a), float(b)) for a, b in zip(x, y, strict=True))
+    return Outlook(Curve(Place(), "cross_entropy", "D_p", points), [LAWS["power"]])
+
+
+def pairs(studies: int) -> dict[str, float]:
+    """Shares of the pairs."""
+    x = np.repeat(SIZES, SEEDS)
+    meet, noise = SIZES[-1] * 2, 0.01
+
+    def law(at: np.ndarray | float, exponent: float):
+        """All exponents have the same value where they meet."""
+        return 1.5 + 0.3 * (at / meet) ** -exponent
+
+    hits = dict.fromkeys(("sure of one of two equal laws", "crossing", "crosses at all"), 0.0)
+    for study in range(studies):
+        draw = np.random.default_rng(study)
+
+        def curve(exponent: float, draw=draw) -> Outlook:
+            y = law(x, exponent) * np.exp(noise * draw.standard_normal(len(x)))
+            return outlook(x, y)
+
+        first, twin, steeper = curve(0.3), curve(0.3), curve(0.8)
+        chances = chance_of_best({"one": first, "two": twin}, meet, -1)
+        hits["sure of one of two equal laws"] += max(chances.values()) >= 0.95
+        crossing = overtakes(first, steeper)
+        if crossing and crossing.low is not None and crossing.high is not None:
+            hits["crosses at all"] += 1
+            hits["crossing"] += crossing.low <= meet <= crossing.high
+    hits["crossing"] *= studies / max(hits["crosses at all"], 1)
+    return {key: count / studies for key, count in hits.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--laws", default=",".join(PLANTED))
+    parser.add_argument("--situations", default="even")
     parser.add_argument("--interval", default="noise")
+    parser.add_argument("--delta", type=float)
+    parser.add_argument("--pairs", action="store_true")
     arguments = parser.parse_args()
-    for name in arguments.laws.split(","):
-        law, begin = LAWS[name], time.perf_counter()
-        planted, noise, determined = PLANTED[name]
-        x, places = design(name)
-        y, wanted = truth(name, x), truth(name, places)
-        hits = dict.fromkeys((*determined, *(f"at {t:g} times" for t in TIMES)), 0)
-        converged = 0
-        for study in range(arguments.studies):
-            draw = np.random.default_rng((study, list(PLANTED).index(name)))
-            noisy = y * np.exp(noise * draw.standard_normal(len(y)))
-            fit = fit_curve(
-                law, x, noisy, hold_out=0, delta=np.inf, interval=arguments.interval,
-                seeds=np.arange(len(y)) % SEEDS,
+    if unknown := set(arguments.situations.split(",")) - set(SITUATIONS):
+        parser.error(f"situations {', '.join(unknown)}: unknown; known: {', '.join(SITUATIONS)}")
+
+    def show(title: str, shares: dict[str, float], begin: float) -> None:
+        said = ", ".join(f"{key} {share:.1%}" for key, share in shares.items())
+        print(f"{title}: {said}; {time.perf_counter() - begin:.0f} s", flush=True)
+
+    if arguments.pairs:
+        begin = time.perf_counter()
+        return show("pairs", pairs(arguments.studies), begin)
+    for situation in arguments.situations.split(","):
+        for name in arguments.laws.split(","):
+            begin = time.perf_counter()
+            shares = cover(
+                name, situation, arguments.studies,
+                interval=arguments.interval, delta=arguments.delta,
             )  # fmt: skip
-            converged += fit.converged
-            for key in determined:
-                _, low, high = fit.coefficients[key]
-                hits[key] += low <= planted[key] <= high
-            low, high = fit.band(places)
-            new = wanted * np.exp(noise * draw.standard_normal(len(wanted)))
-            for t, inside in zip(TIMES, (low <= new) & (new <= high), strict=True):
-                hits[f"at {t:g} times"] += inside
-        shares = ", ".join(f"{k} {v / arguments.studies:.1%}" for k, v in hits.items())
-        print(
-            f"{name}: {shares}; {converged / arguments.studies:.1%} converged, "
-            f"{time.perf_counter() - begin:.0f} s",
-            flush=True,
-        )
+            show(f"{name}, {situation}", shares, begin)
 
 
 if __name__ == "__main__":

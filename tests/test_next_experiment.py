@@ -7,7 +7,6 @@ from t5scaling.analysis.conclusions.next_experiment import (
     Cost,
     Design,
     candidates,
-    half_width,
     next_runs,
     rank,
 )
@@ -122,6 +121,11 @@ def test_better_than_random_and_equal_spacing_in_simulated_studies(monkeypatch, 
     assert rms["ours"] < rms["random"] and rms["ours"] < rms["equal"], rms
 
 
-def test_half_width_of_nothing_known_is_finite():
-    fit, _, _ = fitted("ceiling")
-    assert 0 < half_width(Design(fit, TARGET).variance()) < 1
+@pytest.mark.parametrize("name", TRUTHS)
+def test_the_half_width_before_a_run_is_the_bootstraps_own(name):
+    fit, _, _ = fitted(name)
+    design = Design(fit, TARGET)
+    low, high = (np.log(end[0]) for end in fit.curve_band(TARGET))
+    before = design.half_width(design.variance())
+    assert before == pytest.approx((high - low) / 2)
+    assert 0 < design.half_width(design.with_each(np.array([6.4e9])))[0] < before

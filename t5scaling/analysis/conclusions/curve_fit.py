@@ -7,7 +7,8 @@ null), "law", "formula", "fit" (null if there is none: "note" says why), "check"
 fit has "coefficients" (value, low, high, meaning, unit; null where a number overflows),
 "huber_delta", "objective" (sum of Huber losses of log values), "converged", "at_bound",
 "determined" (the law's value and slope in logs at "centre"), "interval", "residual",
-"worse_counts", "noise" (standard deviation of a log value, degrees of freedom), "held_out" (x,
+"worse_counts", "noise" (standard deviation of a log value, degrees of freedom, and "notes" in words
+where it is not independent and even), "held_out" (x,
 value, predicted, low, high, error, relative_error, log_error, inside), "held_out_rms_log_error" and
 "extrapolation_decades". "check" says how the law predicts points that it was not fitted to: "kind"
 ("rollout": each size from those before it; "held out"), "rms_log_error" and "predictions" (k sizes
@@ -226,7 +227,11 @@ def _fit_record(fit: Fit) -> dict[str, Any]:
         "objective": _number(fit.objective),
         "converged": fit.converged,
         "at_bound": list(fit.at_bound),
-        "noise": {"log_sd": _number(fit.sigma), "degrees_of_freedom": fit.noise_df},
+        "noise": {
+            "log_sd": _number(fit.sigma),
+            "degrees_of_freedom": fit.noise_df,
+            "notes": list(fit.noise.notes),
+        },
         "held_out": [
             {
                 **{k: _number(v) for k, v in asdict(point).items() if v is not None},

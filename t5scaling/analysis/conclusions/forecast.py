@@ -5,11 +5,13 @@ they were not fitted to (paired test, and less than TIMES_THE_BEST times its err
 more coefficients, all take part: the value is the best one's, the interval spans those of all.
 Neither passes the end of the metric's scale. Where two data sets cross, and where a data set and
 the baseline: both curves' laws are solved for it, in each bootstrap replicate, up to REACH times
-the largest fitted size.
+the largest fitted size. Replicates of two curves are drawn independently, so that
+those of one number may be paired; chances and crossings take the replicates of all families that
+take part, each family with itself.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -91,7 +93,7 @@ class Outlook:
 
     def at(self, x: float) -> Forecast | None:
         """None if no law could be fitted."""
-        if not self.fits:
+        if self.best is None:
             return None
         place, best = np.array([x]), self.fits[0]
         ends = [[float(end[0]) for end in fit.band(place)] for fit in self.fits]
@@ -112,14 +114,17 @@ class Outlook:
         """The size from which pretraining beats none; None without a baseline or a law."""
         if not self.fits or not self.curve.baseline:
             return None
-        fit, base = self.best, [p.value for p in self.curve.baseline]
+        base = [p.value for p in self.curve.baseline]
         level = math.log(max(np.mean(base), 1e-300))
-        noise = fit.replicate_noise / math.sqrt(len(base))
-        return _crossing(
-            lambda log_x, thetas: fit.law.log_value(thetas, log_x, fit.frame)
-            - (level + (noise[:, None] if thetas.ndim == 2 else 0.0)),
-            fit, fit, sign_of(self.curve, fit.law.direction), from_below=1e-2,
-        )  # fmt: skip
+
+        def gains_of(fit: Fit) -> Gains:
+            noise = fit.replicate_noise[:, None] / math.sqrt(len(base))
+            return lambda log_x, drawn: (
+                _log_values(fit, log_x, drawn) - (level + (noise if drawn else 0.0))
+            )
+
+        sign = sign_of(self.curve, self.fits[0].law.direction)
+        return _crossing([gains_of(fit) for fit in self.fits], self.fits, sign, from_below=1e-2)
 
 
 def outlooks(
@@ -167,55 +172,80 @@ def overtakes(first: Outlook, second: Outlook) -> Crossing | None:
     """Where the second curve becomes better than the first and stays so; None without laws."""
     if not first.fits or not second.fits:
         return None
-    one, two = first.best, second.best
-    size = min(len(one.replicates), len(two.replicates))
-    both = np.concatenate([one.replicates[:size], two.replicates[:size]], axis=1)
-    split = one.law.num_parameters
 
-    def difference(log_x, thetas):
-        if thetas is None:
-            mine, other = one.theta, two.theta
-        else:
-            mine, other = both[:, :split], both[:, split:]
-        return two.law.log_value(other, log_x, two.frame) - one.law.log_value(
-            mine, log_x, one.frame
+    def gains_of(one: Fit, two: Fit) -> Gains:
+        size = min(len(one.replicates), len(two.replicates))
+        return lambda log_x, drawn: (
+            _log_values(two, log_x, drawn)[:size] - _log_values(one, log_x, drawn)[:size]
         )
 
-    return _crossing(difference, one, two, sign_of(first.curve, one.law.direction))
+    pairs = _by_family([first, second])
+    fits = [fit for pair in pairs for fit in pair]
+    sign = sign_of(first.curve, first.fits[0].law.direction)
+    return _crossing([gains_of(*pair) for pair in pairs], fits, sign)
 
 
-def _crossing(difference, one: Fit, two: Fit, sign: int, *, from_below: float = 1.0) -> Crossing:
+# How much higher, in logs, one law is than another at log sizes (G,), (R, G): of the replicates if
+# asked for them, else of the fits themselves, (1, G).
+Gains = Callable[[np.ndarray, bool], np.ndarray]
+
+
+def _log_values(fit: Fit, log_x: np.ndarray, drawn: bool) -> np.ndarray:
+    return fit.law.log_value(fit.replicates if drawn else fit.theta[None], log_x, fit.frame)
+
+
+def _by_family(of: Sequence[Outlook]) -> list[tuple[Fit, ...]]:
+    """The fits of several curves by each law that takes part in all; without one, the best ones."""
+    by_law = [{fit.law.name: fit for fit in one.fits} for one in of]
+    common = [name for name in by_law[0] if all(name in fits for fits in by_law)]
+    return [tuple(fits[name] for fits in by_law) for name in common] or [
+        tuple(one.fits[0] for one in of)
+    ]
+
+
+def _crossing(
+    families: Sequence[Gains], fits: Sequence[Fit], sign: int, *, from_below: float = 1.0
+) -> Crossing:
     """The last change from worse to better on a grid from the smallest fitted size (times
-    `from_below`) to REACH times the largest."""
-    low = math.log(min(one.x.min(), two.x.min()) * from_below)
-    grid = np.linspace(low, math.log(max(one.x.max(), two.x.max()) * REACH), 400)
+    `from_below`) to REACH times the largest: the first family's, and over the replicates of all."""
+    low = math.log(min(fit.x.min() for fit in fits) * from_below)
+    grid = np.linspace(low, math.log(max(fit.x.max() for fit in fits) * REACH), 400)
 
-    def last_change(values: np.ndarray) -> np.ndarray:
+    def last_change(gains: np.ndarray) -> np.ndarray:
         """(R, G) -> (R,): log size, nan if there is none or the change is undone."""
-        better = np.nan_to_num(sign * values, nan=-np.inf) > 0
+        gains = np.nan_to_num(sign * gains, nan=-np.inf)
+        better = gains > 0
         rises = ~better[:, :-1] & better[:, 1:]
         place = np.where(rises.any(1) & better[:, -1], grid.size - 2 - rises[:, ::-1].argmax(1), -1)
-        return np.where(place >= 0, (grid[place] + grid[place + 1]) / 2, np.nan)
+        row = np.arange(len(gains))
+        before, after = gains[row, place], gains[row, place + 1]
+        share = np.nan_to_num(-before / (after - before), nan=0.5)
+        return np.where(place >= 0, grid[place] + share * (grid[1] - grid[0]), np.nan)
 
-    theta = one.theta if one is two else None
-    thetas = one.replicates if one is two else ()
     with np.errstate(invalid="ignore"):
-        here = last_change(difference(grid, theta)[None])[0]
-        spread = last_change(difference(grid, thetas))
+        here = last_change(families[0](grid, False))[0]
+        spread = np.concatenate([last_change(gains(grid, True)) for gains in families])
     known = spread[np.isfinite(spread)]
     share = len(known) / len(spread)
     if math.isnan(here) or not len(known):
         return Crossing(None, None, None, share)
-    tails = np.quantile(known, TAILS)
-    return Crossing(float(np.exp(here)), *(float(v) for v in np.exp(tails)), share)
+    low, high = np.exp(np.quantile(known, TAILS))
+    return Crossing(float(np.exp(here)), float(low), float(high), share)
 
 
 def chance_of_best(outlook: Mapping[str, Outlook], x: float, direction: int) -> dict[str, float]:
-    """Share of bootstrap replicates in which each data set is the best at x, ties shared."""
-    names = [name for name, one in outlook.items() if one.fits]
-    drawn = np.array(
-        [outlook[n].best.log_values(np.array([x]), outlook[n].best.replicates)[:, 0] for n in names]
-    )
-    sign = sign_of(outlook[names[0]].curve, direction) if names else 1
-    won = (sign * drawn).argmax(0) if names else np.array([])
-    return {name: float(np.mean(won == i)) for i, name in enumerate(names)}
+    """Share of bootstrap replicates, over all families, in which each data set is the best at x,
+    ties shared."""
+    named = {name: one for name, one in outlook.items() if one.fits}
+    if not named:
+        return {}
+    first, *_ = named.values()
+    sign = sign_of(first.curve, direction)
+    shares = []
+    for fits in _by_family(list(named.values())):
+        size = min(len(fit.replicates) for fit in fits)
+        values = [fit.log_values(np.array([x]), fit.replicates[:size])[:, 0] for fit in fits]
+        drawn = sign * np.nan_to_num(np.array(values), nan=-sign * np.inf)
+        won = drawn == drawn.max(0)
+        shares.append((won / won.sum(0)).mean(1))
+    return {name: float(share) for name, share in zip(named, np.mean(shares, 0), strict=True)}

@@ -1,12 +1,17 @@
 """Which run to pay for next: the one that narrows the wanted prediction most per device-hour.
 
-The Fisher information of a fit is I = J^T J / sigma^2, with J the derivatives of log values by the
-law's parameters at the measured points. The variance of the law's log value at a target x* is
-g^T I^-1 g, with g the derivatives there; a further run at c adds the row j of c to J, and by the
-Sherman-Morrison formula the variance falls by (g^T I^-1 j)^2 / (sigma^2 + j^T I^-1 j). The law is
-not linear: J, and with it the best c, depends on parameters that are known with an error. So the
-fall is averaged over the fit's bootstrap replicates (a Bayesian design; Chaloner and Verdinelli,
-1995) and divided by the price of the run.
+The Fisher information of a fit is I = J^T S^-1 J, with J the derivatives of log values by the
+law's parameters at the measured points and S the variances of their noise, which may grow with
+size. The variance of the law's log value at a target x* is g^T I^-1 g, with g the derivatives
+there; a further run at c adds the row j of c to J, and by the Sherman-Morrison formula the variance
+falls by (g^T I^-1 j)^2 / (s_c^2 + j^T I^-1 j). The law is not linear: J, and with it the best c,
+depends on parameters that are known with an error. So the fall is averaged over the fit's bootstrap
+replicates (a Bayesian design; Chaloner and Verdinelli, 1995) and divided by the price of the run.
+
+Such variances are too small: they leave out how curved the law is, how few degrees of freedom its
+noise rests on, and what points share. The bootstrap knows all of it for the points that are there,
+so half widths are put in its unit: the one before a further run is the bootstrap's own, and those
+after it fall in the ratio of the variances.
 """
 
 import itertools
@@ -16,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from t5scaling.analysis.fitting.fit import Fit
-from t5scaling.analysis.fitting.significance import NORMAL_QUANTILE
+from t5scaling.analysis.fitting.intervals import percentiles
+from t5scaling.analysis.fitting.significance import student_quantile
 
 SAMPLES = 150  # bootstrap replicates that the design is averaged over
 
@@ -69,14 +75,35 @@ class Design:
         self.fit = fit
         thetas = fit.replicates[:: max(1, len(fit.replicates) // SAMPLES)]
         self._thetas = np.vstack([fit.theta, thetas])
-        self._noise = max(fit.sigma, 1e-6) ** 2
         lower, upper = fit.law.bounds(fit.frame)
-        slopes = self._slopes(np.exp(fit.problem.log_x))
+        measured = np.exp(fit.problem.log_x)
+        slopes = self._slopes(measured) / np.sqrt(self._noise(measured))[:, None]
         # What the bounds of the parameters say, and no more, keeps the matrix invertible.
         prior = np.diag(12.0 / (upper - lower) ** 2)
-        information = slopes.transpose(0, 2, 1) @ slopes / self._noise + prior
-        self._covariance = np.linalg.inv(information)
+        self._covariance = np.linalg.inv(slopes.transpose(0, 2, 1) @ slopes + prior)
         self._target = self._slopes(target)[:, 0]
+        self._unit = self._bootstrap(target) / self._deviation(self.variance())
+
+    def _noise(self, x: np.ndarray) -> np.ndarray:
+        """Variance of the log value of one point at each x, (N,)."""
+        return np.maximum(self.fit.noise.at(self.fit.law.main_size(x)), 1e-6) ** 2
+
+    def _bootstrap(self, target: np.ndarray) -> float:
+        """Half width of the interval of the law's log value at the target; Student's where the
+        bootstrap knows none."""
+        low, high = percentiles(self.fit.log_values(target, self.fit.replicates)[:, 0])
+        half = float(high - low) / 2
+        if np.isfinite(half) and half > 0:
+            return half
+        return student_quantile(self.fit.noise_df) * float(self._deviation(self.variance()))
+
+    @staticmethod
+    def _deviation(variance: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(variance, 0.0)).mean(0)
+
+    def half_width(self, variance: np.ndarray) -> np.ndarray:
+        """Of the interval, from variances of the replicates (axis 0) before or after a run."""
+        return self._unit * self._deviation(variance)
 
     def _slopes(self, x: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -93,7 +120,7 @@ class Design:
         moved = np.einsum("rnp,rpq->rnq", rows, self._covariance)
         fall = np.einsum("rnp,rp->rn", moved, self._target) ** 2
         return self.variance()[:, None] - fall / (
-            self._noise + np.einsum("rnp,rnp->rn", moved, rows)
+            self._noise(x) + np.einsum("rnp,rnp->rn", moved, rows)
         )
 
     def add(self, x: np.ndarray) -> None:
@@ -101,13 +128,8 @@ class Design:
         row = self._slopes(x)[:, 0]
         moved = np.einsum("rpq,rq->rp", self._covariance, row)
         gain = moved[:, :, None] * moved[:, None, :]
-        scale = self._noise + np.einsum("rp,rp->r", moved, row)
+        scale = self._noise(x) + np.einsum("rp,rp->r", moved, row)
         self._covariance = self._covariance - gain / scale[:, None, None]
-
-
-def half_width(variance: np.ndarray, level_quantile: float = NORMAL_QUANTILE) -> np.ndarray:
-    """Of an interval of LEVEL, averaged over the replicates (axis 0)."""
-    return level_quantile * np.sqrt(np.maximum(variance, 0.0)).mean(0)
 
 
 def candidates(fit: Fit, largest: float, pools: Sequence[float] = ()) -> np.ndarray:
@@ -176,7 +198,8 @@ def _spend(fit: Fit, target, places, cost: Cost, left: float, runs: int) -> list
 
 
 def _ranked(design: Design, places, cost, measured) -> list[NextRun]:
-    before, after = half_width(design.variance()), half_width(design.with_each(places))
+    before = design.half_width(design.variance())
+    after = design.half_width(design.with_each(places))
     found = []
     for i, place in enumerate(np.atleast_2d(places).T):
         same = np.all(np.isclose(measured, place[:, None]), axis=0)

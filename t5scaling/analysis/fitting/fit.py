@@ -5,7 +5,7 @@ which are in the paper's protocol). A law needs as many sizes as it has coeffici
 
 The noise of a point, which all intervals rest on (see `intervals`), comes from
 
-- the residuals of the fit, sqrt(RSS / (n - P)), when n - P >= 2, or else
+- the residuals of the fit (see `noise`) when n - P >= 2, or else
 - the deviations of inner points from the straight line (in log D) between their neighbours,
   with as many degrees of freedom as there are inner points. Curvature counts as noise here:
   the interval errs on the wide side.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from t5scaling.analysis.fitting import intervals
+from t5scaling.analysis.fitting.noise import Noise, even, noise_of
 from t5scaling.analysis.fitting.problem import RESIDUALS, Problem, best_theta
 from t5scaling.analysis.fitting.protocol import held_out_by
 from t5scaling.analysis.fitting.significance import student_half_width
@@ -63,10 +64,10 @@ class Fit:
     x, y: the fitted points, (N,) each, or x (2, N) for a law of two sizes; held_out: the others.
     coefficients: name -> (value, low, high), where a coefficient that overflows is inf.
     determined: the same for what the points do tell: the law's value and its slope in logs at the
-    centre of the points. interval: one of `intervals.INTERVALS`. sigma: noise of one point on the
-    log scale, resting on `noise_df` degrees of freedom. at_bound: in words, for each internal
-    parameter on its bound. extrapolation: decades of (the first) x from the farthest fitted to the
-    farthest held-out size, 0 if that lies between fitted ones.
+    centre of the points. interval: one of `intervals.INTERVALS`. noise: of the points' log values;
+    sigma: its standard deviation at the centre, on `noise_df` degrees of freedom. at_bound: in
+    words, for each internal parameter on its bound. extrapolation: decades of (the first) x from
+    the farthest fitted to the farthest held-out size, 0 if that lies between fitted ones.
     """
 
     problem: Problem
@@ -78,13 +79,26 @@ class Fit:
     coefficients: dict[str, tuple[float, float, float]]
     determined: dict[str, tuple[float, float, float]]
     interval: str
-    sigma: float
-    noise_df: int
+    noise: Noise
     replicates: np.ndarray  # (R, P)
-    replicate_noise: np.ndarray  # (R,): each replicate's draw of the noise of a new point
+    replicate_noise: np.ndarray  # (R,): each one's draw of the noise of a new point at the centre
+    replicate_growth: np.ndarray  # (R,): and of how it grows, see `new_noise`
     held_out: tuple[HeldOutPoint, ...]
     extrapolation: float
     at_bound: tuple[str, ...]
+
+    @property
+    def sigma(self) -> float:
+        return self.noise.sigma
+
+    @property
+    def noise_df(self) -> int:
+        return self.noise.df
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the coefficients should know: bounds that were met, uneven noise."""
+        return (*self.at_bound, *self.noise.notes)
 
     @property
     def law(self) -> Law:
@@ -119,7 +133,12 @@ class Fit:
         if self.interval == "profile":
             return self._profile_band(np.asarray(x, float))
         drawn = self.log_values(x, self.replicates)
-        return intervals.percentiles(drawn + self.replicate_noise[:, None], np.exp)
+        return intervals.percentiles(drawn + self.new_noise(x), np.exp)
+
+    def new_noise(self, x: np.ndarray) -> np.ndarray:
+        """Each replicate's draw of the error of a new log value at each x, (R, N)."""
+        growth = np.exp(self.replicate_growth[:, None] * self.noise.places(self.law.main_size(x)))
+        return self.replicate_noise[:, None] * growth
 
     def curve_band(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same for the law's own value, without the noise of a measurement."""
@@ -186,11 +205,13 @@ def fit_curve(
       delta: Huber's threshold on residuals; None: the law's own; inf: squares.
       residual: one of RESIDUALS. The objective of "reducible" has its global minimum where points
         lie at the floor, or at floor 0; of its minima the lowest within the bounds is taken.
-      worse_counts: weight of a point that is worse than the law, relative to one that is better:
-        below 1 where some runs are thought under-tuned.
-      errors: standard errors of y, (N,): a point counts by their inverse square, relative to the
-        others; the noise itself still comes from the points.
-      seeds: labels of the points' seeds, (N,), which intervals over seeds need.
+      worse_counts: weight of the loss of a point that is worse than the law, relative to one that
+        is better: below 1 where some runs are thought under-tuned.
+      errors: standard errors of y, (N,): residuals are counted in their unit before Huber's loss,
+        which for squares weights points by their inverse square. Only how they differ from point
+        to point matters; the noise itself still comes from the points.
+      seeds: labels of the points' seeds, (N,), which intervals over seeds need; the others widen
+        where seeds shift whole curves.
       interval: one of `intervals.INTERVALS`.
 
     Raises:
@@ -218,14 +239,15 @@ def fit_curve(
     )  # fmt: skip
 
     theta, objective, converged = best_theta(problem)
-    sigma, df = _noise(problem, theta)
-    replicates, new_noise = intervals.bootstrap(
-        problem, theta, sigma, df, kind=interval, seeds=None if labels is None else labels[fitted]
+    of_fitted = None if labels is None else labels[fitted]
+    noise = _noise(problem, theta, of_fitted)
+    thetas, new_noise, growth = intervals.bootstrap(
+        problem, theta, noise, kind=interval, seeds=of_fitted
     )
     fit = Fit(
         problem=problem, x=x[..., fitted], y=y[fitted], theta=theta, objective=objective,
-        converged=converged, coefficients={}, determined={}, interval=interval, sigma=sigma,
-        noise_df=df, replicates=replicates, replicate_noise=new_noise, held_out=(),
+        converged=converged, coefficients={}, determined={}, interval=interval, noise=noise,
+        replicates=thetas, replicate_noise=new_noise, replicate_growth=growth, held_out=(),
         extrapolation=_extrapolation(law, law.main_size(x), fitted),
         at_bound=_at_bound(problem, theta),
     )  # fmt: skip
@@ -304,16 +326,16 @@ def _extrapolation(law: Law, main: np.ndarray, fitted: np.ndarray) -> float:
     return float(max(seen.min() - held.min() if law.of_loss else held.max() - seen.max(), 0.0))
 
 
-def _noise(problem: Problem, theta: np.ndarray) -> tuple[float, int]:
+def _noise(problem: Problem, theta: np.ndarray, seeds: np.ndarray | None) -> Noise:
     log_x, log_y = problem.log_x, problem.log_y
     df = len(log_y) - problem.law.num_parameters
-    if df >= 2 or log_x.ndim == 2:
-        scale = 1.0 if problem.scale is None else problem.scale
-        residuals = (log_y - problem.log_values(theta)) * scale
-        return (float(np.sqrt(np.sum(residuals**2) / df)), df) if df else (0.0, 0)
+    if df >= 2 or (log_x.ndim == 2 and df):
+        return noise_of(problem, theta, seeds)
+    if log_x.ndim == 2:
+        return even(problem, 0.0, 0)
     sizes, where = np.unique(log_x, return_inverse=True)
     means = np.bincount(where, log_y) / np.bincount(where)
-    return noise_between_neighbours(sizes, means)
+    return even(problem, *noise_between_neighbours(sizes, means))
 
 
 def _coefficients(fit: Fit) -> dict[str, tuple[float, float, float]]:

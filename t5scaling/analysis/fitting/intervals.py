@@ -3,36 +3,50 @@
 - "noise" (the default), a parametric bootstrap on log values. Resampling 3 or 4 points with
   replacement repeats points until the law is not determined any more, and resampling their
   residuals draws from a handful of numbers that the fit has already shrunk; so each replicate adds
-  fresh normal noise to the fitted curve and refits it. The noise's scale rests on few degrees of
-  freedom: every replicate draws its own from the scaled inverse chi-squared distribution, which
-  gives Student's t in the linear case.
-- "points": points are resampled with replacement. Assumes nothing of the noise, needs many points.
-- "seeds": whole seeds are resampled with replacement, each with its points at all sizes. Right
-  where a seed moves a whole curve up or down, as one pretraining run with many checkpoints does;
-  with 2 or 3 seeds there are only 3 or 10 such samples, and intervals come out too narrow.
+  fresh normal noise to the fitted curve and refits it. The noise is that of `noise`: it may grow
+  with size, be correlated along the checkpoints of one run, or shift whole seeds, as far as the
+  points show it. Its scale rests on few degrees of freedom: every replicate draws its own from the
+  scaled inverse chi-squared distribution, which gives Student's t in the linear case.
+- "points": points are resampled with replacement. Assumes nothing of the noise but that it is
+  independent, needs many points.
+- "seeds": whole seeds are resampled, each with its points at all sizes: the loss of every seed's
+  points has a random weight. The weights are shares of gamma variables (the Bayesian bootstrap of
+  Rubin 1981 has shape 1) with the shape that gives a mean over S seeds the variance s^2 / S, which
+  resampling makes (S - 1) / S as large: 1 - 2 / S. With 2 or 3 seeds intervals are a guess all the
+  same. A seed that two curves share has the same draws in both, so that they move together.
 - "profile": all values of a coefficient for which the best fit of the others is still good enough,
   by the likelihood ratio with an F distribution for the small sample. Its ends are open where the
-  points do not bound a coefficient at all.
+  points do not bound a coefficient at all. Noise counts as independent and even.
+
+Each curve has random numbers of its own, from its points; they depend neither on units nor on other
+curves, and repeat. Replicates of two curves may thus be paired as if drawn independently.
 
 The band of predictions includes the noise of a new measurement in all four.
 """
 
 import math
+import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from t5scaling.analysis.fitting.least_squares import huber, minimise
-from t5scaling.analysis.fitting.problem import Problem, refit, residual_functions
+from t5scaling.analysis.fitting.noise import Noise
+from t5scaling.analysis.fitting.problem import Problem, refit, residual_functions, side_weights
 from t5scaling.analysis.fitting.significance import TAILS, student_quantile
 from t5scaling.errors import UserError, nearest
 
 INTERVALS = ("noise", "points", "seeds", "profile")
 REPLICATES = 500
 PROFILE_VALUES = 48  # per profile; its ends are interpolated between them
+OFFSET = 0.05  # of a replicate's last step, in standard errors of the coefficients
+# Replicates of laws with so many parameters at most, or on so many points, start at the fit alone:
+# 1 in 100 at most had a lower minimum elsewhere, against 1 in 5 of larger laws on fewer points.
+FEW_PARAMETERS, MANY_POINTS = 4, 60
 
 
-def check_kind(kind: str, seeds: np.ndarray | None) -> None:
+def check_kind(kind: str, seeds: np.ndarray | list | None) -> None:
     """Raises UserError for a kind that is unknown, or that the points cannot give."""
     if kind not in INTERVALS:
         raise UserError(f"intervals from {kind!r}: unknown{nearest(kind, INTERVALS)}")
@@ -40,74 +54,144 @@ def check_kind(kind: str, seeds: np.ndarray | None) -> None:
         raise UserError("intervals over seeds need a seed for each point, and at least 2 of them")
 
 
+class Replicates(NamedTuple):
+    """thetas (R, P); noise (R,): error of a new point's log value at the centre; growth (R,): the
+    error at other sizes is exp(growth * `Noise.places`) times as large."""
+
+    thetas: np.ndarray
+    noise: np.ndarray
+    growth: np.ndarray
+
+
 def bootstrap(
     problem: Problem,
     theta: np.ndarray,
-    sigma: float,
-    df: int,
+    noise: Noise,
     *,
     kind: str = "noise",
     seeds: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Refits REPLICATES copies of the points; seeded, so that results repeat.
-
-    Returns:
-      (thetas (R, P), noise of a new point (R,)).
-    """
-    rng = np.random.default_rng(0)
-    count = len(problem.log_y)
-    scale = sigma * np.sqrt(df / rng.chisquare(df, REPLICATES)) if df else np.zeros(REPLICATES)
-    noise = rng.standard_normal((REPLICATES, count)) * scale[:, None]
-    new_noise = rng.standard_normal(REPLICATES) * scale
-    starts = problem.starts()
-    # Beside the fit itself. Starts of laws with many coefficients are dear, and mostly end in it.
-    more = 3 if problem.law.num_parameters < 5 else 1
-    first = np.vstack([theta, starts[:: max(1, len(starts) // more)][:more]])
-    factors = None
+) -> Replicates:
+    """Refits REPLICATES copies of the points."""
+    rng = np.random.default_rng(_identity(problem))
+    errors, new, growth = noise.draw(rng, REPLICATES)
+    counts = None
     if kind in ("points", "seeds"):
-        curves = np.broadcast_to(problem.log_y, noise.shape)
-        members = np.arange(count) if kind == "points" else seeds
-        factors = np.sqrt(_resampled(problem, members, rng))
+        curves = np.broadcast_to(problem.log_y, errors.shape)
+        counts = _resampled(problem, rng) if kind == "points" else _by_seed(seeds)
     else:
         if problem.scale is not None:
-            noise = noise / problem.scale
+            errors = errors / problem.scale
         # An asymmetric loss draws its law to one side of the points, not through their middle.
-        noise = noise - problem.law.direction * _expectile(problem.worse_counts) * scale[:, None]
-        curves = problem.log_values(theta) + noise
-    thetas, _, _ = refit(problem, curves, first, factors, tolerance=1e-4, max_iterations=80)
-    return thetas, new_noise
+        errors = errors - problem.law.direction * _middle(problem, noise.sigma)
+        curves = problem.log_values(theta) + errors
+    starts = _near(problem, theta, curves, counts)[:, None]
+    if problem.law.num_parameters > FEW_PARAMETERS and len(problem.log_y) < MANY_POINTS:
+        grid = problem.starts()
+        others = np.vstack([theta, grid[:: max(1, len(grid) // 3)][:3]])
+        others = np.broadcast_to(others, (len(curves), *others.shape))
+        starts = np.concatenate([starts, others], axis=1)
+    thetas, _, _ = refit(
+        problem, curves, starts, counts, tolerance=1e-4, offset=OFFSET, max_iterations=80
+    )
+    return Replicates(thetas, new, growth)
 
 
-def _resampled(problem: Problem, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _identity(problem: Problem) -> int:
+    """A number that the points' shape makes, whatever their units."""
+    log_x, log_y = np.atleast_2d(problem.log_x), problem.log_y[None]
+    log_x = np.where(np.isfinite(log_x), log_x, -1.0)  # no tokens of a source
+    shape = [
+        np.round((rows - rows.mean(1, keepdims=True)) / max(np.ptp(rows), 1e-300), 6) + 0.0
+        for rows in (log_x, log_y)
+    ]
+    return zlib.crc32(np.concatenate(shape).tobytes())
+
+
+def _near(
+    problem: Problem, theta: np.ndarray, curves: np.ndarray, counts: np.ndarray | None
+) -> np.ndarray:
+    """About where the minima of many copies of the points are, (R, P): a few steps from the fit,
+    with its derivatives and the average curvature of Huber's loss (one-step M-estimates; Bickel
+    1975)."""
+    residuals_of, slopes_of = residual_functions(problem)
+    weigh = side_weights(problem)
+    lower, upper = problem.law.bounds(problem.frame)
+    free = (theta > lower + 1e-9) & (theta < upper - 1e-9)
+    thetas = np.broadcast_to(theta, (len(curves), len(theta)))
+    if not free.any():
+        return thetas
+    with np.errstate(all="ignore"):
+        slopes = slopes_of(theta[None], problem.log_y[None])[0][:, free]
+        for _ in range(5):
+            residuals = residuals_of(thetas, curves)
+            pull = np.clip(residuals, -problem.delta, problem.delta)
+            share = max(float(np.mean(np.abs(residuals) <= problem.delta)), 1e-2)
+            by = np.ones_like(pull) if weigh is None else weigh(residuals)
+            by = by if counts is None else by * counts
+            if counts is None and weigh is None:
+                curvature = share * slopes.T @ slopes
+            else:
+                curvature = share * (slopes.T * by[:, None]) @ slopes
+            curvature = curvature + 1e-6 * np.max(curvature) * np.eye(slopes.shape[1])
+            step = np.linalg.solve(curvature, ((pull * by) @ slopes)[:, :, None])[:, :, 0]
+            if not np.isfinite(step).all():
+                break
+            moved = np.array(thetas)
+            moved[:, free] += np.clip(step, -1.0, 1.0)
+            thetas = np.clip(moved, lower, upper)
+    return thetas
+
+
+def _resampled(problem: Problem, rng: np.random.Generator) -> np.ndarray:
     """How often each point counts in each replicate, (REPLICATES, N). Draws that leave fewer
     places than the law has coefficients are drawn again."""
-    groups, where = np.unique(members, return_inverse=True)
+    count = len(problem.log_y)
     _, place = np.unique(np.atleast_2d(problem.log_x), axis=1, return_inverse=True)
+    place = place.ravel()
     least = min(problem.law.num_parameters, place.max() + 1)
     drawn = []
     while len(drawn) < REPLICATES:
-        counts = np.bincount(rng.integers(len(groups), size=len(groups)), minlength=len(groups))
-        if len(np.unique(place[counts[where] > 0])) >= least:
-            drawn.append(counts[where])
+        counts = np.bincount(rng.integers(count, size=count), minlength=count)
+        if len(np.unique(place[counts > 0])) >= least:
+            drawn.append(counts)
     return np.array(drawn, float)
 
 
-def _expectile(worse_counts: float) -> float:
-    """Where the loss with this weight for worse points lies in standard normal noise, counted
-    upwards to the better side."""
-    if worse_counts == 1:
+def _by_seed(seeds: np.ndarray | None) -> np.ndarray:
+    """Weight of each point in each replicate, (REPLICATES, N): the same for all points of a seed,
+    from random numbers that the seed's label alone decides."""
+    from scipy.special import gammaincinv
+
+    labels, where = np.unique(np.asarray(seeds), return_inverse=True)
+    shape = max(1 - 2 / len(labels), 0.25)  # two seeds would count all or nothing
+    uniform = [
+        np.random.default_rng(zlib.crc32(str(label).encode())).random(REPLICATES)
+        for label in labels
+    ]
+    drawn = np.maximum(gammaincinv(shape, np.array(uniform)), 1e-12)
+    return (drawn / drawn.mean(0)).T[:, where.ravel()]
+
+
+def _middle(problem: Problem, sigma: float) -> float:
+    """Where the loss puts its law in normal noise, from the middle upwards to the better side."""
+    if problem.worse_counts == 1 or not sigma:
         return 0.0
-    low, high = -10.0, 10.0
-    for _ in range(60):
-        m = (low + high) / 2
-        density, above = (
-            math.exp(-m * m / 2) / math.sqrt(2 * math.pi),
-            0.5 * math.erfc(m / math.sqrt(2)),
-        )
-        better = density - m * above  # mean of what lies above m
-        worse = density + m * (1 - above)
-        low, high = (m, high) if better > worse_counts * worse else (low, m)
-    return m
+    from scipy.optimize import root_scalar
+
+    reach = problem.delta / sigma
+
+    def above(m: float) -> float:
+        """Mean of max(z - m, 0) of a standard normal z."""
+        return math.exp(-m * m / 2) / math.sqrt(2 * math.pi) - m * math.erfc(m / math.sqrt(2)) / 2
+
+    def pull(m: float) -> float:
+        """Of what lies above m, less that of what lies below, both bounded by Huber's threshold."""
+        better, worse = above(m), above(-m)
+        if math.isfinite(reach):
+            better, worse = better - above(m + reach), worse - above(-m + reach)
+        return better - problem.worse_counts * worse
+
+    return sigma * root_scalar(pull, bracket=(-10.0, 10.0)).root
 
 
 def percentiles(draws: np.ndarray, transform=lambda v: v) -> tuple[np.ndarray, np.ndarray]:
@@ -190,10 +274,16 @@ def _constrained(problem, theta, replicates, quantity, goals, unit):
         held = stiffness * np.stack(columns, axis=-1)[:, None, :]
         return np.concatenate([own, np.nan_to_num(held, posinf=0, neginf=0)], axis=1)
 
+    side = side_weights(problem)
+
+    def weigh(residuals):
+        own = np.ones(residuals[:, :-1].shape) if side is None else side(residuals[:, :-1])
+        return np.column_stack([own, np.ones(len(own))])
+
     with np.errstate(all="ignore"):
         found = minimise(
             residuals_of, slopes_of, targets, starts, lower, upper, delta=problem.delta,
-            tolerance=1e-5, max_iterations=60,
+            weigh=weigh, tolerance=1e-5, max_iterations=60,
         )  # fmt: skip
     values = quantity(found.theta).reshape(len(goals), per_goal)
     costs = _objective(problem, found.theta).reshape(len(goals), per_goal)
@@ -205,9 +295,12 @@ def _constrained(problem, theta, replicates, quantity, goals, unit):
 
 def _objective(problem: Problem, thetas: np.ndarray) -> np.ndarray:
     residuals_of, _ = residual_functions(problem)
+    weigh = side_weights(problem)
     curves = np.broadcast_to(problem.log_y, (len(thetas), len(problem.log_y)))
     with np.errstate(all="ignore"):
-        return huber(residuals_of(thetas, curves), problem.delta).sum(-1)
+        residuals = residuals_of(thetas, curves)
+        losses = huber(residuals, problem.delta)
+        return (losses if weigh is None else losses * weigh(residuals)).sum(-1)
 
 
 def _limit(problem: Problem, sigma: float, df: int) -> float:
@@ -222,4 +315,4 @@ def _limit(problem: Problem, sigma: float, df: int) -> float:
         return quantile * sigma**2
     inside = 1 - 2 * norm.sf(ratio)
     squares = inside - 2 * ratio * norm.pdf(ratio) + ratio**2 * (1 - inside)
-    return quantile * sigma**2 * squares / inside
+    return float(quantile * sigma**2 * squares / inside)

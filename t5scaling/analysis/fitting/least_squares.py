@@ -2,9 +2,14 @@
 
 A study asks for thousands of three-parameter fits (starts x bootstrap replicates), each too small
 to keep a general solver busy: the time would go into calls. Here all problems of a batch take
-their steps together. Levenberg-Marquardt in float64 with exact Jacobians, box bounds, and two
-candidate steps per iteration: the reweighted one, safe far from the optimum, and Newton's with
-second derivatives, quick at the end, once the set of outliers is known.
+their steps together. Levenberg-Marquardt in float64 with exact Jacobians, box bounds, and three
+candidate steps per iteration: the reweighted one, safe far from the optimum; one with the average
+curvature of Huber's loss over the residuals, quick where nearly all of them lie in its linear part;
+and Newton's with second derivatives, quick at the end, once the set of outliers is known.
+
+A weight multiplies the loss of a residual, so that a point of weight 2 counts as two equal points
+do ("case" weights of `rlm`; Venables and Ripley 2002, section 6.5). Put under the root, as a
+factor of the residual, it would count 1.41 times where Huber's loss is linear.
 """
 
 from collections.abc import Callable
@@ -13,10 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 FIRST_NEWTON = 5  # far from the optimum Newton's steps are not worth their price
+STUCK = 1e8  # damping whose steps are too short to gain anything
+MOSTLY_LINEAR = 0.7  # share of residuals within delta below which their average curvature helps
 
 
 class Solution(NamedTuple):
-    """theta (B, P), objective (B,): the sum of Huber losses, converged (B,) bool."""
+    """theta (B, P), objective (B,): the weighted sum of Huber losses, converged (B,) bool."""
 
     theta: np.ndarray
     objective: np.ndarray
@@ -40,10 +47,13 @@ def minimise(
     upper: np.ndarray,
     *,
     delta: float,
+    weights: np.ndarray | None = None,
+    weigh: Callable[[np.ndarray], np.ndarray] | None = None,
     tolerance: float = 1e-7,
+    offset: float = 0.0,
     max_iterations: int = 300,
 ) -> Solution:
-    """Minimises sum_n huber(residual_n) for each row of the batch.
+    """Minimises sum_n weight_n * huber(residual_n) for each row of the batch.
 
     Args:
       residuals_of: theta (b, P), targets (b, N) -> residuals (b, N), for any batch size b. Where
@@ -53,56 +63,85 @@ def minimise(
       theta: (B, P) starting points; clipped into the bounds.
       lower, upper: (P,).
       delta: Huber's threshold, in the unit of the residuals.
+      weights: (B, N) of the losses, None for 1.
+      weigh: residuals (b, N) -> further weights (b, N) that may depend on the sign of a residual.
       tolerance: converged where the gradient is smaller, as a share of the largest pull that one
         residual can have (delta; 1 for plain squares, delta = inf).
+      offset: converged, too, where the relative offset of Bates and Watts (1981) is smaller: the
+        step that is left, as a share of the standard error of theta.
     """
     theta = np.clip(theta, lower, upper)
+    count, width = targets.shape[1], theta.shape[1]
 
-    def objective_of(theta, targets):
-        value = huber(residuals_of(theta, targets), delta).sum(-1)
+    def weights_of(residuals, rows):
+        """None for 1."""
+        own = None if weights is None else weights[rows]
+        if weigh is None:
+            return own
+        return weigh(residuals) if own is None else own * weigh(residuals)
+
+    def objective_of(theta, targets, rows):
+        residuals = residuals_of(theta, targets)
+        losses, by = huber(residuals, delta), weights_of(residuals, rows)
+        value = (losses if by is None else losses * by).sum(-1)
         return np.where(np.isfinite(value), value, np.inf)
 
-    objective = objective_of(theta, targets)
+    active = np.arange(len(theta))
+    objective = objective_of(theta, targets, active)
     converged = np.zeros(len(theta), bool)
     damping = np.full(len(theta), 1e-2)
-    active = np.arange(len(theta))
     for iteration in range(max_iterations):
         at, goal = theta[active], targets[active]
         residuals, slopes = residuals_of(at, goal), slopes_of(at, goal)
+        by = weights_of(residuals, active)
         pull = np.clip(residuals, -delta, delta)
-        downhill = (slopes * pull[:, :, None]).sum(1)
+        weighted_pull = pull if by is None else pull * by
+        downhill = (weighted_pull[:, None] @ slopes)[:, 0]
         blocked = ((at <= lower) & (downhill < 0)) | ((at >= upper) & (downhill > 0))
         downhill = np.where(blocked, 0.0, downhill)
         done = np.abs(downhill).max(-1) <= tolerance * min(delta, 1.0)
+        if offset and count > width:
+            free = slopes * ~blocked[:, None]
+            own = free if by is None else free * by[:, :, None]
+            metric = own.transpose(0, 2, 1) @ free + blocked[:, None] * np.eye(width)
+            metric += 1e-9 * np.trace(metric, axis1=1, axis2=2)[:, None, None] * np.eye(width)
+            left = np.linalg.solve(metric, downhill[:, :, None])[:, :, 0]
+            spread = (weighted_pull * pull).sum(-1) / (count - width)
+            done |= (downhill * left).sum(-1) <= offset**2 * width * spread
         converged[active[done]] = True
-        going = ~done & (damping[active] < 1e14)
+        going = ~done & (damping[active] < STUCK)
         if not going.any():
             break
         active, at, goal, residuals = active[going], at[going], goal[going], residuals[going]
-        slopes, pull, downhill, blocked = (
+        slopes, weighted_pull, downhill, blocked = (
             slopes[going] * ~blocked[going, None, :],
-            pull[going],
+            weighted_pull[going],
             downhill[going],
             blocked[going],
         )
+        case = 1.0 if by is None else by[going]
         inliers = np.abs(residuals) <= delta
-        reweighted = np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
+        reweighted = case * np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
         best_theta, best_objective = at, np.full(len(active), np.inf)
-        scale = (slopes**2 * reweighted[:, :, None]).sum(1)
+        scale = (reweighted[:, None] @ slopes**2)[:, 0]
         floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
         ridge = damping[active, None] * (scale + floor) + blocked
-        models = [(reweighted, 0.0)]
+        models: list[tuple[np.ndarray, np.ndarray | float]] = [(reweighted, 0.0)]
+        share = inliers.mean()  # all problems of a batch have about the same noise
+        if share < MOSTLY_LINEAR:
+            models.append((np.broadcast_to(case * max(share, 1e-3), residuals.shape), 0.0))
         if iteration >= FIRST_NEWTON:
             fixed = blocked[:, :, None] | blocked[:, None]
-            bending = _second_derivatives(slopes_of, at, goal, pull, slopes) * ~fixed
-            models.append((inliers.astype(float), bending))
-        for weights, correction in models:
-            weighted = (slopes * weights[:, :, None]).transpose(0, 2, 1)
+            bending = _second_derivatives(slopes_of, at, goal, weighted_pull, slopes) * ~fixed
+            models.append((case * inliers, bending))
+        for factors, correction in models:
+            weighted = (slopes * factors[:, :, None]).transpose(0, 2, 1)
             curvature = weighted @ slopes - correction
-            curvature += ridge[:, :, None] * np.eye(theta.shape[1])
+            least = 1e-14 * np.abs(curvature).max((1, 2))[:, None]  # what float64 can still see
+            curvature += (ridge + least)[:, :, None] * np.eye(width)
             step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
             candidate = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
-            value = objective_of(candidate, goal)
+            value = objective_of(candidate, goal, active)
             better = value < best_objective
             best_theta = np.where(better[:, None], candidate, best_theta)
             best_objective = np.where(better, value, best_objective)

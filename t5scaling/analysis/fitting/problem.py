@@ -1,13 +1,16 @@
 """What a fit minimises, and the best of many starts, for one curve or for thousands of copies.
 
-The objective is a sum of Huber losses (Huber 1964) of residuals. Which residuals: `RESIDUALS`. Each
-may carry a factor: the points' own errors set their weights, copies of a bootstrap count some
-points twice and leave others out, and points on the worse side of the law may count less than
-those on its better side (a run that was tuned badly is worse than its law, never better).
+The objective is a sum of Huber losses (Huber 1964) of residuals. Which residuals: `RESIDUALS`.
+Losses may have weights: copies of a bootstrap count some points twice and leave others out, and
+points on the worse side of the law may count less than those on its better side (a run that was
+tuned badly is worse than its law, never better). Residuals may have factors: the points' own
+standard errors say how the scale of the noise differs from point to point, and Huber's threshold
+is meant for noise of one scale. These are the two kinds of weights, "case" and "inv.var", of `rlm`
+(Venables and Ripley 2002, section 6.5).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ import numpy as np
 from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.laws.base import Frame, Law
 
+FINALISTS = 4  # of all starts, that are followed to their end
+SOME_POINTS = 48
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
 # logs of what lies above the law's own floor (M2 of Alabdulmohsin et al., arXiv 2209.06640).
@@ -26,8 +31,8 @@ class Problem:
     """A law, the points it is fitted to, and what is minimised.
 
     log_x: (N,), or (k, N) for a law of k sizes. log_y: (N,). delta: Huber's threshold, inf for
-    squares. worse_counts: weight of a point that is worse than the law, relative to one that is
-    better; 1 is symmetric. scale: (N,) factors of the residuals, None for 1.
+    squares. worse_counts: weight of the loss of a point that is worse than the law, relative to
+    one that is better; 1 is symmetric. scale: (N,) factors of the residuals, None for 1.
     """
 
     law: Law
@@ -57,85 +62,103 @@ class Problem:
 
 def best_theta(problem: Problem) -> tuple[np.ndarray, float, bool]:
     """-> (theta (P,), objective, converged): the best of all starts, without intervals."""
-    starts = problem.starts()
-    solution = _solve(problem, np.broadcast_to(problem.log_y, (len(starts), *problem.log_y.shape)),
-                      None, starts)  # fmt: skip
-    best = _best(solution, problem, inside=problem.residual == "reducible")
+    starts, inside = problem.starts(), problem.residual == "reducible"
+    if not inside and len(starts) > FINALISTS:
+        # Most starts lead to the same minimum: to see whose is the lowest a rough one is enough, of
+        # some of the points if they are many.
+        some = _thinned(problem)
+        rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01)
+        starts = rough.theta[np.argsort(rough.objective, kind="stable")[:FINALISTS]]
+    solution = _solve(problem, _copies(problem, len(starts)), None, starts)
+    best = _best(solution, problem, inside=inside)
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
+
+
+def _thinned(problem: Problem) -> Problem:
+    """SOME_POINTS or a few more of the points, which are sorted by size, evenly spread."""
+    step = len(problem.log_y) // SOME_POINTS
+    if step < 2:
+        return problem
+    return replace(
+        problem, log_x=problem.log_x[..., ::step], log_y=problem.log_y[::step],
+        scale=None if problem.scale is None else problem.scale[::step],
+    )  # fmt: skip
+
+
+def _copies(problem: Problem, count: int) -> np.ndarray:
+    return np.broadcast_to(problem.log_y, (count, *problem.log_y.shape))
 
 
 def refit(
     problem: Problem,
     curves: np.ndarray,
     starts: np.ndarray,
-    factors: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
     **limits: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fits many curves over the sizes of the problem, each from all `starts`.
+    """Fits many curves over the sizes of the problem, each from several starts.
 
     Args:
       curves: log values (R, N), in place of the problem's own.
-      starts: (S, P).
-      factors: (R, N) further factors of the residuals, a set for each curve.
-      limits: tolerance and max_iterations of `minimise`.
+      starts: (S, P) for all curves, or (R, S, P) for each its own.
+      counts: (R, N) weights of the points' losses, a set for each curve.
+      limits: tolerance, offset and max_iterations of `minimise`.
 
     Returns:
       (theta (R, P), objective (R,), converged (R,)) of the best start of each curve.
     """
+    starts = np.broadcast_to(starts, (len(curves), *starts.shape[-2:]))
+    many = starts.shape[1]
     found = []
-    blocks = max(1, len(curves) * len(starts) // PROBLEMS_AT_ONCE)
+    blocks = max(1, len(curves) * many // PROBLEMS_AT_ONCE)
     for block in np.array_split(np.arange(len(curves)), blocks):
-        goals = np.repeat(curves[block], len(starts), axis=0)
-        weights = None if factors is None else np.repeat(factors[block], len(starts), axis=0)
-        solution = _solve(problem, goals, weights, np.tile(starts, (len(block), 1)), **limits)
+        goals = np.repeat(curves[block], many, axis=0)
+        weights = None if counts is None else np.repeat(counts[block], many, axis=0)
+        begin = starts[block].reshape(-1, starts.shape[2])
+        solution = _solve(problem, goals, weights, begin, **limits)
         objective = solution.objective.reshape(len(block), -1)
-        best = objective.argmin(1) + len(starts) * np.arange(len(block))
+        best = objective.argmin(1) + many * np.arange(len(block))
         found.append([column[best] for column in solution])
     theta, objective, converged = (np.concatenate(column) for column in zip(*found, strict=True))
     return theta, objective, converged
 
 
-def _solve(problem, curves, factors, starts, **limits) -> Solution:
+def _solve(
+    problem: Problem,
+    curves: np.ndarray,
+    weights: np.ndarray | None,
+    starts: np.ndarray,
+    **limits: Any,
+) -> Solution:
     lower, upper = problem.law.bounds(problem.frame)
     residuals_of, slopes_of = residual_functions(problem)
-    # The solver hands on the targets row by row; factors of their own travel beside them.
-    targets = curves if factors is None else np.stack([curves, factors], axis=1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return minimise(
-            residuals_of, slopes_of, targets, starts, lower, upper, delta=problem.delta, **limits
-        )
+            residuals_of, slopes_of, curves, starts, lower, upper, delta=problem.delta,
+            weights=weights, weigh=side_weights(problem), **limits,
+        )  # fmt: skip
+
+
+def side_weights(problem: Problem) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Residuals (b, N) -> weights of their losses by the side of the law; None where equal."""
+    if problem.worse_counts == 1:
+        return None
+    return lambda residuals: np.where(
+        problem.law.direction * residuals < 0, problem.worse_counts, 1.0
+    )
 
 
 def residual_functions(problem: Problem) -> tuple[Callable, Callable]:
-    """Residuals (b, N) of theta (b, P) and targets, and minus their derivatives (b, N, P).
-
-    Targets are log values (b, N), or stacked with factors of the residuals, (b, 2, N).
-    """
+    """Residuals (b, N) of theta (b, P) and log values (b, N), and minus their derivatives
+    (b, N, P)."""
     plain, plain_slopes = _plain(problem)
-    worse = np.sqrt(problem.worse_counts)
-
-    def split(targets):
-        return (targets, None) if targets.ndim == 2 else (targets[:, 0], targets[:, 1])
-
-    def factor(theta, log_y, own):
-        """None for 1."""
-        factors = [f for f in (problem.scale, own) if f is not None]
-        if worse != 1:
-            side = problem.law.direction * plain(theta, log_y)
-            factors.append(np.where(side < 0, worse, 1.0))
-        return np.prod(np.broadcast_arrays(log_y, *factors)[1:], axis=0) if factors else None
-
-    def residuals_of(theta, targets):
-        log_y, own = split(targets)
-        residual, by = plain(theta, log_y), factor(theta, log_y, own)
-        return residual if by is None else residual * by
-
-    def slopes_of(theta, targets):
-        log_y, own = split(targets)
-        slopes, by = plain_slopes(theta, log_y), factor(theta, log_y, own)
-        return slopes if by is None else slopes * by[..., None]
-
-    return residuals_of, slopes_of
+    by = problem.scale
+    if by is None:
+        return plain, plain_slopes
+    return (
+        lambda theta, log_y: plain(theta, log_y) * by,
+        lambda theta, log_y: plain_slopes(theta, log_y) * by[:, None],
+    )
 
 
 def _plain(problem: Problem) -> tuple[Callable, Callable]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from t5scaling.analysis.fitting.least_squares import minimise
-from t5scaling.analysis.fitting.problem import Problem, residual_functions
+from t5scaling.analysis.fitting.problem import Problem, residual_functions, side_weights
 from t5scaling.analysis.fitting.protocol import check_protocol, folds
 from t5scaling.analysis.laws.base import Law
 
@@ -167,7 +167,7 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
         solution = minimise(
             residuals_of, slopes_of, np.repeat(np.array(targets), counts, axis=0),
             np.concatenate(starts), *law.bounds(problem.frame), delta=problem.delta,
-            tolerance=1e-5, max_iterations=100,
+            weigh=side_weights(problem), tolerance=1e-5, max_iterations=100,
         )  # fmt: skip
     best = []
     for end, count in zip(np.cumsum(counts), counts, strict=True):

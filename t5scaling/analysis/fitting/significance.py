@@ -7,7 +7,6 @@ at SIGNIFICANCE. scipy's distributions are imported where they are used: they co
 LEVEL = 0.90
 SIGNIFICANCE = 0.05
 TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2  # the quantiles at the ends of an interval
-NORMAL_QUANTILE = 1.645  # of the normal distribution at the upper end
 
 
 def student_half_width(standard_error: float, degrees_of_freedom: float) -> float:

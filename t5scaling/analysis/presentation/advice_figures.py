@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from t5scaling.analysis.conclusions.advice import Advice, Contest, CurveAdvice
 from t5scaling.analysis.conclusions.diagnosis import Relation, by_run
 from t5scaling.analysis.conclusions.exchange import Exchange
-from t5scaling.analysis.conclusions.next_experiment import Design, candidates, half_width
+from t5scaling.analysis.conclusions.next_experiment import Design, candidates
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.advice import label_of
 from t5scaling.analysis.presentation.figures import StudyFigure
@@ -207,8 +207,8 @@ def next_run(one: CurveAdvice, advice: Advice) -> Drawn:
     target = np.array([advice.target])
     places = candidates(fit, advice.target)
     design = Design(fit, target)
-    before = float(half_width(design.variance()))
-    gains = before - half_width(design.with_each(places))
+    before = float(design.half_width(design.variance()))
+    gains = before - design.half_width(design.with_each(places))
     prices = np.array([advice.cost.of(x) for x in places])
     rows: list[list] = [[one.curve_fit.curve.x_name, "half width before", "falls by", "cost"]]
     rows += [[float(x), before, float(g), float(c)]

@@ -57,7 +57,7 @@ def about_curve(curve_fit: CurveFit) -> list[str]:
             )
     if not fit.converged:
         said.append("The fit did not converge, so its coefficients mean nothing.")
-    said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
+    said += [f"{note[0].upper()}{note[1:]}." for note in fit.notes]
     said += sentences_of_coefficients(curve_fit)
     said += sentences_of_scale(curve_fit)
     if "D0" in fit.coefficients:

@@ -76,7 +76,7 @@ def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
         screen.print(
             f"fitted to {points}, {objective_of(fit)}, "
             f"{'converged' if fit.converged else 'NOT converged'}"
-            + "".join(f"; {note}" for note in fit.at_bound)
+            + "".join(f"; {note}" for note in fit.notes)
         )
         for sentence in sentences_of_scale(curve_fit):
             screen.print(sentence)
