@@ -31,7 +31,8 @@ REPRODUCED, REFUTED, OPEN = Answer.YES, Answer.NO, Answer.OPEN
 
 def judged(folder, value, **grid):
     """letter -> claim. Curves have verdicts and no laws: those cost time, and claims ask verdicts,
-    which are those of a law that is met; a law that fails is made by `value`, which then may name the verdict word itself."""
+    which are those of a law that is met; a law that fails is made by `value`, which then may name
+    the verdict word itself."""
     words = grid.pop("words", lambda curve, roles: None)
     write_grid(folder, value, **grid)
     rows, runs = read_results(harvest(folder)), read_runs(folder)
