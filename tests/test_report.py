@@ -106,16 +106,17 @@ def test_fits_file(study):
     assert falling["verdict"]["word"] == "unpredicted"
     assert falling["baseline"] == pytest.approx(CROSS_ENTROPY[1_000][0] + 0.03)
     assert [p["x"] for p in falling["points"]] == list(SIZES[1:])
-    assert [p["held_out"] for p in falling["points"]] == [False] * 4 + [True] * 2
+    assert not any(p["held_out"] for p in falling["points"])
     assert {p["learning_rate"] for p in falling["points"]} == {0.005}
     fit = falling["fit"]
     assert set(fit["coefficients"]) == {"E", "A", "alpha"}
     for coefficient in fit["coefficients"].values():
         assert coefficient["low"] <= coefficient["value"] <= coefficient["high"]
-    last = fit["held_out"][-1]
-    assert last["error"] == pytest.approx(last["predicted"] - last["value"])
-    assert last["relative_error"] == pytest.approx(last["error"] / last["value"])
-    assert fit["extrapolation_decades"] == pytest.approx(0.6006, abs=1e-3)
+    check = falling["check"]
+    assert check["kind"] == "rollout" and [p["k"] for p in check["predictions"]] == [3, 4, 5]
+    last = check["predictions"][-1]
+    assert last["relative_error"] == pytest.approx(last["predicted"] / last["measured"] - 1)
+    assert last["decades"] == pytest.approx(0.301, abs=1e-3) and fit["held_out"] == []
     noise = by_curve["bleu", 1_000]
     assert noise["law"] == "log"
     assert noise["verdict"]["word"] == "trendless"
@@ -207,8 +208,8 @@ def test_figures(study):
         elif name in by_pool:
             rows = list(csv.DictReader(io.StringIO(content.decode())))
             kinds = {row["kind"] for row in rows}
-            assert kinds == {"fitted", "held out", "not pretrained", "law"}
-            assert sum(row["kind"] == "held out" for row in rows) == 4
+            assert kinds == {"fitted", "not pretrained", "law"}
+            assert sum(row["kind"] == "fitted" for row in rows) == 12
             law = [row for row in rows if row["kind"] == "law"]
             assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in law) or (
                 "cross_entropy" not in name
@@ -273,19 +274,19 @@ def test_seeds_are_points_and_the_warning_goes(tmp_path):
     html = report(tmp_path, screen=quiet()).read_text()
     record = json.loads((tmp_path / "fits.json").read_text())
     assert [len(curve["points"]) for curve in record["curves"]] == [18, 18, 18]
-    assert record["curves"][0]["fit"]["noise"]["degrees_of_freedom"] == 9
+    assert record["curves"][0]["fit"]["noise"]["degrees_of_freedom"] == 15
     assert "One seed" not in html
 
 
 def test_zero_scores_and_few_sizes_are_reported_not_fitted(tmp_path):
     zeros = {1_000: (0.0,) * 7}
-    write_study(tmp_path, sizes=SIZES[:4], pools=(1_000,), rates=(0.005,), bleu=zeros)
+    write_study(tmp_path, sizes=SIZES[:3], pools=(1_000,), rates=(0.005,), bleu=zeros)
     html = report(tmp_path, screen=quiet()).read_text()
     by_metric = {c["metric"]: c for c in json.loads((tmp_path / "fits.json").read_text())["curves"]}
     assert by_metric["bleu"]["fit"] is None
     assert "need values" in by_metric["bleu"]["note"]
-    assert by_metric["bleu"]["verdict"]["word"] == "trendless"
-    assert "3 distinct pretrain_tokens: too few points" in by_metric["cross_entropy"]["note"]
+    assert by_metric["bleu"]["verdict"]["word"] is None
+    assert "2 distinct pretrain_tokens to fit: too few points" in by_metric["cross_entropy"]["note"]
     assert "Not fitted" in html
 
 
@@ -430,7 +431,7 @@ def test_first_screen_asks_shows_and_answers(study):
     assert "Only one pretraining data set was tried" in answers
     assert "Beyond 2.4M tokens nothing was checked" in answers
     assert header.count('<figure class="panel"') == 4  # two metrics, and again in the other pool
-    assert header.count('fill="#fff"') == 8  # held out: two sizes of each
+    assert header.count('fill="#fff"') == 2  # what laws predict of the largest size
     assert "chrF (BLEU is noise)" in header and "not pretrained: 6.22" in header
 
 

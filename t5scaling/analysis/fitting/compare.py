@@ -77,7 +77,7 @@ class Family:
     def overshoots(self) -> bool:
         """Whether it nearly always predicts too much."""
         above = np.mean([p.predicted > p.measured for p in self.predictions])
-        return len(self.predictions) >= 3 and above >= ONE_SIDED and self.bias > 0
+        return len(self.predictions) >= 3 and bool(above >= ONE_SIDED) and self.bias > 0
 
 
 @dataclass(frozen=True)

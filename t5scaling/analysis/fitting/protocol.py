@@ -62,7 +62,7 @@ def held_out_by(law: Law, x: np.ndarray, protocol: str, hold_out: int | None) ->
         fewest = np.maximum(counts - hold_out, 0)
     if len(places) > 1:
         fewest = np.maximum(fewest, _kept(counts))
-    return (places >= fewest[:, None]).any(axis=0)
+    return np.any(places >= fewest[:, None], axis=0)
 
 
 def folds(
@@ -99,7 +99,7 @@ def _folds_of_places(
     kept = _kept(counts)
     if protocol != "rollout":
         fewest = np.minimum(FITTED_SIZES, counts - 1) if protocol == "paper" else counts - 1
-        fitted = (places < np.maximum(fewest, kept)).all(axis=0)
+        fitted = np.all(places < np.maximum(fewest, kept), axis=0)
         found = [(fitted, ~fitted)]
     else:
         share = np.where(counts > kept, (places + 1) / counts, 0.0)

@@ -229,7 +229,8 @@ def half_widths(
         # As many points as coefficients: what the points stray from a straight line is all there
         # is, which takes curvature for noise and so errs on the wide side.
         if log_x.ndim > 1 or count < 3:
-            return (np.full(log_x.shape[-1], math.inf),) * 2
+            unknown = np.full(log_x.shape[-1], math.inf)
+            return unknown, unknown
         line = np.polyfit(problem.log_x[fitted], problem.log_y[fitted], 1)
         residuals = problem.log_y[fitted] - np.polyval(line, problem.log_x[fitted])
         degrees = count - 2
