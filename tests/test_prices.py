@@ -179,6 +179,13 @@ def test_advise_on_a_table_of_sources(tmp_path, capsys):
     assert record["prices"][0]["prices"][0]["source"] == "en" and record["curves"] == []
 
 
+@pytest.mark.parametrize("at", [-5.0, 0.0, 1e20])
+def test_a_total_that_no_law_reaches_is_refused(tmp_path, at):
+    path = csv(tmp_path, table("sources", ALONE))
+    with pytest.raises(UserError, match="expected a positive size"):
+        advise(path, Columns(y="loss", sources=NAMES), at=at)
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [

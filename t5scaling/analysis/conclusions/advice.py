@@ -154,12 +154,7 @@ def advise_curves(
       UserError: an `at` that no law reaches.
     """
     largest = max(p.x for curve in curves for p in curve.points)
-    if at is not None and not 0 < at <= FARTHEST * largest:
-        raise UserError(
-            f"--at = {at:g}: expected a positive size, at most {FARTHEST:,.0f} times the largest "
-            f"measured ({size(largest)}): no law reaches further"
-        )
-    target = at or TARGET * largest
+    target = _target(at, largest)
     cost, source = _cost(runs, largest, cost_per_unit, cost_per_run)
     budget = cost.of(target) if budget is None else budget
     at_hand, fits = (
@@ -196,10 +191,10 @@ def advise_curves(
 def advise_sources(curves: Sequence[Curve], at: float | None = None) -> tuple[Advice, list[str]]:
     """The advice on curves of several sources, and for each that has none the reason.
 
-    Raises UserError if no curve can be fitted.
+    Raises UserError if no curve can be fitted, or for an `at` that no law reaches.
     """
     largest = max(p.x for curve in curves for p in curve.points)
-    target = at or TARGET * largest
+    target = _target(at, largest)
     found, notes = [], []
     for curve in curves:
         try:
@@ -299,6 +294,16 @@ def _pools(fits: Sequence[CurveFit]) -> Iterator[tuple[list[CurveFit], list[floa
     for members in groups.values():
         if len(members) > 1:
             yield members, [float(m.curve.facts["finetune_tokens"]) for m in members]
+
+
+def _target(at: float | None, largest: float) -> float:
+    """The size asked for; raises UserError where no law reaches it."""
+    if at is not None and not 0 < at <= FARTHEST * largest:
+        raise UserError(
+            f"--at = {at:g}: expected a positive size, at most {FARTHEST:,.0f} times the largest "
+            f"measured ({size(largest)}): no law reaches further"
+        )
+    return at or TARGET * largest
 
 
 def _gaps(groups) -> Iterator[Gaps]:
