@@ -83,6 +83,11 @@ TABLE = (
     Argument("--error", "column of standard errors of y, which weigh the points"),
     Argument("--seed", "column of seeds"),
 )
+BOUNDS = Argument(
+    "--bounds",
+    "of the coefficients of a formula, which are positive otherwise: alpha=0:2,E=0:",
+    metavar="NAME=LOW:HIGH,...",
+)
 STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")
 FOLDER = Argument("--folder", "of the environment (default: in the user's cache)")
 UTILIZATION = Argument(
@@ -240,6 +245,13 @@ def _advise(file, x, y, group, error, seed, **settings):
     advise.advise(file, load.named(x, y, group, error, seed), **settings)
 
 
+def _predict(file, x, y, group, error, seed, **settings):
+    from t5scaling.analysis import predict
+    from t5scaling.analysis.results import load
+
+    predict.predict(file, load.named(x, y, group, error, seed), **settings)
+
+
 def _figures(file, x, y, group, error, seed, **settings):
     from t5scaling.analysis import draw
     from t5scaling.analysis.results import load
@@ -366,9 +378,12 @@ VERBS = {
                 "--law",
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
                 "gordon or gadre where x is a loss; zhang, zhang-additive, chinchilla, kaplan, "
-                "hernandez or muennighoff where x is two columns; all: every one for such values, "
-                "compared by their held-out errors (default: log, power or zhang)",
+                "hernandez or muennighoff where x is two columns; rising or rising-floor for what "
+                "grows with compute; all: every one for such values, compared by their held-out "
+                "errors; or a formula of your own in the columns of x, such as "
+                "'E + A/tokens**alpha' (default: log, power or zhang)",
             ),
+            BOUNDS,
             Argument("--hold_out", "how many of the largest x to predict", type=int),
             Argument(
                 "--protocol",
@@ -395,6 +410,49 @@ VERBS = {
                 type=float,
                 default=1.0,
             ),
+            Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
+        ),
+    ),
+    "predict": Verb(
+        "Say what a table's law, fitted to all its points, expects at sizes of your own, with an "
+        "interval and the distance from the data; and how a budget of compute is best split "
+        "between a model's size and its data.",
+        "results.csv --x=parameters,tokens --y=loss --law=chinchilla --at=7e10,1.4e12 "
+        "--compute=5.76e23",
+        _predict,
+        (
+            *TABLE,
+            Argument(
+                "--at",
+                "a size, or two by a comma of a law of two; may be repeated",
+                action="append",
+                default=[],
+                metavar="X[,X2]",
+            ),
+            Argument(
+                "--compute",
+                "a budget of floating-point operations; may be repeated",
+                action="append",
+                default=[],
+                type=float,
+                metavar="C",
+            ),
+            Argument(
+                "--flops",
+                "operations per parameter and token, C = FLOPS * x * x2 (default: 6)",
+                type=float,
+                default=6.0,
+            ),
+            Argument(
+                "--law",
+                "as for fit, one of them or a formula (default: as fit chooses; with a budget "
+                "chinchilla)",
+            ),
+            BOUNDS,
+            Argument(
+                "--interval", "noise, points, seeds or profile (default: noise)", default="noise"
+            ),
+            Argument("--delta", "Huber's threshold; inf: squares", type=float),
             Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
         ),
     ),

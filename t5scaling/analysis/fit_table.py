@@ -11,6 +11,7 @@ from t5scaling.analysis.conclusions.choice_of_law import (
     law_of_metric,
 )
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document, fit_one
+from t5scaling.analysis.conclusions.named_law import check_name, named_law
 from t5scaling.analysis.fitting.compare import PROTOCOLS
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
@@ -25,6 +26,7 @@ def fit_table(
     columns: Columns = EVERYTHING,
     law: str | None = None,
     *,
+    bounds: str | None = None,
     protocol: str = "rollout",
     as_json: bool = False,
     hold_out: int | None = None,
@@ -35,9 +37,10 @@ def fit_table(
     Args:
       path: see `load`. Rows with x = 0 are a baseline without pretraining, shown but not fitted.
       columns: of a table that has more than two; x of two names for the laws of two sizes.
-      law: name of a law, or None: falling values get the power law with floor, rising ones the
-        log-law, two sizes the multiplicative joint law; "all": every law for such values, and
-        which of them predicts best.
+      law: name of a law or a formula (`laws.formula`), or None: falling values get the power law
+        with floor, rising ones the log-law, two sizes the multiplicative joint law; "all": every
+        law for such values, and which of them predicts best.
+      bounds: of a formula's coefficients, "alpha=0:2,E=0:".
       protocol: of that comparison, one of `compare.PROTOCOLS`.
       hold_out: how many of the largest sizes are held out; None: all but the 4 smallest.
       as_json: print the content of fits.json instead of tables.
@@ -49,14 +52,13 @@ def fit_table(
     Raises:
       UserError: see `load`; or no curve that can be fitted.
     """
-    if law is not None and law not in (*LAWS, "all"):
-        raise UserError(f"law {law!r} is unknown{nearest(law, [*LAWS, 'all'])}")
+    check_name(law, bounds)
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
     curves = load_curves(path, columns)
     results, reasons = [], []
     for curve in curves:
-        for one_law, reason in _laws(law, curve):
+        for one_law, reason in laws_of(curve, law, bounds):
             lower = one_law.direction < 0
             if is_known(curve.metric):
                 lower = law_of_metric(curve.metric).direction < 0
@@ -84,12 +86,14 @@ def fit_table(
     return results
 
 
-def _laws(name: str | None, curve: Curve) -> list[tuple[Law, str]]:
-    """(law, why) for a curve."""
+def laws_of(
+    curve: Curve, name: str | None = None, bounds: str | None = None
+) -> list[tuple[Law, str]]:
+    """(law, why) for a curve; see `fit_table`."""
     if name == "all":
         return [(law, "") for law in families(curve)]
     if name is not None:
-        return [(LAWS[name], "")]
+        return [(named_law(name, curve, bounds), "")]
     if curve.x2_name:
         return [(LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}")]
     if curve.place.data:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def number(value: float | None) -> str:
@@ -19,6 +20,14 @@ def number(value: float | None) -> str:
     if exponent < -100:
         return "≈ 0"
     return f"{value:.2e}"
+
+
+def plain(value: Any) -> Any:
+    """As JSON takes it: floats to 10 significant digits, the last ones being the machine's; not
+    finite -> None."""
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value
 
 
 def size(value: float) -> str:

@@ -1,0 +1,48 @@
+"""The law that a user names: one of the library, or a formula of one's own."""
+
+import numpy as np
+
+from t5scaling.analysis.conclusions.choice_of_law import direction_of
+from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.laws.formula import Formula, is_formula, parsed_bounds
+from t5scaling.analysis.results.curves import Curve
+from t5scaling.errors import UserError, nearest
+
+
+def check_name(name: str | None, bounds: str | None = None) -> None:
+    """Raises UserError for a law that is neither known nor a formula, or bounds of none; before
+    any table is read."""
+    if name in (None, "all", *LAWS):
+        if bounds:
+            raise UserError(
+                f"bounds {bounds!r}: they are for the coefficients of a formula, such as "
+                "--law='E + A/D**alpha'; the laws of the library have their own"
+            )
+    elif not is_formula(name or ""):
+        raise UserError(f"law {name!r} is unknown{nearest(name or '', [*LAWS, 'all'])}")
+    parsed_bounds(bounds)
+
+
+def named_law(name: str, curve: Curve, bounds: str | None = None) -> Law:
+    """The law of that name, or that formula in the curve's columns of x.
+
+    Whether a formula rises or falls is taken from the curve: the sign of the first slope of the
+    least-squares plane in logs; or from its metric, if that is known.
+
+    Raises:
+      UserError: see `check_name` and `formula.Formula`.
+    """
+    check_name(name, bounds)
+    if name in LAWS:
+        return LAWS[name]
+    sizes = (curve.x_name, *([curve.x2_name] if curve.x2_name else []))
+    return Formula(name, sizes, parsed_bounds(bounds), _direction(curve))
+
+
+def _direction(curve: Curve) -> int:
+    x, y = curve.arrays
+    if not curve.x2_name or not (np.all(x > 0) and np.all(y > 0)):
+        return direction_of(curve)
+    columns = np.column_stack([np.ones(len(y)), *np.log(x)])
+    return -1 if np.linalg.lstsq(columns, np.log(y), rcond=None)[0][1] < 0 else 1
