@@ -7,11 +7,10 @@ from t5scaling.analysis.conclusions.choice_of_law import (
     comparisons,
     direction_of,
     families,
-    is_known,
     law_of_metric,
 )
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document, fit_one
-from t5scaling.analysis.conclusions.named_law import check_name, named_law
+from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.fitting.compare import PROTOCOLS
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
@@ -59,9 +58,7 @@ def fit_table(
     results, reasons = [], []
     for curve in curves:
         for one_law, reason in laws_of(curve, law, bounds):
-            lower = one_law.direction < 0
-            if is_known(curve.metric):
-                lower = law_of_metric(curve.metric).direction < 0
+            lower = lower_is_better(curve, one_law)
             results.append(
                 fit_one(curve, one_law, lower_is_better=lower, hold_out=hold_out, **options)
             )

@@ -25,7 +25,7 @@ from rich.text import Text
 import t5scaling
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.frontier import FLOPS, Estimate, Optimum, check, frontier
-from t5scaling.analysis.conclusions.named_law import check_name
+from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better
 from t5scaling.analysis.conclusions.prediction import Expected, expected
 from t5scaling.analysis.fit_table import laws_of
 from t5scaling.analysis.fitting.significance import LEVEL
@@ -90,13 +90,12 @@ def predict(
         if compute:
             check(chosen, flops)
         curve_fit = fit_one(
-            curve, chosen, lower_is_better=chosen.direction < 0, hold_out=0, interval=interval,
-            delta=delta,
+            curve, chosen, lower_is_better=lower_is_better(curve, chosen), hold_out=0,
+            interval=interval, delta=delta,
         )  # fmt: skip
-        there, best = [], []
-        if curve_fit.fit:
-            there = expected(curve_fit.fit, places)
-            best = frontier(curve_fit.fit, compute, flops=flops)
+        fit = curve_fit.fit
+        there = expected(fit, places) if fit and places else []
+        best = frontier(fit, compute, flops=flops) if fit and compute else []
         found.append(Predicted(curve_fit, because, tuple(there), tuple(best)))
     if all(one.curve_fit.fit is None for one in found):
         raise UserError(f"{path}: {found[0].curve_fit.note}")

@@ -22,6 +22,7 @@ import numpy as np
 
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.fit import Fit
+from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.laws.formula import Formula
 from t5scaling.errors import UserError
 
@@ -95,12 +96,11 @@ def frontier(fit: Fit, budgets: Sequence[float], *, flops: float = FLOPS) -> lis
     return found
 
 
-def check(law: object, flops: float = FLOPS) -> None:
+def check(law: Law, flops: float = FLOPS) -> None:
     """Raises UserError where a budget of compute has no meaning."""
-    sizes, title = getattr(law, "sizes", ()), getattr(law, "title", "law")
-    if not (tuple(sizes) == ("N", "D") or (isinstance(law, Formula) and len(sizes) == 2)):
+    if not (law.sizes == ("N", "D") or (isinstance(law, Formula) and len(law.sizes) == 2)):
         raise UserError(
-            f"the {title} is a law of {' and '.join(sizes)}: a budget of compute is shared by a "
+            f"the {law.title} is a law of {' and '.join(law.sizes)}: a budget of compute is shared by a "
             "model's size and its data; use --law=chinchilla, --law=kaplan or a formula of two "
             "columns"
         )

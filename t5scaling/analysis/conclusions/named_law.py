@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from t5scaling.analysis.conclusions.choice_of_law import direction_of
+from t5scaling.analysis.conclusions.choice_of_law import direction_of, is_known, law_of_metric
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.laws.formula import Formula, is_formula, parsed_bounds
@@ -38,6 +38,13 @@ def named_law(name: str, curve: Curve, bounds: str | None = None) -> Law:
         return LAWS[name]
     sizes = (curve.x_name, *([curve.x2_name] if curve.x2_name else []))
     return Formula(name, sizes, parsed_bounds(bounds), _direction(curve))
+
+
+def lower_is_better(curve: Curve, law: Law) -> bool:
+    """By the curve's metric, if that is known; else smaller values are better if the law falls."""
+    if is_known(curve.metric):
+        return law_of_metric(curve.metric).direction < 0
+    return law.direction < 0
 
 
 def _direction(curve: Curve) -> int:
