@@ -238,11 +238,28 @@ def _fit(file, x, y, group, error, seed, **settings):
     fit_table.fit_table(file, load.named(x, y, group, error, seed), **settings)
 
 
-def _advise(file, x, y, group, error, seed, **settings):
-    from t5scaling.analysis import advise
+def _advise(file, x, y, group, error, seed, at, law, bounds, compute, as_json, **costs):
+    from t5scaling.analysis import advise, predict, two_sizes
     from t5scaling.analysis.results import load
+    from t5scaling.errors import UserError
 
-    advise.advise(file, load.named(x, y, group, error, seed), **settings)
+    columns = load.named(x, y, group, error, seed)
+    place = predict.place_of(at) if at else None
+    if len(columns.x) == 2:
+        if given := [f"--{name}" for name, value in costs.items() if value is not None]:
+            raise UserError(f"{given[0]} is for tables of one size; of two a budget is --compute")
+        two_sizes.advise(
+            file, columns, at=place, compute=compute, law=law, bounds=bounds, as_json=as_json
+        )
+        return
+    if law or bounds or compute:
+        raise UserError(
+            "--law, --bounds and --compute are for two columns of x; of one size advise weighs "
+            "every family"
+        )
+    if place and len(place) != 1:
+        raise UserError(f"--at={at}: expected one size")
+    advise.advise(file, columns, at=place[0] if place else None, as_json=as_json, **costs)
 
 
 def _predict(file, x, y, group, error, seed, **settings):
@@ -252,11 +269,18 @@ def _predict(file, x, y, group, error, seed, **settings):
     predict.predict(file, load.named(x, y, group, error, seed), **settings)
 
 
-def _figures(file, x, y, group, error, seed, **settings):
-    from t5scaling.analysis import draw
+def _figures(file, x, y, group, error, seed, at, **settings):
+    from t5scaling.analysis import draw, two_sizes
     from t5scaling.analysis.results import load
+    from t5scaling.errors import UserError
 
-    draw.draw(file, load.named(x, y, group, error, seed), **settings)
+    columns = load.named(x, y, group, error, seed)
+    if len(columns.x) == 2:
+        if at is not None:
+            raise UserError("--at is for figures of one size")
+        two_sizes.draw(file, columns, **settings)
+    else:
+        draw.draw(file, columns, at=at, **settings)
 
 
 # --- this machine ---------------------------------------------------------------------------------
@@ -463,7 +487,23 @@ VERBS = {
         _advise,
         (
             *TABLE,
-            Argument("--at", "the size asked for (default: 4x largest)", type=float),
+            Argument(
+                "--at",
+                "the size asked for, two by a comma where x is two columns (default: 4x largest)",
+                metavar="X[,X2]",
+            ),
+            Argument(
+                "--law",
+                "where x is two columns: a law of two sizes, or a formula (default: zhang; with "
+                "--compute chinchilla)",
+            ),
+            BOUNDS,
+            Argument(
+                "--compute",
+                "where x is a model's size and its data: operations to split between them",
+                type=float,
+                metavar="C",
+            ),
             Argument(
                 "--cost_per_unit",
                 "device-hours of pretraining per unit of x (default: as the study measured)",
@@ -486,6 +526,8 @@ VERBS = {
             *TABLE,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
             Argument("--at", "size of the forecasts, as for advise", type=float),
+            Argument("--law", "what curves are drawn with, as for fit (default: by the metric)"),
+            BOUNDS,
         ),
     ),
     "plan": Verb(

@@ -12,7 +12,6 @@ a new measurement, those of optima for the law itself.
 """
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,11 +28,14 @@ from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better
 from t5scaling.analysis.conclusions.prediction import Expected, expected
 from t5scaling.analysis.fit_table import laws_of
 from t5scaling.analysis.fitting.significance import LEVEL
+from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.sentences import INTERVAL
 from t5scaling.analysis.presentation.terminal import coefficients, console
+from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
-from t5scaling.analysis.wording import interval, number, plain, size
+from t5scaling.analysis.wording import interval, number, open_size, plain, size
 from t5scaling.errors import UserError
 
 
@@ -80,13 +82,10 @@ def predict(
         raise UserError("predict takes one law; `run.py fit --law=all` says which predicts best")
     if not at and not compute:
         raise UserError("predict needs --at=SIZE, --at=SIZE,SIZE of a law of two, or --compute=C")
-    places = [_place(text) for text in at]
+    places = [place_of(text) for text in at]
     found = []
     for curve in load_curves(path, columns):
-        name = "chinchilla" if compute and law is None and curve.x2_name else law
-        (chosen, because), *_ = laws_of(curve, name, bounds)
-        if name != law:
-            because = "chosen because a budget is shared by a model and its data"
+        chosen, because = law_of_one(curve, law, bounds, budget=bool(compute))
         if compute:
             check(chosen, flops)
         curve_fit = fit_one(
@@ -107,7 +106,18 @@ def predict(
     return found
 
 
-def _place(text: str) -> tuple[float, ...]:
+def law_of_one(
+    curve: Curve, name: str | None, bounds: str | None, *, budget: bool
+) -> tuple[Law, str]:
+    """(law, why): as `fit_table` chooses, but the Chinchilla law where a budget is to be split."""
+    if budget and name is None and curve.x2_name:
+        return LAWS["chinchilla"], "chosen because a budget is shared by a model and its data"
+    ((law, because),) = laws_of(curve, name, bounds)
+    return law, because
+
+
+def place_of(text: str) -> tuple[float, ...]:
+    """The sizes that `--at` names."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -165,8 +175,8 @@ def _show_optima(one: Predicted, flops: float, names: Sequence[str], screen: Con
     for best in one.optima:
         far = f"{best.decades:.2f} decades beyond the data's" if best.decades > 0 else ""
         rows = (
-            (first, best.sizes[0], _size),
-            (second, best.sizes[1], _size),
+            (first, best.sizes[0], open_size),
+            (second, best.sizes[1], open_size),
             (f"{second} / {first}", best.ratio, number),
             ("predicted", best.value, number),
         )
@@ -181,10 +191,6 @@ def _show_optima(one: Predicted, flops: float, names: Sequence[str], screen: Con
         f"C^{1 - c.value:.3f} ({interval(1 - c.high, 1 - c.low)}). These intervals are of the law "
         "itself, without the noise of a measurement."
     )
-
-
-def _size(value: float) -> str:
-    return size(value) if math.isfinite(value) else number(value)
 
 
 def _table(*names: str) -> Table:

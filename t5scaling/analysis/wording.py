@@ -38,6 +38,11 @@ def size(value: float) -> str:
     return f"{value / step:.4g}{unit}"
 
 
+def open_size(value: float) -> str:
+    """A size, or that there is no end."""
+    return size(value) if math.isfinite(value) else number(value)
+
+
 def short_size(value: float) -> str:
     """78,336 -> 78k; 1,200,000 -> 1.2M."""
     for unit, step in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -100,9 +100,9 @@ def check(law: Law, flops: float = FLOPS) -> None:
     """Raises UserError where a budget of compute has no meaning."""
     if not (law.sizes == ("N", "D") or (isinstance(law, Formula) and len(law.sizes) == 2)):
         raise UserError(
-            f"the {law.title} is a law of {' and '.join(law.sizes)}: a budget of compute is shared by a "
-            "model's size and its data; use --law=chinchilla, --law=kaplan or a formula of two "
-            "columns"
+            f"the {law.title} is a law of {' and '.join(law.sizes)}: a budget of compute is "
+            "shared by a model's size and its data; take the law chinchilla or kaplan, or a formula "
+            "of two columns"
         )
     if not 0 < flops < math.inf:
         raise UserError(f"{flops:g} operations per parameter and token: expected a positive number")

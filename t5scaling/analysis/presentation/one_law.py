@@ -100,7 +100,7 @@ def draw_frontier(axes: Axes, fit: Fit) -> list[list]:
         other = budgets / FLOPS / first[end]
         axes.plot(first[end], other, color=COLOURS[1], linewidth=1, linestyle=(0, (1, 1.5)),
                   label=f"{LEVEL:.0%} interval" if end == 1 else None)  # fmt: skip
-    axes.legend(loc="lower right", fontsize=9)
+    axes.legend(loc="lower right", fontsize=9, frameon=True)
     return [["best split", float(a), float(b), one.value.value]
             for a, b, one in zip(first[0], second[0], best, strict=True)]  # fmt: skip
 
