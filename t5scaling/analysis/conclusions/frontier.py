@@ -101,8 +101,8 @@ def check(law: Law, flops: float = FLOPS) -> None:
     if not (law.sizes == ("N", "D") or (isinstance(law, Formula) and len(law.sizes) == 2)):
         raise UserError(
             f"the {law.title} is a law of {' and '.join(law.sizes)}: a budget of compute is "
-            "shared by a model's size and its data; take the law chinchilla or kaplan, or a formula "
-            "of two columns"
+            "shared by a model's size and its data; take chinchilla, kaplan or a formula of two "
+            "columns"
         )
     if not 0 < flops < math.inf:
         raise UserError(f"{flops:g} operations per parameter and token: expected a positive number")
@@ -188,4 +188,4 @@ def _estimate(
 ) -> Estimate:
     known = np.where(np.isnan(spread), np.inf, spread)
     low, high = intervals.percentiles(known[:, None], transform)
-    return Estimate(float(transform(np.float64(own))), float(low[0]), float(high[0]))
+    return Estimate(float(transform(np.array(own))), float(low[0]), float(high[0]))

@@ -268,7 +268,7 @@ class Formula(Law):
                 break
             held |= below | above
         found = draws.copy()
-        found[np.ix_(np.flatnonzero(usable), linear)] = values / norms
+        found[np.flatnonzero(usable)[:, None], linear] = values / norms
         return found[usable] if usable.any() else draws
 
     def _check_told_apart(self, thetas: np.ndarray, log_x: np.ndarray, frame) -> None:
@@ -414,7 +414,7 @@ def _evaluate(
     def walk(node: Tree) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         kind = node[0]
         if kind == "number":
-            return np.float64(node[1])[None], {}
+            return np.array([node[1]]), {}
         if kind == "size":
             return sizes[node[1]], {}
         if kind == "coefficient":

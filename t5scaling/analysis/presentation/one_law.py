@@ -24,17 +24,15 @@ BEYOND = 4.0  # how far past its largest size a law is drawn
 _LINES = 80  # of the mesh over two sizes
 
 
-def draw_law(axes: Axes, curve_fit: CurveFit, fit: Fit, *, colour: str | None = None) -> None:
-    """Points, law, its interval for a new measurement and its extrapolation.
-
-    colour: None takes the next one of the axes, so that several laws may share them.
-    """
+def draw_law(axes: Axes, curve_fit: CurveFit, fit: Fit) -> None:
+    """Points, law, its interval for a new measurement and its extrapolation, in the next colour of
+    the axes, so that several laws may share them."""
     curve = curve_fit.curve
     points, values = curve.arrays
     x = np.unique(np.append(np.geomspace(points.min(), points.max() * BEYOND, 120), fit.x.max()))
     inside = x <= fit.x.max() * (1 + 1e-9)
     label = curve.place.label or curve.metric
-    (line,) = axes.plot(x[inside], fit.predict(x[inside]), color=colour, label=label)
+    (line,) = axes.plot(x[inside], fit.predict(x[inside]), label=label)
     colour = line.get_color()
     axes.plot(x[~inside], fit.predict(x[~inside]), color=colour, linestyle=(0, (4, 2)))
     axes.fill_between(x, *fit.band(x), color=colour, alpha=0.13, linewidth=0)
@@ -56,7 +54,8 @@ def draw_mesh(axes: Axes, fit: Fit, names: Sequence[str], metric: str) -> list[l
     mesh = np.array(np.meshgrid(first, second))
     values = fit.predict(mesh.reshape(2, -1)).reshape(mesh.shape[1:])
     shades = axes.contourf(first, second, values, levels=14, cmap="cividis_r", alpha=0.75)
-    lines = axes.contour(first, second, values, levels=shades.levels[::2], colors="#222222",
+    every_other = np.asarray(shades.levels)[::2]
+    lines = axes.contour(first, second, values, levels=every_other, colors="#222222",
                          linewidths=0.8)  # fmt: skip
     axes.clabel(lines, fontsize=8, fmt="%.3g")
     axes.scatter(*fit.x, c=fit.y, cmap="cividis_r", vmin=values.min(), vmax=values.max(),
@@ -112,7 +111,7 @@ def draw_joint(curve_fit: CurveFit, folder: Path, taken: dict[str, str]) -> Stud
         return None
     where = list(map(str, curve.place.key.values()))
     title = " · ".join([metric_name(curve.metric), *where])
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(dict(STYLE)):
         page = Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = page.add_subplot()
         rows = draw_mesh(axes, fit, (curve.x_name, curve.x2_name), curve.metric)
