@@ -238,7 +238,7 @@ def _fit(file, x, y, group, error, seed, **settings):
     fit_table.fit_table(file, load.named(x, y, group, error, seed), **settings)
 
 
-def _advise(file, x, y, group, error, seed, at, law, bounds, compute, as_json, **costs):
+def _advise(file, x, y, group, error, seed, at, law, bounds, compute, as_json, **settings):
     from t5scaling.analysis import advise, predict, two_sizes
     from t5scaling.analysis.results import load
     from t5scaling.errors import UserError
@@ -246,8 +246,9 @@ def _advise(file, x, y, group, error, seed, at, law, bounds, compute, as_json, *
     columns = load.named(x, y, group, error, seed)
     place = predict.place_of(at) if at else None
     if len(columns.x) == 2:
-        if given := [f"--{name}" for name, value in costs.items() if value is not None]:
-            raise UserError(f"{given[0]} is for tables of one size; of two a budget is --compute")
+        for name in ("cost_per_unit", "cost_per_run", "budget"):
+            if settings[name] is not None:
+                raise UserError(f"--{name} is for tables of one size; of two a budget is --compute")
         two_sizes.advise(
             file, columns, at=place, compute=compute, law=law, bounds=bounds, as_json=as_json
         )
@@ -259,7 +260,7 @@ def _advise(file, x, y, group, error, seed, at, law, bounds, compute, as_json, *
         )
     if place and len(place) != 1:
         raise UserError(f"--at={at}: expected one size")
-    advise.advise(file, columns, at=place[0] if place else None, as_json=as_json, **costs)
+    advise.advise(file, columns, at=place[0] if place else None, as_json=as_json, **settings)
 
 
 def _predict(file, x, y, group, error, seed, **settings):

@@ -6,8 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from t5scaling.analysis import two_sizes
+from t5scaling.analysis.conclusions.findings import versioned
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.laws import LAWS
+from t5scaling.analysis.presentation.joint import record
+from t5scaling.analysis.results.load import Columns
 from t5scaling.command_line import main
 
 PLANTED = {"E": 1.8, "A": 480.0, "B": 150.0, "alpha": 0.34, "beta": 0.37}
@@ -25,9 +29,10 @@ def table(tmp_path, monkeypatch):
 
 
 def test_advice_as_data_and_as_text(table, capsys):
-    asked = ["advise", *table, "--compute=1e22", "--at=1e10,2e11"]
-    assert main([*asked, "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["joint"]
+    columns = Columns(("N", "D"), "loss", ("who",))
+    (advice,) = two_sizes.advise(table[0], columns, at=(1e10, 2e11), compute=1e22)
+    printed = " ".join(capsys.readouterr().out.split())
+    (found,) = versioned({"joint": [record(advice)]})["joint"]
     assert (found["law"], found["x"], found["x2"], found["place"]) == (
         "chinchilla", "N", "D", {"who": "us"},
     )  # fmt: skip
@@ -45,8 +50,6 @@ def test_advice_as_data_and_as_text(table, capsys):
     assert 6 * best["x"]["value"] * best["x2"]["value"] == pytest.approx(1e22)
     assert found["next_run"]["after"] < found["next_run"]["before"]
     assert np.prod(found["next_run"]["place"]) <= GRID.prod(0).max() * 1.01
-    assert main(asked) == 0
-    printed = " ".join(capsys.readouterr().out.split())
     for sentence in found["sentences"]:
         assert " ".join(sentence.split()) in printed
     for part in ("it expects loss of", "beyond the largest N", "twice the N changes loss by -",
@@ -55,10 +58,10 @@ def test_advice_as_data_and_as_text(table, capsys):
 
 
 def test_a_law_without_a_best_split_gives_the_rest(table, capsys):
-    assert main(["advise", *table, "--json"]) == 0
+    assert main(["advise", *table, "--at=4e10,1e12", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["joint"]
     assert found["law"] == "zhang" and found["optimum"] is None
-    assert found["forecast"]["place"] == (4 * GRID.max(axis=1)).tolist()
+    assert [found["forecast"][x] for x in ("x", "x2")] == [4e10, 1e12]
 
 
 def test_figures_with_the_best_split(table, tmp_path, capsys):

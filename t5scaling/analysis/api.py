@@ -76,7 +76,7 @@ class FittedLaw:
         return f"{verdict.word}: {verdict.reason}"
 
     def predict(self, x: ArrayLike) -> Any:
-        """The law's value at x, in the shape of x.
+        """The law's value at x, in the shape of x; nan where a formula has none.
 
         Args:
           x: a size or an array of sizes, in the unit of the fitted ones; for a law of two sizes a

@@ -35,7 +35,7 @@ from t5scaling.analysis.presentation.sentences import INTERVAL
 from t5scaling.analysis.presentation.terminal import coefficients, console
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
-from t5scaling.analysis.wording import interval, number, open_size, plain, size
+from t5scaling.analysis.wording import interval, number, open_size, size
 from t5scaling.errors import UserError
 
 
@@ -99,7 +99,7 @@ def predict(
     if all(one.curve_fit.fit is None for one in found):
         raise UserError(f"{path}: {found[0].curve_fit.note}")
     if as_json:
-        print(json.dumps(document(found, flops), indent=1, ensure_ascii=False))
+        print(json.dumps(document(found), indent=1, ensure_ascii=False))
     else:
         for one in found:
             _show(one, flops, screen or console())
@@ -203,16 +203,16 @@ def _table(*names: str) -> Table:
 # --- data -----------------------------------------------------------------------------------------
 
 
-def document(found: Sequence[Predicted], flops: float) -> dict[str, Any]:
+def document(found: Sequence[Predicted]) -> dict[str, Any]:
     """What `--json` prints; see the head of this file."""
     return {
         "software": f"t5scaling {t5scaling.__version__}",
         "level": LEVEL,
-        "curves": [_record(one, flops) for one in found],
+        "curves": [_record(one) for one in found],
     }
 
 
-def _record(one: Predicted, flops: float) -> dict[str, Any]:
+def _record(one: Predicted) -> dict[str, Any]:
     curve, fit = one.curve_fit.curve, one.curve_fit.fit
     return {
         **curve.place.key,
@@ -221,36 +221,11 @@ def _record(one: Predicted, flops: float) -> dict[str, Any]:
         **({"x2": curve.x2_name} if curve.x2_name else {}),
         "law": one.curve_fit.law.name,
         "formula": one.curve_fit.law.formula,
-        "coefficients": {name: _ends(Estimate(*ends)) for name, ends in fit.coefficients.items()}
+        "coefficients": {name: Estimate(*ends).record for name, ends in fit.coefficients.items()}
         if fit
         else {},
         "note": one.curve_fit.note,
         "warnings": warnings_of(one.curve_fit),
-        "predictions": [
-            {
-                **dict(zip(("x", "x2"), map(plain, there.place), strict=False)),
-                "value": plain(there.value),
-                "low": plain(there.low),
-                "high": plain(there.high),
-                "decades": list(map(plain, there.decades)),
-            }
-            for there in one.expected
-        ],
-        "optima": [
-            {
-                "compute": best.compute,
-                "flops": flops,
-                "x": _ends(best.sizes[0]),
-                "x2": _ends(best.sizes[1]),
-                "ratio": _ends(best.ratio),
-                "value": _ends(best.value),
-                "exponent": _ends(best.exponent),
-                "decades": plain(best.decades),
-            }
-            for best in one.optima
-        ],
+        "predictions": [there.record for there in one.expected],
+        "optima": [best.record for best in one.optima],
     }
-
-
-def _ends(found: Estimate) -> dict[str, Any]:
-    return {name: plain(value) for name, value in found._asdict().items()}

@@ -4,7 +4,7 @@ How the advice is decided: `conclusions.joint`. `advise --json` prints {"schema"
 "level", "joint": [...]}: for each curve its place, metric, x and x2 (names of columns), law, note
 (why it has none, else ""), held_out_rms_log_error, dearest (the measured point with the largest
 product), doublings (size, and by how much twice of it changes the value: value, low, high),
-forecast (place, value, low, high, decades), optimum (as `predict --json`), next_run (place; before
+forecast and optimum (as `predict --json` has predictions and optima), next_run (place; before
 and after: half widths of the interval of a log value) and sentences.
 """
 
@@ -76,12 +76,14 @@ def draw(
     output: str | os.PathLike | None = None,
     law: str | None = None,
     bounds: str | None = None,
+    as_json: bool = False,
 ) -> list[StudyFigure]:
     """Draws the law of each curve over its two sizes, for laws of N and D with the best split of
     each budget, as PNG, SVG and CSV, and lists the figures.
 
     Args:
       output: folder; None: `figures` in the current one. law, bounds: as for `fit_table`.
+      as_json: list them, and what could not be drawn, as JSON.
 
     Raises:
       UserError: see `load`; or no curve that can be fitted.
@@ -97,15 +99,26 @@ def draw(
     if all(one.fit is None for one in fits):
         raise UserError(f"{path}: {fits[0].note}")
     taken: dict[str, str] = {}
-    screen = console()
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = [draw_joint(one, drawn.local, taken) for one in fits]
     shown = [figure for figure in figures if figure is not None]
-    for one, figure in zip(fits, figures, strict=True):
-        if figure is None:
-            screen.print(f"not drawn: {one.curve.label}: {one.note}", soft_wrap=True)
-        else:
-            screen.print(f"{folder / figure.stem.name}.png  {figure.title}", soft_wrap=True)
+    failed = [f"not drawn: {one.curve.label}: {one.note}" for one in fits if one.fit is None]
+    if as_json:
+        listed = [
+            {
+                "title": figure.title,
+                "caption": figure.caption,
+                **{kind: f"{folder / figure.stem.name}.{kind}" for kind in ("png", "svg", "csv")},
+            }
+            for figure in shown
+        ]
+        print(json.dumps({"figures": listed, "warnings": failed}, indent=1, ensure_ascii=False))
+        return shown
+    screen = console()
+    for figure in shown:
+        screen.print(f"{folder / figure.stem.name}.png  {figure.title}", soft_wrap=True)
+    for line in failed:
+        screen.print(line, soft_wrap=True)
     count = "1 figure" if len(shown) == 1 else f"{len(shown)} figures, each"
     screen.print(f"{count} as .png, .svg and .csv, in {folder}")
     return shown

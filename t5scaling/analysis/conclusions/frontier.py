@@ -16,7 +16,7 @@ own optimum.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.laws.formula import Formula
+from t5scaling.analysis.wording import plain
 from t5scaling.errors import UserError
 
 FLOPS = 6.0
@@ -38,22 +39,43 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {name: plain(number) for name, number in self._asdict().items()}
+
 
 @dataclass(frozen=True)
 class Optimum:
     """What a budget buys at best.
 
-    sizes: the two, in the order of x. ratio: the second over the first (tokens per parameter).
-    value: the law's own, without the noise of a measurement. exponent: c of (first size) ~ C^c; the
-    second's is 1 - c. decades: of the budget beyond the dearest of the fitted points.
+    compute = flops * (first size) * (second size). sizes: the two, in the order of x. ratio: the
+    second over the first (tokens per parameter). value: the law's own, without the noise of a
+    measurement. exponent: c of (first size) ~ C^c; the second's is 1 - c. decades: of the budget
+    beyond the dearest of the fitted points.
     """
 
     compute: float
+    flops: float
     sizes: tuple[Estimate, Estimate]
     ratio: Estimate
     value: Estimate
     exponent: Estimate
     decades: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As JSON takes it: compute, flops, x, x2, ratio, value, exponent, decades."""
+        return {
+            "compute": plain(self.compute),
+            "flops": plain(self.flops),
+            "x": self.sizes[0].record,
+            "x2": self.sizes[1].record,
+            "ratio": self.ratio.record,
+            "value": self.value.record,
+            "exponent": self.exponent.record,
+            "decades": plain(self.decades),
+        }
 
 
 def frontier(fit: Fit, budgets: Sequence[float], *, flops: float = FLOPS) -> list[Optimum]:
@@ -83,6 +105,7 @@ def frontier(fit: Fit, budgets: Sequence[float], *, flops: float = FLOPS) -> lis
         found.append(
             Optimum(
                 compute=budget,
+                flops=flops,
                 sizes=(
                     _estimate(first, spread[0], np.exp),
                     _estimate(second, log_product - spread[0], np.exp),

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from t5scaling.analysis.fitting.fit import Fit
-from t5scaling.analysis.wording import listed, size
+from t5scaling.analysis.wording import listed, plain, size
 from t5scaling.errors import UserError
 
 
@@ -32,6 +33,17 @@ class Expected:
             if far
         ]
         return listed(parts) if parts else "within the data"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As JSON takes it: x (and x2), value, low, high, decades."""
+        return {
+            **dict(zip(("x", "x2"), map(plain, self.place), strict=False)),
+            "value": plain(self.value),
+            "low": plain(self.low),
+            "high": plain(self.high),
+            "decades": list(map(plain, self.decades)),
+        }
 
 
 def expected(fit: Fit, places: Sequence[Sequence[float]]) -> list[Expected]:

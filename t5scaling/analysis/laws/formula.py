@@ -241,7 +241,8 @@ class Formula(Law):
             return np.broadcast_to(value, (len(draws), len(y))) / y
 
         rest = at(np.zeros(len(linear)))
-        columns = np.stack([at(unit) - rest for unit in np.eye(len(linear))], axis=-1)
+        with np.errstate(invalid="ignore"):  # where both are infinite
+            columns = np.stack([at(unit) - rest for unit in np.eye(len(linear))], axis=-1)
         usable = np.isfinite(rest).all(-1) & np.isfinite(columns).all((1, 2))
         rest, columns = rest[usable], columns[usable]
         # A column of its own size each: units must not matter.

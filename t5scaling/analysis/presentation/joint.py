@@ -99,19 +99,17 @@ def record(advice: JointAdvice) -> dict[str, Any]:
     """Fields for `advise --json`, to be made plain."""
     curve = advice.curve_fit.curve
     return {
-        "place": curve.place, "metric": curve.metric, "x": curve.x_name, "x2": curve.x2_name,
-        "law": advice.curve_fit.law, "note": advice.curve_fit.note,
-        "held_out_rms_log_error": advice.held_out_error, "dearest": advice.dearest,
-        "doublings": [
-            {"size": one.size, **one.change._asdict()} for one in advice.doublings
-        ],
-        "forecast": advice.forecast,
-        "optimum": None if advice.optimum is None else {
-            "compute": advice.optimum.compute,
-            "x": advice.optimum.sizes[0]._asdict(), "x2": advice.optimum.sizes[1]._asdict(),
-            "ratio": advice.optimum.ratio._asdict(), "value": advice.optimum.value._asdict(),
-            "exponent": advice.optimum.exponent._asdict(), "decades": advice.optimum.decades,
-        },
+        "place": curve.place,
+        "metric": curve.metric,
+        "x": curve.x_name,
+        "x2": curve.x2_name,
+        "law": advice.curve_fit.law,
+        "note": advice.curve_fit.note,
+        "held_out_rms_log_error": advice.held_out_error,
+        "dearest": advice.dearest,
+        "doublings": [{"size": one.size, **one.change.record} for one in advice.doublings],
+        "forecast": advice.forecast and advice.forecast.record,
+        "optimum": advice.optimum and advice.optimum.record,
         "next_run": advice.telling,
         "sentences": sentences_of(advice),
-    }  # fmt: skip
+    }
