@@ -3,6 +3,7 @@ equal value."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -111,7 +112,8 @@ def draw_joint(curve_fit: CurveFit, folder: Path, taken: dict[str, str]) -> Stud
         return None
     where = list(map(str, curve.place.key.values()))
     title = " · ".join([metric_name(curve.metric), *where])
-    with matplotlib.rc_context(dict(STYLE)):
+    style: dict[Any, Any] = {**STYLE}
+    with matplotlib.rc_context(style):
         page = Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = page.add_subplot()
         rows = draw_mesh(axes, fit, (curve.x_name, curve.x2_name), curve.metric)
