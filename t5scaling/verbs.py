@@ -85,6 +85,11 @@ TABLE = (
     Argument("--error", "column of standard errors of y, by which points are weighted"),
     Argument("--seed", "column of seeds"),
 )
+BOUNDS = Argument(
+    "--bounds",
+    "of the coefficients of a formula, which are positive otherwise: alpha=0:2,E=0:",
+    metavar="NAME=LOW:HIGH,...",
+)
 SOURCES = (
     Argument("--sources", "in place of --x: tokens of each language, the target's column first"),
     Argument("--unique", "columns of unique tokens of each of --sources, where some are repeated"),
@@ -240,19 +245,52 @@ def _fit(file, x, y, group, error, seed, sources, unique, **settings):
     fit_table.fit_table(file, columns, **settings)
 
 
-def _advise(file, x, y, group, error, seed, sources, unique, **settings):
-    from t5scaling.analysis import advise
+def _advise(
+    file, x, y, group, error, seed, sources, unique, at, law, bounds, compute, as_json, **settings
+):
+    from t5scaling.analysis import advise, predict, two_sizes
     from t5scaling.analysis.results import load
+    from t5scaling.errors import UserError
 
     columns = load.named(x, y, group, error, seed, sources, unique)
-    advise.advise(file, columns, **settings)
+    place = predict.place_of(at) if at else None
+    if len(columns.x) == 2:
+        for name in ("cost_per_unit", "cost_per_run", "budget"):
+            if settings[name] is not None:
+                raise UserError(f"--{name} is for tables of one size; of two a budget is --compute")
+        two_sizes.advise(
+            file, columns, at=place, compute=compute, law=law, bounds=bounds, as_json=as_json
+        )
+        return
+    if law or bounds or compute:
+        raise UserError(
+            "--law, --bounds and --compute are for two columns of x; of one size advise weighs "
+            "every family"
+        )
+    if place and len(place) != 1:
+        raise UserError(f"--at={at}: expected one size")
+    advise.advise(file, columns, at=place[0] if place else None, as_json=as_json, **settings)
 
 
-def _figures(file, x, y, group, error, seed, **settings):
-    from t5scaling.analysis import draw
+def _predict(file, x, y, group, error, seed, **settings):
+    from t5scaling.analysis import predict
     from t5scaling.analysis.results import load
 
-    draw.draw(file, load.named(x, y, group, error, seed), **settings)
+    predict.predict(file, load.named(x, y, group, error, seed), **settings)
+
+
+def _figures(file, x, y, group, error, seed, at, **settings):
+    from t5scaling.analysis import draw, two_sizes
+    from t5scaling.analysis.results import load
+    from t5scaling.errors import UserError
+
+    columns = load.named(x, y, group, error, seed)
+    if len(columns.x) == 2:
+        if at is not None:
+            raise UserError("--at is for figures of one size")
+        two_sizes.draw(file, columns, **settings)
+    else:
+        draw.draw(file, columns, at=at, **settings)
 
 
 # --- this machine ---------------------------------------------------------------------------------
@@ -381,8 +419,10 @@ VERBS = {
                 "sources-repeated, ye or shukor of --sources; all: every one for such values, "
                 "compared by their errors on sizes not fitted (default: of a study log and power; "
                 "of a table what predicts unseen sizes of its curves best; of two columns zhang, "
-                "of --sources sources)",
+                "of --sources sources); or a formula of your own in the columns of x, such as "
+                "'E + A/tokens**alpha'",
             ),
+            BOUNDS,
             Argument(
                 "--protocol",
                 "rollout (fit all points, and check by predicting each size from those before "
@@ -415,6 +455,49 @@ VERBS = {
             Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
         ),
     ),
+    "predict": Verb(
+        "Say what a table's law, fitted to all its points, expects at sizes of your own, with an "
+        "interval and the distance from the data; and how a budget of compute is best split "
+        "between a model's size and its data.",
+        "results.csv --x=parameters,tokens --y=loss --law=chinchilla --at=7e10,1.4e12 "
+        "--compute=5.76e23",
+        _predict,
+        (
+            *TABLE,
+            Argument(
+                "--at",
+                "a size, or two by a comma of a law of two; may be repeated",
+                action="append",
+                default=[],
+                metavar="X[,X2]",
+            ),
+            Argument(
+                "--compute",
+                "a budget of floating-point operations; may be repeated",
+                action="append",
+                default=[],
+                type=float,
+                metavar="C",
+            ),
+            Argument(
+                "--flops",
+                "operations per parameter and token, C = FLOPS * x * x2 (default: 6)",
+                type=float,
+                default=6.0,
+            ),
+            Argument(
+                "--law",
+                "as for fit, one of them or a formula (default: as fit chooses; with a budget "
+                "chinchilla)",
+            ),
+            BOUNDS,
+            Argument(
+                "--interval", "noise, points, seeds or profile (default: noise)", default="noise"
+            ),
+            Argument("--delta", "Huber's threshold; inf: squares", type=float),
+            Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
+        ),
+    ),
     "advise": Verb(
         "Advise what to pay for next: is pretraining worth it, do the "
         "data suffice, what score at a larger size, which data, which run next.",
@@ -423,7 +506,24 @@ VERBS = {
         (
             *TABLE,
             *SOURCES,
-            Argument("--at", "the size to forecast (default: 4x largest)", type=float),
+            Argument(
+                "--at",
+                "the size to forecast, two separated by a comma where x is two columns "
+                "(default: 4x largest)",
+                metavar="X[,X2]",
+            ),
+            Argument(
+                "--law",
+                "where x is two columns: a law of two sizes, or a formula (default: zhang; with "
+                "--compute chinchilla)",
+            ),
+            BOUNDS,
+            Argument(
+                "--compute",
+                "where x is a model's size and its data: operations to split between them",
+                type=float,
+                metavar="C",
+            ),
             Argument(
                 "--cost_per_unit",
                 "device-hours of pretraining per unit of x (default: as the study measured)",
@@ -446,6 +546,8 @@ VERBS = {
             *TABLE,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
             Argument("--at", "the size to forecast, as for advise", type=float),
+            Argument("--law", "what curves are drawn with, as for fit (default: by the metric)"),
+            BOUNDS,
         ),
     ),
     "plan": Verb(

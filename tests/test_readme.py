@@ -207,6 +207,13 @@ def test_a_law_of_your_own():
     assert not fit.at_bound
 
 
+def test_the_commands_beside_the_laws_in_python(here, capsys):
+    sizes = 1e6 * 4.0 ** np.arange(5)
+    pd.DataFrame({"tokens": sizes, "loss": 2 + 40 / sizes**0.25}).to_csv("results.csv", index=False)
+    for words in of("docs/python.md", "python", "run.py"):
+        execute(words[2:], "", capsys)
+
+
 def test_the_numbers_of_our_study_are_those_of_its_files():
     """What README.md says that it found, from what `run.py report results/techdoc` reads and makes;
     of gains: without pretraining less at the largest D_p, means over seeds."""

@@ -7,6 +7,7 @@ from t5scaling import storage
 from t5scaling.analysis.conclusions.advice import advise_curves
 from t5scaling.analysis.conclusions.choice_of_law import laws_for
 from t5scaling.analysis.conclusions.curve_fit import fit_one
+from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.presentation.advice_figures import draw_advice
 from t5scaling.analysis.presentation.figures import StudyFigure, draw_all
 from t5scaling.analysis.presentation.terminal import console
@@ -21,23 +22,30 @@ def draw(
     *,
     output: str | os.PathLike | None = None,
     at: float | None = None,
+    law: str | None = None,
+    bounds: str | None = None,
 ) -> list[StudyFigure]:
     """Draws the figures of `path` (see `load`) as PNG, SVG and CSV, and lists them.
 
     Args:
       output: folder; None: `figures` in the current one.
       at: the size that advice is asked for; None: as `advise`.
+      law, bounds: what the curves are drawn with, as for `fit_table`; None: the paper's laws.
 
     Raises:
-      UserError: see `load`; or a table of two sizes without anything else.
+      UserError: see `load`; or a table of two sizes (`two_sizes.draw`).
     """
+    check_name(law, bounds)
     folder = storage.path(output or "figures")
     curves = [curve for curve in load_curves(path, columns) if not curve.x2_name]
     if not curves:
         raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
     fits = []
-    for curve, law in zip(curves, laws_for(curves), strict=True):
-        fits.append(fit_one(curve, law, lower_is_better=law.direction < 0))
+    chosen = laws_for(curves)
+    if law:
+        chosen = [named_law(law, curve, bounds) for curve in curves]
+    for curve, one in zip(curves, chosen, strict=True):
+        fits.append(fit_one(curve, one, lower_is_better=lower_is_better(curve, one)))
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = draw_all(fits, drawn.local)
         advice = advise_curves(curves, runs=runs_of(path), at=at, fitted=fits)

@@ -12,15 +12,14 @@ from t5scaling.analysis.conclusions.choice_of_law import (
     choices,
     comparisons,
     direction_of,
-    is_known,
     kinds_of_sources,
     law_of_metric,
 )
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document, fit_one
+from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.fitting.protocol import check_protocol
 from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
-from t5scaling.analysis.laws.several_sources import KINDS
 from t5scaling.analysis.presentation.terminal import (
     console,
     errors,
@@ -30,7 +29,7 @@ from t5scaling.analysis.presentation.terminal import (
 )
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
-from t5scaling.errors import UserError, nearest
+from t5scaling.errors import UserError
 
 
 def fit_table(
@@ -38,6 +37,7 @@ def fit_table(
     columns: Columns = EVERYTHING,
     law: str | None = None,
     *,
+    bounds: str | None = None,
     protocol: str = "rollout",
     as_json: bool = False,
     hold_out: int | None = None,
@@ -49,10 +49,11 @@ def fit_table(
     Args:
       path: see `load`. Rows with x = 0 are a baseline without pretraining, shown but not fitted.
       columns: of a table that has more than two; x of two names for the laws of two sizes.
-      law: name of a law, or None: of a study the paper's law for its metrics, of a table what
-        predicts unseen sizes best over all its curves (`choice_of_law`), of two sizes the
+      law: name of a law or a formula (`laws.formula`), or None: of a study the paper's
+        law for its metrics, of a table what predicts unseen sizes best over all its curves (`choice_of_law`), of two sizes the
         multiplicative joint law; "all": every law that a curve can carry is compared, and the one
         that predicts best is fitted.
+      bounds: of a formula's coefficients, "alpha=0:2,E=0:".
       protocol: what is fitted and what is held out, one of `protocol.PROTOCOLS`; also of the
         comparison of laws.
       hold_out: how many of the largest sizes are held out, in place of a protocol.
@@ -66,13 +67,7 @@ def fit_table(
     Raises:
       UserError: see `load`; or no curve that can be fitted.
     """
-    known = (*LAWS, *KINDS, "all")
-    if law is not None and law not in known:
-        raise UserError(f"law {law!r} is unknown{nearest(law, known)}")
-    if law in LAWS and columns.sources:
-        raise UserError(f"law {law!r} is not one of --sources: expected {', '.join(KINDS)} or all")
-    if law in KINDS and not columns.sources:
-        raise UserError(f"law {law!r} takes columns of tokens of each language, by --sources")
+    check_name(law, bounds, columns.sources)
     check_protocol(protocol)
     curves = load_curves(path, columns)
     if fit_below is not None:
@@ -82,17 +77,14 @@ def fit_table(
     if law == "all":
         with errors().status("comparing laws"):
             compared, left_out = comparisons(curves, protocol=protocol, delta=options.get("delta"))
-    wanted = _laws(law, curves, compared)
+    wanted = laws_of(law, curves, compared, bounds)
     results, reasons = [], []
     progress = track(wanted, "fitting", console=errors(), transient=True, disable=len(wanted) < 4)
     for curve, one_law, reason in progress:
-        lower = one_law.direction < 0
-        if is_known(curve.metric):
-            lower = law_of_metric(curve.metric).direction < 0
         results.append(
             fit_one(
-                curve, one_law, lower_is_better=lower, protocol=protocol, hold_out=hold_out,
-                **options,
+                curve, one_law, lower_is_better=lower_is_better(curve, one_law), protocol=protocol,
+                hold_out=hold_out, **options,
             )
         )  # fmt: skip
         reasons.append(reason)
@@ -137,15 +129,15 @@ def _held_out_from(
     ]
 
 
-def _laws(
-    name: str | None, curves: Sequence[Curve], compared: Sequence[Compared]
+def laws_of(
+    name: str | None,
+    curves: Sequence[Curve],
+    compared: Sequence[Compared] = (),
+    bounds: str | None = None,
 ) -> list[tuple[Curve, Law, str]]:
     """Each curve with its law, and why it is that."""
     if name is not None and name != "all":
-        return [
-            (curve, of_sources(name, curve.sources) if curve.sources else LAWS[name], "")
-            for curve in curves
-        ]
+        return [(curve, named_law(name, curve, bounds), "") for curve in curves]
     best = {id(curve): one.comparison.families[0].law for one in compared for curve in one.curves}
     rest = [curve for curve in curves if id(curve) not in best and not curve.place.data]
     chosen = choices(rest)

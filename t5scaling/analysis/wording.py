@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def number(value: float | None) -> str:
@@ -21,12 +22,25 @@ def number(value: float | None) -> str:
     return f"{value:.2e}"
 
 
+def plain(value: Any) -> Any:
+    """As JSON takes it: floats to 10 significant digits, the last ones being the machine's; not
+    finite -> None."""
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    return value
+
+
 def size(value: float) -> str:
     """A size on the x axis: exact if it is a whole number below 10 million, else 4 digits."""
     if value < 1e7:
         return f"{value:,.0f}" if value == int(value) else f"{value:.6g}"
     unit, step = next((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6)) if value >= s)
     return f"{value / step:.4g}{unit}"
+
+
+def open_size(value: float) -> str:
+    """A size, or that there is no end."""
+    return size(value) if math.isfinite(value) else number(value)
 
 
 def short_size(value: float) -> str:

@@ -36,6 +36,7 @@ from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.metrics import LOSS, LOWER_IS_BETTER, highest_of, resolution_of
 from t5scaling.analysis.results.curves import Curve, Point
 from t5scaling.analysis.results.places import Place
+from t5scaling.analysis.wording import plain as _number
 from t5scaling.errors import UserError
 
 FILE = "fits.json"
@@ -287,13 +288,6 @@ def comparison_record(found: Comparison) -> dict[str, Any]:
             for family in found.families
         ],
     }
-
-
-def _number(value: Any) -> Any:
-    """Floats to 10 significant digits, the last ones being the machine's; not finite -> None."""
-    if isinstance(value, float):
-        return float(f"{value:.10g}") if math.isfinite(value) else None
-    return value
 
 
 def by_place(curve_fits: Sequence[CurveFit]) -> list[list[CurveFit]]:

@@ -120,15 +120,16 @@ def document(findings: Findings) -> dict[str, Any]:
         "headline": findings.headline,
         "limits": findings.limits,
     }
-    return _versioned(record)
+    return versioned(record)
 
 
 def advice_record(advice: Advice) -> dict[str, Any]:
     """The advice on a table in the schema of findings.json."""
-    return _versioned(_of_advice(advice))
+    return versioned(_of_advice(advice))
 
 
-def _versioned(record: Mapping[str, Any]) -> dict[str, Any]:
+def versioned(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its schema's version, as JSON takes it."""
     software = f"t5scaling {t5scaling.__version__}"
     return _plain({"schema": SCHEMA, "software": software, "level": LEVEL, **record})
 

@@ -19,6 +19,7 @@ from t5scaling.analysis.conclusions.next_experiment import Design, candidates
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.advice import label_of
 from t5scaling.analysis.presentation.figures import StudyFigure
+from t5scaling.analysis.presentation.one_law import draw_mesh
 from t5scaling.analysis.presentation.style import (
     COLOURS,
     MARKERS,
@@ -170,31 +171,11 @@ def joint(exchange: Exchange) -> Drawn:
     """The joint law as lines of equal value over both sizes, with the measured points."""
     fit, where = exchange.fit, exchange.place.key.values()
     place = " · ".join([metric_name(exchange.metric), *map(str, where)])
-    low, high = fit.x.min(axis=1) / 1.5, fit.x.max(axis=1) * 3
-    first, second = (np.geomspace(a, b, 80) for a, b in zip(low, high, strict=True))
-    mesh = np.array(np.meshgrid(first, second))
-    values = fit.predict(mesh.reshape(2, -1)).reshape(mesh.shape[1:])
-    rows: list[list] = [["kind", "D_p", "D_f", "value"]]
-    rows += [["measured", float(a), float(b), float(v)]
-             for a, b, v in zip(*fit.x, fit.y, strict=True)]  # fmt: skip
-    rows += [["law", float(mesh[0, j, i]), float(mesh[1, j, i]), float(values[j, i])]
-             for j in range(0, 80, 8) for i in range(0, 80, 8)]  # fmt: skip
     with matplotlib.rc_context(STYLE):
         page, axes = _page()
-        shades = axes.contourf(first, second, values, levels=14, cmap="cividis_r", alpha=0.75)
-        lines = axes.contour(first, second, values, levels=shades.levels[::2], colors="#222222",
-                             linewidths=0.8)  # fmt: skip
-        axes.clabel(lines, fontsize=8, fmt="%.3g")
-        axes.scatter(*fit.x, c=fit.y, cmap="cividis_r", vmin=values.min(), vmax=values.max(),
-                     edgecolors="black", s=46, zorder=3)  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
-            axis.set_minor_formatter(NullFormatter())
+        rows = draw_mesh(axes, fit, ("D_p", "D_f"), exchange.metric)
         axes.set_xlabel("pretraining size D_p (tokens)")
         axes.set_ylabel("finetuning pool D_f (tokens)")
-        page.colorbar(shades, ax=axes, label=metric_name(exchange.metric))
         axes.set_title("\n".join(map(str, where)), fontsize=10, loc="left")
     missed = f" It misses the measurements by {number(exchange.miss)} (RMS)."
     caption = f"{fit.law.formula}.{'' if exchange.fits_points else missed}"

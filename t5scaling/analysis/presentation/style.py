@@ -8,11 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
-
-from t5scaling.analysis.wording import short_size
-
-matplotlib.use("Agg")
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -27,6 +22,7 @@ from t5scaling.analysis.results.roles import (
     UNRELATED,
     Roles,
 )
+from t5scaling.analysis.wording import short_size
 
 # Okabe and Ito's palette, for colour-blind readers too; markers differ for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -47,11 +47,12 @@ def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
     label = " · ".join(filter(None, [name, curve_fit.curve.place.label]))
     screen.print(Text(label, style="bold"))
     xs = (curve_fit.curve.x_name, *([curve_fit.curve.x2_name] if curve_fit.curve.x2_name else []))
-    means = ", ".join(f"{size} = {x}" for size, x in zip(curve_fit.law.sizes, xs, strict=False))
+    named = zip(curve_fit.law.sizes, xs, strict=False)
+    means = "".join(f", {size} = {x}" for size, x in named if size != x)
     if curve_fit.curve.sources:
-        means = f"the target's tokens are {curve_fit.curve.sources[0]}"
+        means = f", the target's tokens are {curve_fit.curve.sources[0]}"
     title = Text(curve_fit.law.title, style="bold")
-    title.append(f"  {curve_fit.law.formula}, {means}", style="not bold")
+    title.append(f"  {curve_fit.law.formula}{means}", style="not bold")
     screen.print(title.append(f"  ({because})" if because else "", style="not bold"))
     if curve_fit.curve.baseline:
         value = number(curve_fit.curve.baseline_value)

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t5scaling import storage
 from t5scaling.analysis.results.curves import Curve, Point, curves_of, parse_results, read_results
@@ -22,6 +22,9 @@ from t5scaling.analysis.results.forgotten import forgotten_group
 from t5scaling.analysis.results.harvest import COLUMNS, RESULTS, tabulate
 from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError, first_line, nearest
+
+if TYPE_CHECKING:
+    import pandas
 
 UNIT_GAP = 1e4  # between neighbouring sizes; more looks like two units
 
@@ -75,6 +78,11 @@ def load_curves(path: str | os.PathLike, columns: Columns = EVERYTHING) -> list[
     if tuple(header) == COLUMNS and not columns.x and columns.y in (None, "value"):
         return _of_study(path, read_results(path))
     return _of_table(path, header, rows, columns)
+
+
+def curves_of_frame(frame: "pandas.DataFrame", columns: Columns = EVERYTHING) -> list[Curve]:
+    """The curves of a table in memory; rows are counted from 1. Raises as `load_curves`."""
+    return _of_table(storage.path("the DataFrame"), *_cells_of(frame), columns)
 
 
 def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
@@ -198,6 +206,12 @@ def _read_parquet(path: storage.AnyPath) -> tuple[list[str], list[tuple[int, lis
         raise UserError(f"{path}: reading parquet needs `pip install pyarrow`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a parquet file ({first_line(error)})") from None
+    return _cells_of(table)
+
+
+def _cells_of(table: "pandas.DataFrame") -> tuple[list[str], list[tuple[int, list[str]]]]:
+    import pandas
+
     rows = [
         (number, ["" if pandas.isna(cell) else str(cell) for cell in cells])
         for number, cells in enumerate(table.itertuples(index=False), 1)

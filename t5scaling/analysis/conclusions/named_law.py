@@ -1,0 +1,64 @@
+"""The law that a user names: one of the library, or a formula of one's own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from t5scaling.analysis.conclusions.choice_of_law import direction_of, is_known, law_of_metric
+from t5scaling.analysis.laws import LAWS, of_sources
+from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.laws.formula import Formula, is_formula, parsed_bounds
+from t5scaling.analysis.laws.several_sources import KINDS
+from t5scaling.analysis.results.curves import Curve
+from t5scaling.errors import UserError, nearest
+
+
+def check_name(name: str | None, bounds: str | None = None, sources: Sequence[str] = ()) -> None:
+    """Raises UserError for a law that is neither known nor a formula, or bounds of none, or one
+    that does not go with the columns of several sources; before any table is read."""
+    if sources and name not in (None, "all", *KINDS):
+        raise UserError(f"law {name!r} is not one of --sources: expected {', '.join(KINDS)} or all")
+    if name in KINDS and not sources:
+        raise UserError(f"law {name!r} takes columns of tokens of each language, by --sources")
+    if name in (None, "all", *LAWS, *KINDS):
+        if bounds:
+            raise UserError(
+                f"bounds {bounds!r}: they are for the coefficients of a formula, such as "
+                "--law='E + A/D**alpha'; the laws of the library have their own"
+            )
+    elif not is_formula(name or ""):
+        raise UserError(f"law {name!r} is unknown{nearest(name or '', [*LAWS, *KINDS, 'all'])}")
+    parsed_bounds(bounds)
+
+
+def named_law(name: str, curve: Curve, bounds: str | None = None) -> Law:
+    """The law of that name, or that formula in the curve's columns of x.
+
+    Whether a formula rises or falls is taken from the curve: the sign of the first slope of the
+    least-squares plane in logs; or from its metric, if that is known.
+
+    Raises:
+      UserError: see `check_name` and `formula.Formula`.
+    """
+    check_name(name, bounds, curve.sources)
+    if name in KINDS:
+        return of_sources(name, curve.sources)
+    if name in LAWS:
+        return LAWS[name]
+    sizes = (curve.x_name, *([curve.x2_name] if curve.x2_name else []))
+    return Formula(name, sizes, parsed_bounds(bounds), _direction(curve))
+
+
+def lower_is_better(curve: Curve, law: Law) -> bool:
+    """By the curve's metric, if that is known; else smaller values are better if the law falls."""
+    if is_known(curve.metric):
+        return law_of_metric(curve.metric).direction < 0
+    return law.direction < 0
+
+
+def _direction(curve: Curve) -> int:
+    x, y = curve.arrays
+    if not curve.x2_name or not (np.all(x > 0) and np.all(y > 0)):
+        return direction_of(curve)
+    columns = np.column_stack([np.ones(len(y)), *np.log(x)])
+    return -1 if np.linalg.lstsq(columns, np.log(y), rcond=None)[0][1] < 0 else 1
