@@ -75,13 +75,20 @@ JOB = (
     Argument("--num_processes", "how many there are", type=int, metavar="N"),
     Argument("--process_id", "which of them this is", type=int, metavar="I"),
 )
-TABLE = (
-    Argument("file", "CSV, TSV or parquet; a study's directory; T5X's runs"),
+TABLE = Argument(
+    "file",
+    "a table (CSV, TSV, JSON, JSON lines, parquet or xlsx, packed or not; - for standard input), "
+    "a study's directory, or a directory of T5X's runs",
+)
+COLUMNS = (
     Argument("--x", "column of data sizes, or two by a comma (default: the first)"),
     Argument("--y", "column of scores or losses; of runs: a metric's name"),
-    Argument("--group", "columns, by commas: a curve per value", default=""),
-    Argument("--error", "column of standard errors of y, which weigh the points"),
+    Argument("--group", "columns, by commas: a curve for each of their values", default=""),
+    Argument("--error", "column of standard errors of y, by which points are weighted"),
     Argument("--seed", "column of seeds"),
+    Argument("--split", "column that says which rows are fitted (train) and held out (test)"),
+    Argument("--fit_below", "hold out this size and all larger ones", type=float, metavar="X"),
+    Argument("--decimal", "the decimal mark, . or , (default: as the cells show)", metavar="MARK"),
 )
 STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")
 FOLDER = Argument("--folder", "of the environment (default: in the user's cache)")
@@ -226,25 +233,29 @@ def _plan(gin_files, settings, **devices):
 # --- laws -----------------------------------------------------------------------------------------
 
 
-def _fit(file, x, y, group, error, seed, **settings):
+def _columns(settings):
+    """Takes those arguments out that name columns."""
+    from t5scaling.analysis.results import load
+
+    return load.named(**{argument.name: settings.pop(argument.name) for argument in COLUMNS})
+
+
+def _fit(file, **settings):
     from t5scaling.analysis import fit_table
-    from t5scaling.analysis.results import load
 
-    fit_table.fit_table(file, load.named(x, y, group, error, seed), **settings)
+    fit_table.fit_table(file, _columns(settings), **settings)
 
 
-def _advise(file, x, y, group, error, seed, **settings):
+def _advise(file, **settings):
     from t5scaling.analysis import advise
-    from t5scaling.analysis.results import load
 
-    advise.advise(file, load.named(x, y, group, error, seed), **settings)
+    advise.advise(file, _columns(settings), **settings)
 
 
-def _figures(file, x, y, group, error, seed, **settings):
+def _figures(file, **settings):
     from t5scaling.analysis import draw
-    from t5scaling.analysis.results import load
 
-    draw.draw(file, load.named(x, y, group, error, seed), **settings)
+    draw.draw(file, _columns(settings), **settings)
 
 
 # --- this machine ---------------------------------------------------------------------------------
@@ -356,12 +367,13 @@ VERBS = {
         needs="train",
     ),
     "fit": Verb(
-        "Fit scaling laws to a table (CSV, TSV or parquet) or to a directory of runs, ours or "
-        "T5X's: coefficients with intervals, held-out errors, verdicts.",
+        "Fit scaling laws to a table or to a directory of runs, ours or T5X's: coefficients with "
+        "intervals, held-out errors, verdicts.",
         "results.csv --x=tokens --y=loss --law=power",
         _fit,
         (
-            *TABLE,
+            TABLE,
+            *COLUMNS,
             Argument(
                 "--law",
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
@@ -404,7 +416,8 @@ VERBS = {
         "runs/quick --at=1e9",
         _advise,
         (
-            *TABLE,
+            TABLE,
+            *COLUMNS,
             Argument("--at", "the size asked for (default: 4x largest)", type=float),
             Argument(
                 "--cost_per_unit",
@@ -425,7 +438,8 @@ VERBS = {
         "results.csv --x=tokens --y=bleu --group=data --output=figures",
         _figures,
         (
-            *TABLE,
+            TABLE,
+            *COLUMNS,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
             Argument("--at", "size of the forecasts, as for advise", type=float),
         ),

@@ -121,13 +121,13 @@ def test_a_study_table_needs_no_columns(tmp_path):
     ("text", "options", "message"),
     [
         ("a,b\n1,2\n2,x\n", {}, r"row 3: b = 'x' is not a number"),
-        ("a,b\n1,2\n2,\n", {}, r"row 3: b = '' is not a number"),
-        ("a,b\n1,nan\n", {}, r"row 2: b = 'nan' is not a number"),
+        ("a,b\n1,inf\n", {}, r"row 2: b = 'inf' is not a number"),
         ("a,b\n0,3\n", {}, r"no rows with a > 0"),
         ("a,b\n1,2\n-4,3\n", {}, r"row 3: a = -4: sizes must be positive"),
         ("a,b\n1,2\n2,3\n3,4\n", {}, r"3 distinct a: too few points .* needs 4"),
         ("a,b\n1,2,3\n", {}, r"row 2: 3 cells, the header has 2"),
         ("a,b\n", {}, "no rows"),
+        ("a,b\n1,\n2,nan\n", {}, "no rows with a > 0 and a value of b"),
         ("", {}, "empty"),
         ("a,b,c\n1,2,3\n", {}, r"3 columns \(a, b, c\): say which is x"),
         (

@@ -50,17 +50,18 @@ T5X_UNIT = "token positions"  # of D_p where stock T5X's own directories are the
 @dataclass(frozen=True)
 class Point:
     """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
-    second size. error: the value's standard error."""
+    second size. error: the value's standard error. held_out: the user wants it to be predicted."""
 
     x: float
     value: float
     learning_rate: float | None = None
-    seed: int | None = None
+    seed: int | str | None = None
     step: int | None = None
     at_edge: bool = False
     run: str = ""
     x2: float | None = None
     error: float | None = None
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
