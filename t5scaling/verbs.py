@@ -407,6 +407,17 @@ VERBS = {
                 type=float,
                 default=1.0,
             ),
+            Argument(
+                "--all",
+                "every curve in full, where there are many",
+                dest="every",
+                action="store_true",
+            ),
+            Argument(
+                "--group_by",
+                "columns of --group, by commas: a line for each of their values, with medians",
+                default="",
+            ),
             Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
         ),
     ),

@@ -343,14 +343,17 @@ def test_rates_without_validation_cannot_be_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(78_336, "78,336"), (2.5, "2.5"), (1.6e9, "1.6B"), (12_800_000, "12.8M")]
-)
+    ("value", "text"),
+    [(78_336, "78,336"), (2.5, "2.5"), (1.6e9, "1.6B"), (12_800_000, "12.8M"), (3e14, "300T"),
+     (3.54e19, "3.54e+19")],
+)  # fmt: skip
 def test_size(value, text):
     assert size(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(78_336, "78k"), (999_900, "1M"), (1_200_128, "1.2M"), (500, "500")]
+    ("value", "text"),
+    [(78_336, "78k"), (999_900, "1M"), (1_200_128, "1.2M"), (500, "500"), (3.54e19, "3.5e19")],
 )
 def test_short_size(value, text):
     assert short_size(value) == text

@@ -14,10 +14,14 @@ from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record
 from t5scaling.analysis.fitting.compare import PROTOCOLS
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.presentation.progress import tracked
+from t5scaling.analysis.presentation.summary import print_summary
 from t5scaling.analysis.presentation.terminal import console, print_comparison, print_fit
 from t5scaling.analysis.results.curves import Curve
-from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves, warn
 from t5scaling.errors import UserError, nearest
+
+FEW = 4  # curves that are printed in full
 
 
 def fit_table(
@@ -28,6 +32,8 @@ def fit_table(
     protocol: str = "rollout",
     as_json: bool = False,
     hold_out: int | None = None,
+    every: bool = False,
+    group_by: str = "",
     **options,
 ) -> list[CurveFit]:
     """Fits each curve of the table and prints laws, intervals, held-out errors and verdicts.
@@ -41,6 +47,8 @@ def fit_table(
       protocol: of that comparison, one of `compare.PROTOCOLS`.
       hold_out: how many of the largest sizes are held out; None: all but the 4 smallest.
       as_json: print the content of fits.json instead of tables.
+      every: print each curve in full, however many there are; else more than FEW are a table.
+      group_by: names of columns, by commas: a line of that table for each of their values.
       options: delta, residual, worse_counts and interval of `fit.fit_curve`.
 
     Returns:
@@ -53,9 +61,15 @@ def fit_table(
         raise UserError(f"law {law!r} is unknown{nearest(law, [*LAWS, 'all'])}")
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
-    curves = load_curves(path, columns)
+    warnings: list[str] = []
+
+    def collect(text: str) -> None:
+        warnings.append(text)
+        warn(text)
+
+    curves = load_curves(path, columns, collect)
     results, reasons = [], []
-    for curve in curves:
+    for curve in tracked(curves, "curves"):
         for one_law, reason in _laws(law, curve):
             lower = one_law.direction < 0
             if is_known(curve.metric):
@@ -71,14 +85,21 @@ def fit_table(
         compared = comparisons(curves, protocol=protocol, delta=options.get("delta"))
     if as_json:
         record = document(results)
+        for one, reason in zip(record["curves"], reasons, strict=True):
+            one["law_reason"] = reason
         record["comparisons"] = [
             {"metric": metric, **comparison_record(found)} for metric, found in compared.items()
         ]
+        record["warnings"] = warnings
         print(json.dumps(record, indent=1, ensure_ascii=False))
         return results
     screen = console()
-    for result, reason in zip(results, reasons, strict=True):
-        print_fit(result, screen, reason)
+    by = [name for name in group_by.split(",") if name]
+    if by or (len(curves) > FEW and not every):
+        print_summary(results, screen, by)
+    else:
+        for result, reason in zip(results, reasons, strict=True):
+            print_fit(result, screen, reason)
     for metric, found in compared.items():
         print_comparison(metric, found, screen)
     return results

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from t5scaling.analysis.wording import short_size
 
 matplotlib.use("Agg")
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -44,7 +46,8 @@ TEXT_COLOURS = {
     "#0072B2": "#00609A", "#009E73": "#00704F", "#D55E00": "#B04500", "#CC79A7": "#A04678",
     "#E69F00": "#8A5F00", "#56B4E9": "#1D6C9C", "#7A3B62": "#7A3B62",
 }  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P")
+# One more than colours, so that the first 42 curves of a figure have different pairs of both.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -70,20 +73,31 @@ def role_colour(roles: Roles, place: Place) -> str:
     return family[roles.rank(place) % len(family)]
 
 
-def size_axis(axes, sizes: Sequence[float]) -> None:
-    """Labels the measured sizes themselves, or powers of ten if there are many.
+def look(curves: int) -> list[tuple[str, str]]:
+    """(colour, marker) of each curve of a figure: different for up to 42."""
+    return [(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(curves)]
 
-    sizes: sorted. Of those within a tenth, apart by what fills a batch, the first is labelled.
+
+def size_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    """Labels the measured sizes themselves, or powers of ten where few of them have room.
+
+    sizes: sorted. A label that would touch the one before it is left out.
     """
-    apart = [size for i, size in enumerate(sizes) if not i or size > 1.1 * sizes[i - 1]]
-    if 1 < len(apart) <= 7:
+    low, high = min(sizes) / 1.15, max(sizes) * 1.15
+    room = math.log(high / low) / 9  # of one label on an axis as wide as ours are
+    apart: list[float] = []
+    for size in sizes:
+        if not apart or math.log(size / apart[-1]) >= room:
+            apart.append(size)
+    decades = math.log10(high / low)
+    if 1 < len(apart) <= 7 and (2 * len(apart) > len(sizes) or decades < 2):
         axes.set_xticks(apart)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_major_locator(LogLocator(numticks=8))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
-    axes.set_xlim(min(sizes) / 1.15, max(sizes) * 1.15)
+    axes.set_xlim(low, high)
 
 
 def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Path:
