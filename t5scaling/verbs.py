@@ -439,6 +439,12 @@ VERBS = {
                 "--cost_per_run", "device-hours of one finetuning (default: same)", type=float
             ),
             Argument("--budget", "device-hours to spend (default: one run at --at)", type=float),
+            Argument(
+                "--all",
+                "everything on every curve, where there are many",
+                dest="every",
+                action="store_true",
+            ),
             Argument("--json", "JSON instead of text", dest="as_json", action="store_true"),
         ),
     ),
@@ -453,6 +459,7 @@ VERBS = {
             *COLUMNS,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
             Argument("--at", "size of the forecasts, as for advise", type=float),
+            Argument("--json", "their files as JSON", dest="as_json", action="store_true"),
         ),
     ),
     "plan": Verb(

@@ -18,7 +18,7 @@ from t5scaling.analysis.presentation.progress import tracked
 from t5scaling.analysis.presentation.summary import print_summary
 from t5scaling.analysis.presentation.terminal import console, print_comparison, print_fit
 from t5scaling.analysis.results.curves import Curve
-from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves, warn
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves, warn_and_keep
 from t5scaling.errors import UserError, nearest
 
 FEW = 4  # curves that are printed in full
@@ -62,12 +62,7 @@ def fit_table(
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r}: unknown{nearest(protocol, PROTOCOLS)}")
     warnings: list[str] = []
-
-    def collect(text: str) -> None:
-        warnings.append(text)
-        warn(text)
-
-    curves = load_curves(path, columns, collect)
+    curves = load_curves(path, columns, warn_and_keep(warnings))
     results, reasons = [], []
     for curve in tracked(curves, "curves"):
         for one_law, reason in _laws(law, curve):

@@ -96,6 +96,16 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
+def warn_and_keep(kept: list[str]) -> Warn:
+    """A `warn` that also notes what it says, for JSON."""
+
+    def both(text: str) -> None:
+        kept.append(text)
+        warn(text)
+
+    return both
+
+
 def load_curves(
     path: str | os.PathLike, columns: Columns = EVERYTHING, warn: Warn = warn
 ) -> list[Curve]:
