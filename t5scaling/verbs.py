@@ -87,7 +87,6 @@ COLUMNS = (
     Argument("--error", "column of standard errors of y, by which points are weighted"),
     Argument("--seed", "column of seeds"),
     Argument("--split", "column that says which rows are fitted (train) and held out (test)"),
-    Argument("--fit_below", "hold out this size and all larger ones", type=float, metavar="X"),
     Argument("--decimal", "the decimal mark, . or , (default: as the cells show)", metavar="MARK"),
 )
 STUDY_DIR = Argument("study_dir", "directory of a study, as `study` left it")

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import io
-import json
 import lzma
 import sys
 import zipfile
@@ -164,13 +163,6 @@ def test_a_split_that_is_not_clear_is_refused(tmp_path):
     path.write_text("x,y,part\n1,2,trian\n")
     with pytest.raises(UserError, match="part = trian: expected train or test"):
         load_curves(path, Columns(("x",), "y", split="part"))
-
-
-def test_sizes_from_a_limit_on_are_held_out(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"x": x, "y": 9 - x}) + "\n" for x in (1, 2, 4, 8)))
-    (curve,) = load_curves(path, Columns(fit_below=4))
-    assert [p.held_out for p in curve.points] == [False, False, True, True]
 
 
 def test_one_warning_for_each_kind(tmp_path):

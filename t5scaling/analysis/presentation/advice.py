@@ -159,7 +159,7 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
             else "Where pretraining breaks even with none is not known: the law does not cross the "
             f"value without pretraining within {REACH:g} times the largest size."
         )  # fmt: skip
-    if one.next_runs and one.forecast:
+    if one.next_runs and one.forecast and one.outlook.best:
         said.append(sentence_of_next(one.next_runs, one.outlook.best, advice))
     return said
 
@@ -221,6 +221,8 @@ def sentence_of_exchange(place: str, exchange: Exchange) -> str:
 
 
 def _where(crossing: Crossing) -> str:
+    if crossing.low is None or crossing.high is None:
+        return number(crossing.x)
     return (
         f"{number(crossing.x)} ({interval(crossing.low, crossing.high)}; in {crossing.share:.0%} "
         "of the replicates)"

@@ -17,6 +17,7 @@ from t5scaling.analysis.conclusions.advice import Advice, Contest, CurveAdvice
 from t5scaling.analysis.conclusions.diagnosis import Relation, by_run
 from t5scaling.analysis.conclusions.exchange import Exchange
 from t5scaling.analysis.conclusions.next_experiment import Design, candidates, half_width
+from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.advice import label_of
 from t5scaling.analysis.presentation.figures import StudyFigure
@@ -72,8 +73,8 @@ def _all(advice: Advice, colour_of, next_runs: bool) -> Iterator[Drawn]:
     for exchange in advice.exchanges:
         yield joint(exchange)
     for one in advice.curves:
-        if next_runs and one.next_runs and one.forecast:
-            yield next_run(one, advice)
+        if next_runs and one.next_runs and one.forecast and one.outlook.best:
+            yield next_run(one, one.outlook.best, advice)
 
 
 def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=None) -> Drawn:
@@ -184,8 +185,10 @@ def joint(exchange: Exchange) -> Drawn:
     with matplotlib.rc_context(STYLE):
         page, axes = _page()
         shades = axes.contourf(first, second, values, levels=14, cmap="cividis_r", alpha=0.75)
-        lines = axes.contour(first, second, values, levels=shades.levels[::2], colors="#222222",
-                             linewidths=0.8)  # fmt: skip
+        lines = axes.contour(
+            first, second, values, levels=np.asarray(shades.levels)[::2], colors="#222222",
+            linewidths=0.8,
+        )  # fmt: skip
         axes.clabel(lines, fontsize=8, fmt="%.3g")
         axes.scatter(*fit.x, c=fit.y, cmap="cividis_r", vmin=values.min(), vmax=values.max(),
                      edgecolors="black", s=46, zorder=3)  # fmt: skip
@@ -203,9 +206,8 @@ def joint(exchange: Exchange) -> Drawn:
     return f"joint--{place}", f"Joint law of {place}", caption, page, rows
 
 
-def next_run(one: CurveAdvice, advice: Advice) -> Drawn:
+def next_run(one: CurveAdvice, fit: Fit, advice: Advice) -> Drawn:
     """What one more run at each size would narrow, whole and per device-hour."""
-    fit = one.outlook.best
     target = np.array([advice.target])
     places = candidates(fit, advice.target)
     design = Design(fit, target)

@@ -106,8 +106,8 @@ def undetermined(fit: Fit) -> list[str]:
 def sentences_of_coefficients(curve_fit: CurveFit) -> list[str]:
     """What the coefficients are worth, if not all that they seem."""
     fit = curve_fit.fit
-    open_ones = undetermined(fit)
-    if not open_ones:
+    open_ones = undetermined(fit) if fit else []
+    if fit is None or not open_ones:
         return []
     value, *slopes = fit.determined.items()
     at = " and ".join(size(float(f"{c:.3g}")) for c in fit.centre)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -48,7 +49,8 @@ TEXT_COLOURS = {
 }  # fmt: skip
 # One more than colours, so that the first 42 curves of a figure have different pairs of both.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE = {
+# Any: the names of matplotlib's settings are a type of its stubs alone.
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.spines.top": False,
@@ -119,12 +121,12 @@ def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Pat
 def save(page: Figure, stem: Path) -> None:
     """Writes stem.png and stem.svg; the same page gives the same bytes."""
     with matplotlib.rc_context(STYLE):
-        for ending, options in (
-            ("png", {"dpi": 160, "metadata": {"Software": None}}),
-            ("svg", {"metadata": {"Date": None, "Creator": None}}),
-        ):
+        for ending, metadata in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
             buffer = io.BytesIO()
-            page.savefig(buffer, format=ending, **options)
+            page.savefig(
+                buffer, format=ending, dpi=160 if ending == "png" else "figure",
+                metadata=dict.fromkeys(metadata),
+            )  # fmt: skip
             content = buffer.getvalue()
             if ending == "svg":
                 content = _shorter_paths(content.decode()).encode()

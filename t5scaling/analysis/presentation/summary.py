@@ -108,15 +108,15 @@ def _line_of_group(name: str, members: Sequence[CurveFit]) -> list[str]:
 
 def _law_of(members: Sequence[CurveFit]) -> list[str]:
     """Law, coefficients and error: medians, of curves that share a law."""
-    fitted = [member for member in members if member.fit]
-    laws = sorted({member.law.name for member in fitted})
-    errors = [e for e in map(error_of, fitted) if e is not None]
+    fits = [member.fit for member in members if member.fit]
+    laws = sorted({fit.law.name for fit in fits})
+    errors = [e for e in map(error_of, members) if e is not None]
     error = number(median(errors)) if errors else "–"
     if len(laws) != 1:
         return [", ".join(laws) or "–", "–", error]
-    if len(fitted) == 1:
-        return [laws[0], coefficients(fitted[0]), error]
-    values = [m.fit.coefficients for m in fitted if m.fit]
+    if len(fits) == 1:
+        return [laws[0], coefficients(fits[0]), error]
+    values = [fit.coefficients for fit in fits]
     medians = ", ".join(
         f"{name} {number(median(v[name][0] for v in values))}" for name in values[0]
     )

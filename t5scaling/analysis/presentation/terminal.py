@@ -11,6 +11,7 @@ from rich.text import Text
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, by_place
 from t5scaling.analysis.fitting.compare import Comparison
+from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.sentences import (
     INTERVAL,
@@ -68,7 +69,7 @@ def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
             + "".join(f"; {note}" for note in fit.at_bound)
         )
         if fit.held_out:
-            screen.print(_held_out_table(curve_fit))
+            screen.print(_held_out_table(curve_fit, fit))
             screen.print(
                 f"held-out error (RMS of log) {number(fit.held_out_error)}, "
                 f"extrapolated over {fit.extrapolation:.2f} decades of {curve_fit.curve.x_name}"
@@ -79,7 +80,7 @@ def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
     screen.print(Text.assemble("verdict: ", (word, "bold"), f": {curve_fit.verdict.reason}\n"))
 
 
-def _held_out_table(curve_fit: CurveFit) -> Table:
+def _held_out_table(curve_fit: CurveFit, fit: Fit) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(f"held out: {curve_fit.curve.x_name}", justify="right")
     if curve_fit.curve.x2_name:
@@ -89,9 +90,9 @@ def _held_out_table(curve_fit: CurveFit) -> Table:
     table.add_column(INTERVAL)
     table.add_column("error", justify="right")
     table.add_column("relative", justify="right")
-    for p in curve_fit.fit.held_out:
+    for p in fit.held_out:
         table.add_row(
-            size(p.x), *([size(p.x2)] if curve_fit.curve.x2_name else []),
+            size(p.x), *([] if p.x2 is None else [size(p.x2)]),
             number(p.value), number(p.predicted), interval(p.low, p.high),
             f"{p.error:+.3g}", f"{p.relative_error:+.1%}",
         )  # fmt: skip
@@ -139,7 +140,7 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
             table.add_row(
                 curve_fit.curve.metric,
                 curve_fit.law.title,
-                coefficients(curve_fit) if curve_fit.fit else "not fitted",
+                coefficients(curve_fit.fit) if curve_fit.fit else "not fitted",
                 curve_fit.verdict.shape or "–",
                 error,
             )
@@ -167,6 +168,6 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
         screen.print("* the smallest or largest learning rate tried there: possibly under-tuned")
 
 
-def coefficients(curve_fit: CurveFit) -> str:
+def coefficients(fit: Fit) -> str:
     """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
-    return ", ".join(f"{name} {number(v[0])}" for name, v in curve_fit.fit.coefficients.items())
+    return ", ".join(f"{name} {number(v[0])}" for name, v in fit.coefficients.items())

@@ -14,7 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from t5scaling import storage
@@ -51,9 +51,8 @@ class Columns:
     """Names in a table, and how to read it. Of T5X runs and studies, y is a metric's name.
 
     x may be two names for a law of two sizes. group: columns that set curves apart. error: of
-    standard errors of y. split: of what is fitted ("train" or "fit") and what is held out ("test");
-    fit_below: sizes from there on are held out. decimal: the decimal mark, where the cells do not
-    say it.
+    standard errors of y. split: of what is fitted ("train" or "fit") and what is held out ("test").
+    decimal: the decimal mark, where the cells do not say it.
     """
 
     x: tuple[str, ...] = ()
@@ -62,7 +61,6 @@ class Columns:
     error: str | None = None
     seed: str | None = None
     split: str | None = None
-    fit_below: float | None = None
     decimal: str | None = None
 
 
@@ -75,8 +73,8 @@ def named(
     group: str | None,
     error: str | None,
     seed: str | None,
+    *,
     split: str | None = None,
-    fit_below: float | None = None,
     decimal: str | None = None,
 ) -> Columns:
     """As the command line names them: x and group by commas.
@@ -88,7 +86,7 @@ def named(
     )
     if decimal not in (None, cells.POINT, cells.COMMA):
         raise UserError(f"--decimal={decimal}: expected . or ,")
-    return Columns(several_x, y, groups, error, seed, split, fit_below, decimal)
+    return Columns(several_x, y, groups, error, seed, split, decimal)
 
 
 def warn(text: str) -> None:
@@ -111,19 +109,12 @@ def load_curves(
 ) -> list[Curve]:
     """The curves of a file or directory; "-" is standard input.
 
-    Points that `columns` holds out are marked so. warn: takes each sentence on what is odd.
+    Points that `columns.split` holds out are marked so. warn: takes each sentence on what is odd.
 
     Raises:
       UserError: no such file or column, text in a number column, an x that is negative, or nothing
         to make curves of.
     """
-    curves = _curves(path, columns, warn)
-    if columns.fit_below is None:
-        return curves
-    return [_fitted_below(curve, columns.fit_below) for curve in curves]
-
-
-def _curves(path: str | os.PathLike, columns: Columns, warn: Warn) -> list[Curve]:
     if os.fspath(path) == STANDARD_INPUT:
         return _of_table(read_table(path), columns, warn)
     path = storage.path(path)
@@ -135,15 +126,10 @@ def _curves(path: str | os.PathLike, columns: Columns, warn: Warn) -> list[Curve
     return _of_table(table, columns, warn)
 
 
-def _fitted_below(curve: Curve, limit: float) -> Curve:
-    points = (replace(p, held_out=p.held_out or p.x >= limit) for p in curve.points)
-    return replace(curve, points=tuple(points))
-
-
 def _of_directory(path: storage.AnyPath, columns: Columns) -> list[Curve]:
     from t5scaling.analysis.results import t5x_runs
 
-    if columns != Columns(y=columns.y, fit_below=columns.fit_below):
+    if columns != Columns(y=columns.y):
         raise UserError(
             f"{path} is a directory: --x, --group, --error, --seed, --split and --decimal are of "
             "the columns of a table; of runs only --y is chosen, a metric"
@@ -302,7 +288,7 @@ def _numbers(
     """The columns of numbers, and the rows that have all of them; of the others it warns."""
     names = [*xs, y, *([columns.error] if columns.error else [])]
     at = {name: i for i, name in enumerate(table.header)}
-    needed = dict.fromkeys([*names, *([columns.split] if columns.split else [])])
+    needed = [*names, *([columns.split] if columns.split else [])]
     rows, missing = [], Counter()
     for row in table.rows:
         absent = next((name for name in needed if cells.is_missing(row[1][at[name]])), None)

@@ -259,7 +259,9 @@ def _cell(value: Any) -> Cell:
         return ""
     if isinstance(value, bool | str):
         return value
-    return value if isinstance(value, numbers.Real) else str(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else str(value)
 
 
 def _is_filled(cells: Iterable[Cell]) -> bool:
