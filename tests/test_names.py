@@ -79,7 +79,7 @@ DRAWING = (
 TABLE = Table([NASTY], [[NASTY, Badge(NASTY, NASTY), Range(1, 2, 3, 4)]])
 CLAIM = {
     **dict.fromkeys(("letter", "title", "paper", "css", "needed", "sentence"), NASTY),
-    "badge": Badge("badge", NASTY), "overview": TABLE,
+    "badge": Badge("badge", NASTY), "overview": (NASTY, TABLE),
     "findings": [{
         **dict.fromkeys(("pair", "measured", "needed"), NASTY), "badge": Badge("badge", NASTY),
         "show_badge": True, "tables": [TABLE],

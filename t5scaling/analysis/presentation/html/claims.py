@@ -51,9 +51,10 @@ def _claim(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _overview(claim: Claim) -> Table | None:
-    """The numbers that the answer rests on, one below the other with their intervals drawn on one
-    scale: those of the first kind that has intervals; or else how the curves vote."""
+def _overview(claim: Claim) -> tuple[str, Table] | None:
+    """(title, table) of the numbers that the answer rests on, one below the other with their
+    intervals drawn on one scale: those of the first kind that has intervals; or else how the curves
+    vote."""
     numbers = [(f.pair, one) for f in claim.findings for one in f.numbers if one.low is not None]
     if not numbers:
         return _votes(claim)
@@ -65,18 +66,23 @@ def _overview(claim: Claim) -> Table | None:
     ]
     ends = [end for _, one in shown for end in (one.value, one.low, one.high) if end is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
+    # Where all are of one kind of data, in several pools, the pools are enough.
+    split = [one.what.partition(", ") for _, one in shown]
+    kinds = {data.partition(" (")[0] for data, _, _ in split}
+    same = len(kinds) == 1 and all(pool for _, _, pool in split)
     body, before = [], ""
-    for pair, one in shown:
+    for (pair, one), (_, _, pool) in zip(shown, split, strict=True):
         body.append([
-            pair if pair != before else "", one.what, _with_interval(one),
+            pair if pair != before else "", pool if same else one.what, _with_interval(one),
             Range.of(low, high, one.value, one.low, one.high),
         ])  # fmt: skip
         before = pair
     title = f"{metric_name(first.metric)}: {first.quantity}"
-    return Table(["pair", "data", title, ""], body, wrap=(1, 2))
+    title += f", {kinds.pop()} data" if same else ""
+    return title, Table(["pair", "pool" if same else "data", "value", ""], body, wrap=(1, 2))
 
 
-def _votes(claim: Claim) -> Table | None:
+def _votes(claim: Claim) -> tuple[str, Table] | None:
     """How many curves of each metric speak for the claim, against it, and for neither."""
     counts: dict[tuple[str, str], Counter[Answer]] = {}
     for finding in claim.findings:
@@ -87,7 +93,7 @@ def _votes(claim: Claim) -> Table | None:
         for (pair, metric), count in counts.items()
     ]
     head = ["pair", "curves of", "for", "against", "undecided"]
-    return Table(head, body, numbers=(2, 3, 4)) if body else None
+    return ("How the curves vote", Table(head, body, numbers=(2, 3, 4))) if body else None
 
 
 def _finding(finding: Finding, claim: Claim) -> dict[str, Any]:
