@@ -1,4 +1,4 @@
-"""What --json prints is what docs/json.md says, field by field."""
+"""What --json prints is what docs/json.md says; of a study's files `test_report` says so."""
 
 import json
 import re
@@ -10,7 +10,6 @@ import pytest
 
 from t5scaling.command_line import main
 from t5scaling.verbs import VERBS
-from tests.analysis_made_up_study import write_study
 
 ROOT = Path(__file__).parents[1]
 TYPES = {"text": str, "number": (int, float), "truth": bool, "null": type(None), "object": dict}
@@ -113,15 +112,6 @@ def test_what_a_verb_prints(tables, capsys, tmp_path, verb, table, options):
     if table == "two":
         (curve,) = record["curves"]
         assert curve["x2"] == "d" and all("x2" in point for point in curve["points"])
-
-
-def test_findings_of_a_study(tmp_path):
-    from t5scaling.analysis.report import report
-
-    study = write_study(tmp_path)
-    report(study)
-    check_object(json.loads((study / "findings.json").read_text()), "findings", "findings")
-    check_object(json.loads((study / "fits.json").read_text()), "fit", "fits")
 
 
 def test_every_verb_with_json_is_documented():

@@ -19,6 +19,7 @@ from t5scaling.analysis.results.load import load_curves
 from t5scaling.analysis.wording import short_size, size
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
+from tests.test_json import check_object
 
 PRODUCTS = ("results.csv", "runs.jsonl", "fits.json", "findings.json", "report.html")
 
@@ -126,6 +127,8 @@ def test_findings_file(study):
     """What the page shows as data: conclusions with place, numbers, answer and reason."""
     folder, html, _ = study
     found = json.loads((folder / "findings.json").read_text())
+    check_object(found, "findings", "findings")
+    check_object(json.loads((folder / "fits.json").read_text()), "fit", "fits")
     assert (found["schema"], found["level"], found["model"]) == (1, 0.9, "tiny")
     place = {"model": "tiny", "pretrain_data": "techdoc_span_en50_de50", "task": TASK}
     here = place | {"finetune_examples": 10_000}

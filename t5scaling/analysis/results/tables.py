@@ -233,7 +233,7 @@ def _of_excel(name: str, content: bytes) -> Table:
         sheet = pandas.read_excel(io.BytesIO(content), header=None, dtype=object, engine="openpyxl")
     except ImportError:
         raise UserError(
-            f"{name}: reading xlsx needs the Python package openpyxl: `pip install openpyxl`"
+            f"{name}: reading xlsx needs the Python package openpyxl: pip install 't5scaling[xlsx]'"
         ) from None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{name}: not an xlsx file ({first_line(error)})") from None
