@@ -75,24 +75,28 @@ JOB = (
     Argument("--num_processes", "the number of processes", type=int, metavar="N"),
     Argument("--process_id", "the number of this process, from 0", type=int, metavar="I"),
 )
-TABLE = (
-    Argument("file", "CSV, TSV or parquet; a study's directory; T5X's runs"),
+TABLE = Argument(
+    "file",
+    "a table (CSV, TSV, JSON, JSON lines, parquet or xlsx, packed or not; - for standard input), "
+    "a study's directory, or a directory of T5X's runs",
+)
+COLUMNS = (
     Argument("--x", "column of data sizes, or two separated by a comma (default: the first)"),
     Argument("--y", "column of scores or losses; for runs, the name of a metric"),
+    Argument("--sources", "in place of --x: tokens of each language, the target's column first"),
+    Argument("--unique", "columns of unique tokens of each of --sources, where some are repeated"),
     Argument(
         "--group", "columns, separated by commas; each of their values gets a curve", default=""
     ),
     Argument("--error", "column of standard errors of y, by which points are weighted"),
     Argument("--seed", "column of seeds"),
+    Argument("--split", "column that says which rows are fitted (train) and held out (test)"),
+    Argument("--decimal", "the decimal mark, . or , (default: as the cells show)", metavar="MARK"),
 )
 BOUNDS = Argument(
     "--bounds",
     "of the coefficients of a formula, which are positive otherwise: alpha=0:2,E=0:",
     metavar="NAME=LOW:HIGH,...",
-)
-SOURCES = (
-    Argument("--sources", "in place of --x: tokens of each language, the target's column first"),
-    Argument("--unique", "columns of unique tokens of each of --sources, where some are repeated"),
 )
 STUDY_DIR = Argument("study_dir", "directory in which `study` runs the study")
 FOLDER = Argument("--folder", "folder of the environment (default: in the user's cache)")
@@ -237,30 +241,33 @@ def _plan(gin_files, settings, **devices):
 # --- laws -----------------------------------------------------------------------------------------
 
 
-def _fit(file, x, y, group, error, seed, sources, unique, **settings):
+def _columns(settings):
+    """Takes those arguments out that name columns."""
+    from t5scaling.analysis.results import load
+
+    return load.named(**{argument.name: settings.pop(argument.name) for argument in COLUMNS})
+
+
+def _fit(file, **settings):
     from t5scaling.analysis import fit_table
-    from t5scaling.analysis.results import load
 
-    columns = load.named(x, y, group, error, seed, sources, unique)
-    fit_table.fit_table(file, columns, **settings)
+    fit_table.fit_table(file, _columns(settings), **settings)
 
 
-def _advise(
-    file, x, y, group, error, seed, sources, unique, at, law, bounds, compute, as_json, **settings
-):
+def _advise(file, at, law, bounds, compute, **settings):
     from t5scaling.analysis import advise, predict, two_sizes
-    from t5scaling.analysis.results import load
     from t5scaling.errors import UserError
 
-    columns = load.named(x, y, group, error, seed, sources, unique)
+    columns = _columns(settings)
     place = predict.place_of(at) if at else None
     if len(columns.x) == 2:
         for name in ("cost_per_unit", "cost_per_run", "budget"):
             if settings[name] is not None:
                 raise UserError(f"--{name} is for tables of one size; of two a budget is --compute")
         two_sizes.advise(
-            file, columns, at=place, compute=compute, law=law, bounds=bounds, as_json=as_json
-        )
+            file, columns, at=place, compute=compute, law=law, bounds=bounds,
+            as_json=settings["as_json"],
+        )  # fmt: skip
         return
     if law or bounds or compute:
         raise UserError(
@@ -269,22 +276,20 @@ def _advise(
         )
     if place and len(place) != 1:
         raise UserError(f"--at={at}: expected one size")
-    advise.advise(file, columns, at=place[0] if place else None, as_json=as_json, **settings)
+    advise.advise(file, columns, at=place[0] if place else None, **settings)
 
 
-def _predict(file, x, y, group, error, seed, **settings):
+def _predict(file, **settings):
     from t5scaling.analysis import predict
-    from t5scaling.analysis.results import load
 
-    predict.predict(file, load.named(x, y, group, error, seed), **settings)
+    predict.predict(file, _columns(settings), **settings)
 
 
-def _figures(file, x, y, group, error, seed, at, **settings):
+def _figures(file, at, **settings):
     from t5scaling.analysis import draw, two_sizes
-    from t5scaling.analysis.results import load
     from t5scaling.errors import UserError
 
-    columns = load.named(x, y, group, error, seed)
+    columns = _columns(settings)
     if len(columns.x) == 2:
         if at is not None:
             raise UserError("--at is for figures of one size")
@@ -403,13 +408,13 @@ VERBS = {
         (STUDY_DIR, Argument("--all", "a row for every run", action="store_true")),
     ),
     "fit": Verb(
-        "Fit scaling laws to a table (CSV, TSV or parquet) or to a directory of runs, ours or "
-        "T5X's: coefficients with intervals, held-out errors, verdicts.",
+        "Fit scaling laws to a table or to a directory of runs, ours or T5X's: coefficients with "
+        "intervals, held-out errors, verdicts.",
         "results.csv --x=tokens --y=loss --law=power",
         _fit,
         (
-            *TABLE,
-            *SOURCES,
+            TABLE,
+            *COLUMNS,
             Argument(
                 "--law",
                 "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
@@ -452,6 +457,17 @@ VERBS = {
                 type=float,
                 default=1.0,
             ),
+            Argument(
+                "--all",
+                "every curve in full, where there are many",
+                dest="every",
+                action="store_true",
+            ),
+            Argument(
+                "--group_by",
+                "columns of --group, by commas: a line for each of their values, with medians",
+                default="",
+            ),
             Argument("--json", "JSON instead of tables", dest="as_json", action="store_true"),
         ),
     ),
@@ -463,7 +479,8 @@ VERBS = {
         "--compute=5.76e23",
         _predict,
         (
-            *TABLE,
+            TABLE,
+            *COLUMNS,
             Argument(
                 "--at",
                 "a size, or two by a comma of a law of two; may be repeated",
@@ -504,8 +521,8 @@ VERBS = {
         "runs/quick --at=1e9",
         _advise,
         (
-            *TABLE,
-            *SOURCES,
+            TABLE,
+            *COLUMNS,
             Argument(
                 "--at",
                 "the size to forecast, two separated by a comma where x is two columns "
@@ -533,6 +550,12 @@ VERBS = {
                 "--cost_per_run", "device-hours of one finetuning (default: same)", type=float
             ),
             Argument("--budget", "device-hours to spend (default: one run at --at)", type=float),
+            Argument(
+                "--all",
+                "everything on every curve, where there are many",
+                dest="every",
+                action="store_true",
+            ),
             Argument("--json", "JSON instead of text", dest="as_json", action="store_true"),
         ),
     ),
@@ -543,11 +566,13 @@ VERBS = {
         "results.csv --x=tokens --y=bleu --group=data --output=figures",
         _figures,
         (
-            *TABLE,
+            TABLE,
+            *COLUMNS,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
             Argument("--at", "the size to forecast, as for advise", type=float),
             Argument("--law", "what curves are drawn with, as for fit (default: by the metric)"),
             BOUNDS,
+            Argument("--json", "their files as JSON", dest="as_json", action="store_true"),
         ),
     ),
     "plan": Verb(

@@ -11,7 +11,7 @@ import pytest
 
 from t5scaling.analysis import fit_table, report
 from t5scaling.analysis.presentation import style
-from t5scaling.analysis.presentation.html.render import Badge, Table, render
+from t5scaling.analysis.presentation.html.render import Badge, Range, Table, render
 from t5scaling.analysis.presentation.terminal import console
 from t5scaling.analysis.results.load import Columns, load_curves
 from tests.analysis_made_up_study import DATA, SIZES, TASK, write_study
@@ -72,6 +72,33 @@ def test_on_the_page_and_the_terminal(study):
     assert f"{TASK}{NASTY}" in said and f"chrf{NASTY}" in said
 
 
+DRAWING = (
+    "width", "height", "x1", "x2", "y1", "y2", "cx", "cy", "r", "stroke", "stroke-width",
+    "stroke-dasharray", "fill", "viewbox", "preserveaspectratio", "points", "vector-effect",
+)  # fmt: skip
+TABLE = Table([NASTY], [[NASTY, Badge(NASTY, NASTY), Range(1, 2, 3, 4)]])
+CLAIM = {
+    **dict.fromkeys(("letter", "title", "paper", "css", "needed", "sentence"), NASTY),
+    "badge": Badge("badge", NASTY), "overview": (NASTY, TABLE),
+    "findings": [{
+        **dict.fromkeys(("pair", "measured", "needed"), NASTY), "badge": Badge("badge", NASTY),
+        "show_badge": True, "tables": [TABLE],
+    }],
+}  # fmt: skip
+CURVE = {
+    **dict.fromkeys(("title", "law", "formula", "unit", "objective", "note"), NASTY),
+    "badge": Badge("word", NASTY), "sentences": [NASTY], "coefficients": TABLE, "held_out": TABLE,
+}  # fmt: skip
+FIGURE = dict.fromkeys(("heading", "title", "image", "caption"), NASTY)
+_MARK = dict.fromkeys(
+    ("x", "y", "text", "colour", "fill", "points", "dashed"), NASTY
+)  # fmt: skip
+PANEL = {
+    **dict.fromkeys(("alt", "title", "metric"), NASTY), "ticks": [_MARK], "ends": [_MARK],
+    "sizes": [_MARK], "baseline": _MARK, "lines": [_MARK], "points": [_MARK],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("template", "values"),
     [
@@ -83,13 +110,22 @@ def test_on_the_page_and_the_terminal(study):
                           "rates": Table([NASTY], [[Badge("word", NASTY)]])}),
         ("advice.html", {"level": "90%", "target": NASTY, "cost_source": NASTY, "worth": [NASTY],
                          "agreement": [NASTY], "reasons": [(NASTY, [NASTY])], "groups": []}),
+        ("claims.html", {"level": NASTY, "decided": [CLAIM], "undecided": [CLAIM],
+                         "absent": [NASTY]}),
+        ("laws.html", {"overview": Table([NASTY], [[NASTY]]), "tasks": [(NASTY, [
+            CURVE, {**CURVE, "coefficients": None}])]}),
+        ("figures.html", {"curves": [FIGURE], "behind": [FIGURE]}),
+        ("panels.html", {"columns": 1, "rows": False, "panels": [PANEL, None], "key": {
+            "roles": [dict.fromkeys(("text_colour", "colour", "text"), NASTY)],
+            "baseline_colour": NASTY, "held_out": True}}),
     ],
 )  # fmt: skip
 def test_in_the_templates(template, values):
     """Whatever door a text comes in by, it leaves as text: also in attributes."""
     found = Tags(str(render(template, **values)))
     assert "script" not in found.tags and found.attributes <= {
-        "class", "tabindex", "role", "aria-label", "scope",
+        "class", "tabindex", "role", "aria-label", "aria-hidden", "scope", "href", "alt", "src",
+        "style", *DRAWING,
     }  # fmt: skip
     assert NASTY in found.text
 

@@ -19,6 +19,7 @@ from t5scaling.analysis.results.load import load_curves
 from t5scaling.analysis.wording import short_size, size
 from t5scaling.errors import UserError
 from tests.analysis_made_up_study import CROSS_ENTROPY, SIZES, TASK, write_run, write_study
+from tests.test_json import check_object
 
 PRODUCTS = ("results.csv", "runs.jsonl", "fits.json", "findings.json", "report.html")
 
@@ -127,6 +128,8 @@ def test_findings_file(study):
     """What the page shows as data: conclusions with place, numbers, answer and reason."""
     folder, html, _ = study
     found = json.loads((folder / "findings.json").read_text())
+    check_object(found, "findings", "findings")
+    check_object(json.loads((folder / "fits.json").read_text()), "fit", "fits")
     assert (found["schema"], found["level"], found["model"]) == (1, 0.9, "tiny")
     place = {"model": "tiny", "pretrain_data": "techdoc_span_en50_de50", "task": TASK}
     here = place | {"finetune_examples": 10_000}
@@ -344,14 +347,17 @@ def test_rates_without_validation_cannot_be_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(78_336, "78,336"), (2.5, "2.5"), (1.6e9, "1.6B"), (12_800_000, "12.8M")]
-)
+    ("value", "text"),
+    [(78_336, "78,336"), (2.5, "2.5"), (1.6e9, "1.6B"), (12_800_000, "12.8M"), (3e14, "300T"),
+     (3.54e19, "3.54e+19")],
+)  # fmt: skip
 def test_size(value, text):
     assert size(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(78_336, "78k"), (999_900, "1M"), (1_200_128, "1.2M"), (500, "500")]
+    ("value", "text"),
+    [(78_336, "78k"), (999_900, "1M"), (1_200_128, "1.2M"), (500, "500"), (3.54e19, "3.5e19")],
 )
 def test_short_size(value, text):
     assert short_size(value) == text

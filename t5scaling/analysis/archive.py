@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from t5scaling import storage
 from t5scaling.analysis.conclusions.curve_fit import FILE as FITS
@@ -253,7 +253,8 @@ def _members(file: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
     """
     tops, names = set(), set()
     with open(file, "rb") as raw, gzip.GzipFile(fileobj=raw) as packed:
-        bounded: Any = _Bounded(packed, _most(file.stat().st_size))
+        # A GzipFile reads bytes as any other file; its stub does not say that it is IO[bytes].
+        bounded: Any = _Bounded(cast(IO[bytes], packed), _most(file.stat().st_size))
         with tarfile.open(fileobj=bounded, mode="r:") as tar:
             for count, entry in enumerate(tar, 1):
                 if count > MOST_FILES:

@@ -1,6 +1,7 @@
 """`run.py figures`: every figure that a table or a study has content for."""
 
 import contextlib
+import json
 import os
 
 from t5scaling import storage
@@ -10,9 +11,10 @@ from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.presentation.advice_figures import draw_advice
 from t5scaling.analysis.presentation.figures import StudyFigure, draw_all
+from t5scaling.analysis.presentation.progress import tracked
 from t5scaling.analysis.presentation.terminal import console
 from t5scaling.analysis.results.harvest import runs_of
-from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves, warn_and_keep
 from t5scaling.errors import UserError
 
 
@@ -24,6 +26,7 @@ def draw(
     at: float | None = None,
     law: str | None = None,
     bounds: str | None = None,
+    as_json: bool = False,
 ) -> list[StudyFigure]:
     """Draws the figures of `path` (see `load`) as PNG, SVG and CSV, and lists them.
 
@@ -31,26 +34,41 @@ def draw(
       output: folder; None: `figures` in the current one.
       at: the size that advice is asked for; None: as `advise`.
       law, bounds: what the curves are drawn with, as for `fit_table`; None: the paper's laws.
+      as_json: list them as JSON.
 
     Raises:
       UserError: see `load`; or a table of two sizes (`two_sizes.draw`).
     """
     check_name(law, bounds)
     folder = storage.path(output or "figures")
-    curves = [curve for curve in load_curves(path, columns) if not curve.x2_name]
+    warnings: list[str] = []
+    curves = [
+        curve for curve in load_curves(path, columns, warn_and_keep(warnings)) if not curve.x2_name
+    ]
     if not curves:
         raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
     fits = []
     chosen = laws_for(curves)
     if law:
         chosen = [named_law(law, curve, bounds) for curve in curves]
-    for curve, one in zip(curves, chosen, strict=True):
+    for curve, one in tracked(list(zip(curves, chosen, strict=True)), "curves"):
         fits.append(fit_one(curve, one, lower_is_better=lower_is_better(curve, one)))
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = draw_all(fits, drawn.local)
         advice = advise_curves(curves, runs=runs_of(path), at=at, fitted=fits)
         if advice:
             figures += draw_advice(advice, drawn.local)
+    if as_json:
+        listed = [
+            {
+                "title": figure.title,
+                "caption": figure.caption,
+                **{kind: f"{folder / figure.stem.name}.{kind}" for kind in ("png", "svg", "csv")},
+            }
+            for figure in figures
+        ]
+        print(json.dumps({"figures": listed, "warnings": warnings}, indent=1, ensure_ascii=False))
+        return figures
     screen = console()
     for figure in figures:
         screen.print(f"{folder / figure.stem.name}.png  {figure.title}", soft_wrap=True)

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.progress import track
-
 from t5scaling.analysis.conclusions.choice_of_law import (
     Compared,
     choices,
@@ -20,16 +18,19 @@ from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better
 from t5scaling.analysis.fitting.protocol import check_protocol
 from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.presentation.progress import tracked, working
+from t5scaling.analysis.presentation.summary import print_summary
 from t5scaling.analysis.presentation.terminal import (
     console,
-    errors,
     print_comparison,
     print_fit,
     print_note,
 )
 from t5scaling.analysis.results.curves import Curve
-from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
+from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves, warn_and_keep
 from t5scaling.errors import UserError
+
+FEW = 4  # curves that are printed in full
 
 
 def fit_table(
@@ -42,6 +43,8 @@ def fit_table(
     as_json: bool = False,
     hold_out: int | None = None,
     fit_below: float | None = None,
+    every: bool = False,
+    group_by: str = "",
     **options,
 ) -> list[CurveFit]:
     """Fits each curve of the table and prints laws, intervals, held-out errors and verdicts.
@@ -50,15 +53,17 @@ def fit_table(
       path: see `load`. Rows with x = 0 are a baseline without pretraining, shown but not fitted.
       columns: of a table that has more than two; x of two names for the laws of two sizes.
       law: name of a law or a formula (`laws.formula`), or None: of a study the paper's
-        law for its metrics, of a table what predicts unseen sizes best over all its curves (`choice_of_law`), of two sizes the
-        multiplicative joint law; "all": every law that a curve can carry is compared, and the one
-        that predicts best is fitted.
+        law for its metrics, of a table what predicts unseen sizes best over all its curves
+        (`choice_of_law`), of two sizes the multiplicative joint law; "all": every
+        law that a curve can carry is compared, and the one that predicts best is fitted.
       bounds: of a formula's coefficients, "alpha=0:2,E=0:".
       protocol: what is fitted and what is held out, one of `protocol.PROTOCOLS`; also of the
         comparison of laws.
       hold_out: how many of the largest sizes are held out, in place of a protocol.
       fit_below: sizes from this one on are held out, in place of a protocol.
       as_json: print the content of fits.json instead of tables.
+      every: print each curve in full, however many there are; else more than FEW are a table.
+      group_by: names of columns, by commas: a line of that table for each of their values.
       options: delta, residual, worse_counts and interval of `fit.fit_curve`.
 
     Returns:
@@ -69,18 +74,18 @@ def fit_table(
     """
     check_name(law, bounds, columns.sources)
     check_protocol(protocol)
-    curves = load_curves(path, columns)
+    warnings: list[str] = []
+    curves = load_curves(path, columns, warn_and_keep(warnings))
     if fit_below is not None:
         curves = _held_out_from(curves, fit_below, law, protocol, hold_out)
     compared: list[Compared] = []
     left_out: list[str] = []
     if law == "all":
-        with errors().status("comparing laws"):
+        with working("comparing laws"):
             compared, left_out = comparisons(curves, protocol=protocol, delta=options.get("delta"))
     wanted = laws_of(law, curves, compared, bounds)
     results, reasons = [], []
-    progress = track(wanted, "fitting", console=errors(), transient=True, disable=len(wanted) < 4)
-    for curve, one_law, reason in progress:
+    for curve, one_law, reason in tracked(wanted, "curves"):
         results.append(
             fit_one(
                 curve, one_law, lower_is_better=lower_is_better(curve, one_law), protocol=protocol,
@@ -92,15 +97,22 @@ def fit_table(
         raise UserError(f"{path}: {results[0].note}")
     if as_json:
         record = document(results)
+        for one, reason in zip(record["curves"], reasons, strict=True):
+            one["law_reason"] = reason
         record["comparisons"] = [
             {"metric": one.label, **comparison_record(one.comparison)} for one in compared
         ]
         record["not_compared"] = left_out
+        record["warnings"] = warnings
         print(json.dumps(record, indent=1, ensure_ascii=False))
         return results
     screen = console()
-    for result, reason in zip(results, reasons, strict=True):
-        print_fit(result, screen, reason)
+    by = [name for name in group_by.split(",") if name]
+    if by or (len(curves) > FEW and not every):
+        print_summary(results, screen, by)
+    else:
+        for result, reason in zip(results, reasons, strict=True):
+            print_fit(result, screen, reason)
     for one in compared:
         print_comparison(one.label, one.comparison, screen)
     for sentence in left_out:

@@ -30,8 +30,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+HUGE = 1e15  # sizes from there on, such as FLOPs, are powers of ten
+
+
 def size(value: float) -> str:
     """A size on the x axis: exact if it is a whole number below 10 million, else 4 digits."""
+    if value >= HUGE:
+        return f"{value:.4g}"
     if value < 1e7:
         return f"{value:,.0f}" if value == int(value) else f"{value:.6g}"
     unit, step = next((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6)) if value >= s)
@@ -44,7 +49,9 @@ def open_size(value: float) -> str:
 
 
 def short_size(value: float) -> str:
-    """78,336 -> 78k; 1,200,000 -> 1.2M."""
+    """78,336 -> 78k; 1,200,000 -> 1.2M; 3.54e19 -> 3.5e19."""
+    if value >= HUGE:
+        return f"{value:.2g}".replace("e+", "e")
     for unit, step in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * step:
             digits = f"{value / step:.2g}" if value < 10 * step else f"{value / step:.0f}"

@@ -140,7 +140,11 @@ def _of_advice(advice: Advice) -> dict[str, Any]:
         "cost": {**vars(advice.cost), "source": advice.cost_source},
         "curves": [_of_curve(one) for one in advice.curves],
         "comparisons": [
-            {"metric": contest.metric, **comparison_record(contest.comparison)}
+            {
+                "metric": contest.metric,
+                "curves": [curve_fit.curve.place for curve_fit in contest.curve_fits],
+                **comparison_record(contest.comparison),
+            }
             for contest in advice.contests
         ],
         "choices": [
@@ -188,8 +192,9 @@ def _of_curve(one: CurveAdvice) -> dict[str, Any]:
     return {
         "place": one.place, "metric": one.metric, "shape": verdict.shape,
         "shape_reason": verdict.reason, "law": one.curve_fit.law, "worth_it": one.worth_it,
-        "suffices": one.suffices, "forecast": one.forecast, "break_even": one.break_even,
-        "next_runs": one.next_runs,
+        "suffices": one.suffices, "forecast": one.forecast,
+        "no_forecast": None if one.forecast else one.outlook.note,
+        "break_even": one.break_even, "next_runs": one.next_runs,
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The advice in sentences, and on the terminal."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,13 +24,12 @@ from t5scaling.analysis.results.curves import size_name
 from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import interval, listed, number, size
 
+LINES = 30  # curves or places of many that are shown
+
 
 def show(advice: Advice, screen: Console) -> None:
     """The advice on the terminal."""
-    for contest in advice.contests:
-        screen.print(f"Laws, by held-out error: {contest.comparison.sentence}.")
-        for warning in contest.comparison.warnings:
-            print_note(warning, screen)
+    _show_laws(advice, screen)
     screen.print()
     for one in advice.curves:
         screen.print(Text(label_of(one.curve_fit), style="bold"))
@@ -37,22 +37,77 @@ def show(advice: Advice, screen: Console) -> None:
             screen.print(f"  {line}", soft_wrap=True)
         screen.print()
     for choice in advice.choices:
-        title = f"Which data at {size(advice.target)}: {_place_of_choice(choice)}"
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False,
-                      padding=(0, 2, 0, 0))  # fmt: skip
-        for name in ("data", "expected", INTERVAL, "chance to be best"):
-            table.add_column(name, justify="right" if name == "expected" else "left")
-        for name, forecast in zip(choice.names, choice.forecasts, strict=True):
-            table.add_row(
-                name, number(forecast.value), interval(forecast.low, forecast.high),
-                f"{choice.chances[name]:.0%}",
-            )  # fmt: skip
-        screen.print(table)
+        _show_choice(choice, advice, screen)
+    _show_rest(advice, screen)
+
+
+def show_many(advice: Advice, screen: Console) -> None:
+    """The advice on more curves than one can read about: a line for each of the first LINES."""
+    _show_laws(advice, screen)
+    for question, answers in (
+        ("worth it", [one.worth_it.answer for one in advice.curves]),
+        ("data suffice", [one.suffices.answer for one in advice.curves]),
+    ):
+        counts = Counter(map(str, answers)).most_common()
+        listed = ", ".join(f"{answer} of {count:,}" for answer, count in counts)
+        screen.print(f"{len(advice.curves):,} curves, {question}: {listed}")
+    table = _table("curve", "worth it", "data suffice", f"at {size(advice.target)}", INTERVAL)
+    for one in advice.curves[:LINES]:
+        forecast = one.forecast
+        table.add_row(
+            label_of(one.curve_fit), str(one.worth_it.answer), str(one.suffices.answer),
+            number(forecast.value if forecast else None),
+            interval(forecast.low, forecast.high) if forecast else "no forecast",
+        )  # fmt: skip
+    screen.print(table)
+    if len(advice.curves) > LINES:
+        screen.print(f"... and {len(advice.curves) - LINES:,} more")
+    for choice in advice.choices[:3]:
+        _show_choice(choice, advice, screen, most=3)
+    if len(advice.choices) > 3:
+        screen.print(f"... and {len(advice.choices) - 3:,} more choices among data")
+    screen.print("--all: everything on every curve; --json: all numbers")
+
+
+def _show_laws(advice: Advice, screen: Console) -> None:
+    for contest in advice.contests:
+        screen.print(f"Laws, by held-out error: {contest.comparison.sentence}.")
+        for warning in contest.comparison.warnings:
+            print_note(warning, screen)
+
+
+def _show_choice(choice: Choice, advice: Advice, screen: Console, most: int | None = None) -> None:
+    """The best `most` of the data, or all."""
+    title = f"Which data at {size(advice.target)}: {_place_of_choice(choice)}"
+    table = _table("data", "expected", INTERVAL, "chance to be best", title=title)
+    shown = list(zip(choice.names, choice.forecasts, strict=True))[:most]
+    for name, forecast in shown:
+        table.add_row(
+            name, number(forecast.value), interval(forecast.low, forecast.high),
+            f"{choice.chances[name]:.0%}",
+        )  # fmt: skip
+    screen.print(table)
+    if len(shown) < len(choice.names):
+        screen.print(f"... and {len(choice.names) - len(shown):,} more")
+    else:
         for one in choice.crossings:
             screen.print(
                 f"{one.overtaking} overtakes {one.overtaken} at {_where(one.at)}.", soft_wrap=True
             )
-        screen.print()
+    screen.print()
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """Numbers to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False,
+                  padding=(0, 2, 0, 0))  # fmt: skip
+    for name in columns:
+        numeric = name == "expected" or name.startswith("at ")
+        table.add_column(name, justify="right" if numeric else "left")
+    return table
+
+
+def _show_rest(advice: Advice, screen: Console) -> None:
     for transfer in advice.transfers:
         screen.print(sentence_of_transfer(_named(LOSS, transfer.place), transfer), soft_wrap=True)
     for exchange in advice.exchanges:
@@ -120,7 +175,7 @@ def lines_of(one: CurveAdvice, advice: Advice) -> list[str]:
             else "Where pretraining breaks even with none is not known: the law does not cross the "
             f"value without pretraining within {REACH:g} times the largest size."
         )  # fmt: skip
-    if one.next_runs and one.forecast:
+    if one.next_runs and one.forecast and one.outlook.best:
         said.append(sentence_of_next(one.next_runs, one.outlook.best, advice))
     return said
 
@@ -262,6 +317,8 @@ def _misses(found: Prices | Gaps) -> str:
 
 
 def _where(crossing: Crossing) -> str:
+    if crossing.low is None or crossing.high is None:
+        return number(crossing.x)
     return (
         f"{number(crossing.x)} ({interval(crossing.low, crossing.high)}; in {crossing.share:.0%} "
         "of the replicates)"

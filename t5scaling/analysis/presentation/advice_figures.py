@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
@@ -16,14 +17,15 @@ from t5scaling.analysis.conclusions.advice import Advice, Contest, CurveAdvice
 from t5scaling.analysis.conclusions.diagnosis import Relation, by_run
 from t5scaling.analysis.conclusions.exchange import Exchange
 from t5scaling.analysis.conclusions.next_experiment import Design, candidates
+from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.advice import label_of
 from t5scaling.analysis.presentation.figures import StudyFigure
 from t5scaling.analysis.presentation.one_law import draw_mesh
 from t5scaling.analysis.presentation.style import (
     COLOURS,
-    MARKERS,
     STYLE,
+    look,
     save,
     save_rows,
     size_axis,
@@ -72,8 +74,8 @@ def _all(advice: Advice, colour_of, next_runs: bool) -> Iterator[Drawn]:
     for exchange in advice.exchanges:
         yield joint(exchange)
     for one in advice.curves:
-        if next_runs and one.next_runs and one.forecast:
-            yield next_run(one, advice)
+        if next_runs and one.next_runs and one.forecast and one.outlook.best:
+            yield next_run(one, one.outlook.best, advice)
 
 
 def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=None) -> Drawn:
@@ -82,13 +84,13 @@ def score_against_loss(place: tuple, relations: Sequence[Relation], colour_of=No
     rows: list[list] = [["data", "kind", loss, score]]
     with matplotlib.rc_context(STYLE):
         page, axes = _page()
-        for i, relation in enumerate(relations):
+        for relation, (colour, marker) in zip(relations, look(len(relations)), strict=True):
             curve = relation.score.curve
-            colour = colour_of(curve.place) if colour_of else COLOURS[i % len(COLOURS)]
+            colour = colour_of(curve.place) if colour_of else colour
             key = curve.place.key
             name = str(key.get("pretrain_data") or " · ".join(map(str, key.values())) or score)
             x, y = by_run(relation.score, relation.loss)
-            axes.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, markersize=7, label=name)
+            axes.plot(x, y, marker, color=colour, markersize=7, label=name)
             rows += [[name, "measured", float(a), float(b)] for a, b in zip(x, y, strict=True)]
             if relation.fit:
                 grid = np.linspace(x.min(), x.max(), 100)
@@ -117,11 +119,12 @@ def rollout(contest: Contest) -> Drawn:
     rows: list[list] = [["law", "curve", "fitted sizes", "x", "measured", "predicted"]]
     with matplotlib.rc_context(STYLE):
         page, axes = _page()
-        for i, family in enumerate(comparison.families):
+        looks = look(len(comparison.families))
+        for family, (colour, marker) in zip(comparison.families, looks, strict=True):
             found = [p for p in family.predictions if p.predicted > 0]
             axes.plot(
                 [p.measured for p in found], [p.predicted / p.measured - 1 for p in found],
-                MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=7,
+                marker, color=colour, markersize=7,
                 markerfacecolor="none", markeredgewidth=1.6, label=family.law.title,
             )  # fmt: skip
             rows += [
@@ -182,9 +185,8 @@ def joint(exchange: Exchange) -> Drawn:
     return f"joint--{place}", f"Joint law of {place}", caption, page, rows
 
 
-def next_run(one: CurveAdvice, advice: Advice) -> Drawn:
+def next_run(one: CurveAdvice, fit: Fit, advice: Advice) -> Drawn:
     """What one more run at each size would narrow, whole and per device-hour."""
-    fit = one.outlook.best
     target = np.array([advice.target])
     places = candidates(fit, advice.target)
     design = Design(fit, target)
@@ -225,6 +227,6 @@ def next_run(one: CurveAdvice, advice: Advice) -> Drawn:
     return name, f"The next run of {label_of(one.curve_fit)}", "", page, rows
 
 
-def _page(height: float = 5.0) -> tuple[Figure, Callable]:
+def _page(height: float = 5.0) -> tuple[Figure, Axes]:
     page = Figure(figsize=(6.4, height), layout="constrained")
     return page, page.add_subplot()

@@ -39,10 +39,10 @@ def _gains(headline: Headline, roles: Roles) -> str:
 def _gain(one: Gain, roles: Roles) -> str:
     # A gain is positive where things get better; here they go up or down.
     sign, gain, known = better(one.metric), one.gain, ""
-    if gain.low is not None:
+    if gain.low is not None and gain.high is not None:
         low, high = sorted((sign * gain.low, sign * gain.high))
         known = f" ({interval(_short(low), _short(high))})"
-    return f"{sign * gain.value:+.3g}{known} in {roles.pair(one.place)}"
+    return f"{sign * (gain.value or 0.0):+.3g}{known} in {roles.pair(one.place)}"
 
 
 def _worth(headline: Headline, roles: Roles) -> str:

@@ -5,23 +5,26 @@ figures 2, 3, 6 and 7), the pretraining data (figures 1 and 4) or the model (fig
 input gives the same bytes: no dates, no random ids, fonts drawn as paths.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
+from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_of, resolution_of
 from t5scaling.analysis.presentation.style import (
-    COLOURS,
-    MARKERS,
     STYLE,
+    look,
     save,
     save_rows,
     size_axis,
@@ -29,6 +32,12 @@ from t5scaling.analysis.presentation.style import (
 )
 from t5scaling.analysis.results.places import Place
 
+CURVES = 36  # of one figure; more are drawn in several
+# The y axis follows a law that leaves the points by this share of their range, no further.
+RUNAWAY = 0.25
+CROWDED = 9  # curves; of more, the bands would cover each other and the points
+MANY_POINTS = 30  # of one curve; more have smaller markers
+LEGEND_COLUMNS, LEGEND_ROWS = 3, 5  # rows that the page has room for
 WORDS = {
     "finetune_examples": "finetuning pool",
     "pretrain_data": "pretraining data",
@@ -90,7 +99,14 @@ def _figures(curve_fits: Sequence[CurveFit], folder: Path) -> Iterator[StudyFigu
                 parts = (metric, *(["by", column] if column else []), *map(str, rest))
                 title = f"{metric} of {', '.join(map(str, rest)) or 'the table'}"
                 title += f", by {WORDS.get(column, column)}" if column else ""
-            yield StudyFigure(title, stem_of(folder, parts, taken), tuple(members), column)
+            for number, start in enumerate(range(0, len(members), CURVES), 1):
+                part = tuple(members[start : start + CURVES])
+                whole = len(part) == len(members)
+                yield StudyFigure(
+                    title if whole else f"{title}, part {number}",
+                    stem_of(folder, parts if whole else (*parts, f"part{number}"), taken),
+                    part, column,
+                )  # fmt: skip
 
 
 def _compared(curve_fit: CurveFit, others: Sequence[CurveFit]) -> bool:
@@ -112,20 +128,29 @@ def _rank(place: tuple) -> tuple:
     return *map(str, rest), metric != "cross_entropy", metric
 
 
-def _colours(figure: StudyFigure, colour_of: Callable[[Place], str] | None) -> list[str]:
-    if colour_of and figure.by == "pretrain_data":
-        return [colour_of(curve_fit.curve.place) for curve_fit in figure.curve_fits]
-    return [COLOURS[i % len(COLOURS)] for i in range(len(figure.curve_fits))]
+def _looks(figure: StudyFigure, colour_of: Callable[[Place], str] | None) -> list[tuple[str, str]]:
+    """(colour, marker) of each curve."""
+    looks = look(len(figure.curve_fits))
+    if not colour_of or figure.by != "pretrain_data":
+        return looks
+    return [
+        (colour_of(curve_fit.curve.place), marker)
+        for curve_fit, (_, marker) in zip(figure.curve_fits, looks, strict=True)
+    ]
 
 
 def _draw(figure: StudyFigure, colour_of: Callable[[Place], str] | None = None) -> Figure:
-    members, colours = figure.curve_fits, _colours(figure, colour_of)
+    members, looks = figure.curve_fits, _looks(figure, colour_of)
     with matplotlib.rc_context(STYLE):
-        page = Figure(figsize=(6.4, 5.0), layout="constrained")
+        rows = math.ceil((len(members) + LEGEND_COLUMNS) / LEGEND_COLUMNS)
+        height = 5.0 + 0.22 * max(0, rows - LEGEND_ROWS)
+        page = Figure(figsize=(6.4, height), layout="constrained")
         axes = page.add_subplot()
         limits, starred = [], _some_at_edge(members)
-        for i, curve_fit in enumerate(members):
-            limits += _draw_curve(axes, curve_fit, colours[i], MARKERS[i % len(MARKERS)], starred)
+        for curve_fit, (colour, marker) in zip(members, looks, strict=True):
+            limits += _draw_curve(
+                axes, curve_fit, colour, marker, starred=starred, crowded=len(members) > CROWDED
+            )
         axes.set_xscale("log")
         size_axis(axes, sorted({p.x for curve_fit in members for p in curve_fit.curve.points}))
         metric = members[0].curve.metric
@@ -133,7 +158,7 @@ def _draw(figure: StudyFigure, colour_of: Callable[[Place], str] | None = None) 
         axes.set_xlabel(_x_label(members[0]))
         axes.set_ylabel(metric_of(metric).axis, fontsize=10)
         axes.set_title(_title(figure), fontsize=11, loc="left")
-        _legend(page, figure, colours)
+        _legend(page, figure, looks)
     return page
 
 
@@ -182,49 +207,59 @@ def _label(curve_fit: CurveFit, by: str) -> str:
     return f"pool of {value:,}" if by == "finetune_examples" else str(value)
 
 
-def _draw_curve(axes, curve_fit: CurveFit, colour: str, marker: str, starred: bool) -> list[float]:
-    """Draws one curve; returns the values that the y axis must show."""
+def _draw_curve(
+    axes: Axes, curve_fit: CurveFit, colour: str, marker: str, *, starred: bool, crowded: bool
+) -> list[float]:
+    """Draws one curve, without its band if the figure is crowded; returns the values that the y
+    axis must show: the measured ones, and the law's as far as it stays near them."""
     curve = curve_fit.curve
     shown = [p.value for p in curve.points]
+    if curve.baseline_value is not None:
+        shown.append(curve.baseline_value)
+    low_end, high_end = min(shown), max(shown)
+    beyond = RUNAWAY * (high_end - low_end)
     if curve_fit.fit:
-        x = _grid(curve_fit)
+        x = _grid(curve_fit, curve_fit.fit)
         y, (low, high) = curve_fit.predict(x), curve_fit.band(x)
-        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        if not crowded:
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         inside = x <= curve_fit.fit.x.max() * (1 + 1e-9)
         axes.plot(x[inside], y[inside], color=colour)
         axes.plot(x[~inside], y[~inside], color=colour, linestyle=(0, (4, 2)))
-        shown += y.tolist()
-    for p in curve.points:
+        shown += np.clip(y[np.isfinite(y)], low_end - beyond, high_end + beyond).tolist()
+    size = 4 if crowded or len(curve.points) > MANY_POINTS else 8
+    for held_out in (False, True):
+        points = [p for p in curve.points if curve_fit.held_out(p) == held_out]
         axes.plot(
-            p.x, p.value, marker=marker, color=colour, markersize=8, linestyle="none",
-            markerfacecolor="white" if curve_fit.held_out(p) else colour, markeredgewidth=1.8,
+            [p.x for p in points], [p.value for p in points], marker=marker, color=colour,
+            markersize=size, linestyle="none", markerfacecolor="white" if held_out else colour,
+            markeredgewidth=1.8 if size == 8 else 1.0,
         )  # fmt: skip
     for x in sorted({p.x for p in curve.points if p.at_edge and starred}):
         top = max(p.value for p in curve.points if p.x == x)
         axes.annotate("*", (x, top), (0, 5), textcoords="offset points", ha="center", fontsize=14)
     if curve.baseline_value is not None:
         axes.axhline(curve.baseline_value, color=colour, linestyle=(0, (1, 1.5)), linewidth=1.6)
-        shown.append(curve.baseline_value)
     return [value for value in shown if np.isfinite(value)]
 
 
-def _grid(curve_fit: CurveFit) -> np.ndarray:
+def _grid(curve_fit: CurveFit, fit: Fit) -> np.ndarray:
     """80 sizes over all points of the curve; the last fitted size is one of them."""
     sizes = [p.x for p in curve_fit.curve.points]
     ends = np.geomspace(min(sizes), max(sizes), 80)
-    return np.unique(np.append(ends, curve_fit.fit.x.max()))
+    return np.unique(np.append(ends, fit.x.max()))
 
 
-def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
+def _legend(page: Figure, figure: StudyFigure, looks: Sequence[tuple[str, str]]) -> None:
     members = figure.curve_fits
-    handles = []
+    handles: list[Artist] = []
     if len(members) > 1:
-        for i, curve_fit in enumerate(members):
+        for curve_fit, (colour, marker) in zip(members, looks, strict=True):
             handles.append(
-                Line2D([], [], color=colours[i], marker=MARKERS[i % 6], linestyle="none",
+                Line2D([], [], color=colour, marker=marker, linestyle="none",
                        markersize=8, label=_label(curve_fit, figure.by))
             )  # fmt: skip
-    grey = "#444444" if len(members) > 1 else colours[0]
+    grey = "#444444" if len(members) > 1 else looks[0][0]
     fits = [curve_fit.fit for curve_fit in members if curve_fit.fit]
     handles.append(
         Line2D([], [], color=grey, marker="o", linestyle="none", markersize=8,
@@ -236,12 +271,17 @@ def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
                    markerfacecolor="white", markeredgewidth=1.8, label="held out")
         )  # fmt: skip
     if fits:
-        handles.append(Line2D([], [], color=grey, label=members[0].law.title))
+        laws = {curve_fit.law.title for curve_fit in members if curve_fit.fit}
+        label = laws.pop() if len(laws) == 1 else "a law for each curve"
+        handles.append(Line2D([], [], color=grey, label=label))
         if any(fit.held_out for fit in fits):
             handles.append(
                 Line2D([], [], color=grey, linestyle=(0, (4, 2)), label="its extrapolation")
             )
-        handles.append(Patch(color=grey, alpha=0.13, linewidth=0, label=f"{LEVEL:.0%} interval"))
+        if len(members) <= CROWDED:
+            handles.append(
+                Patch(color=grey, alpha=0.13, linewidth=0, label=f"{LEVEL:.0%} interval")
+            )
     if any(curve_fit.curve.baseline for curve_fit in members):
         handles.append(Line2D([], [], color=grey, linestyle=(0, (1, 1.5)), label="not pretrained"))
     if _some_at_edge(members):
@@ -250,7 +290,11 @@ def _legend(page: Figure, figure: StudyFigure, colours: Sequence[str]) -> None:
                    label="rate at grid's edge")
         )  # fmt: skip
     page.legend(
-        handles=handles, loc="outside lower center", ncols=3, fontsize=10, columnspacing=1.4
+        handles=handles,
+        loc="outside lower center",
+        ncols=LEGEND_COLUMNS,
+        fontsize=10,
+        columnspacing=1.4,
     )
 
 
@@ -267,7 +311,7 @@ def _numbers(figure: StudyFigure) -> Iterator[Sequence]:
         for p in curve_fit.curve.baseline:
             yield [name, "not pretrained", 0, repr(p.value), "", ""]
         if curve_fit.fit:
-            x = _grid(curve_fit)
+            x = _grid(curve_fit, curve_fit.fit)
             low, high = curve_fit.band(x)
             for row in zip(x, curve_fit.predict(x), low, high, strict=True):
                 yield [name, "law", *(f"{v:.10g}" for v in row)]

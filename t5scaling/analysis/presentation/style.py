@@ -3,11 +3,14 @@
 import csv
 import hashlib
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -40,8 +43,10 @@ TEXT_COLOURS = {
     "#0072B2": "#00609A", "#009E73": "#00704F", "#D55E00": "#B04500", "#CC79A7": "#A04678",
     "#E69F00": "#8A5F00", "#56B4E9": "#1D6C9C", "#7A3B62": "#7A3B62",
 }  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE = {
+# One more than colours, so that the first 42 curves of a figure have different pairs of both.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Any: the names of matplotlib's settings are a type of its stubs alone.
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.spines.top": False,
@@ -66,20 +71,31 @@ def role_colour(roles: Roles, place: Place) -> str:
     return family[roles.rank(place) % len(family)]
 
 
-def size_axis(axes, sizes: Sequence[float]) -> None:
-    """Labels the measured sizes themselves, or powers of ten if there are many.
+def look(curves: int) -> list[tuple[str, str]]:
+    """(colour, marker) of each curve of a figure: different for up to 42."""
+    return [(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(curves)]
 
-    sizes: sorted. Of those within a tenth, apart by what fills a batch, the first is labelled.
+
+def size_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    """Labels the measured sizes themselves, or powers of ten where few of them have room.
+
+    sizes: sorted. A label that would touch the one before it is left out.
     """
-    apart = [size for i, size in enumerate(sizes) if not i or size > 1.1 * sizes[i - 1]]
-    if 1 < len(apart) <= 7:
+    low, high = min(sizes) / 1.15, max(sizes) * 1.15
+    room = math.log(high / low) / 9  # of one label on an axis as wide as ours are
+    apart: list[float] = []
+    for size in sizes:
+        if not apart or math.log(size / apart[-1]) >= room:
+            apart.append(size)
+    decades = math.log10(high / low)
+    if 1 < len(apart) <= 7 and (2 * len(apart) > len(sizes) or decades < 2):
         axes.set_xticks(apart)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(LogLocator())
+        axes.xaxis.set_major_locator(LogLocator(numticks=8))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_size(value)))
-    axes.set_xlim(min(sizes) / 1.15, max(sizes) * 1.15)
+    axes.set_xlim(low, high)
 
 
 def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Path:
@@ -101,12 +117,12 @@ def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Pat
 def save(page: Figure, stem: Path) -> None:
     """Writes stem.png and stem.svg; the same page gives the same bytes."""
     with matplotlib.rc_context(STYLE):
-        for ending, options in (
-            ("png", {"dpi": 160, "metadata": {"Software": None}}),
-            ("svg", {"metadata": {"Date": None, "Creator": None}}),
-        ):
+        for ending, metadata in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
             buffer = io.BytesIO()
-            page.savefig(buffer, format=ending, **options)
+            page.savefig(
+                buffer, format=ending, dpi=160 if ending == "png" else "figure",
+                metadata=dict.fromkeys(metadata),
+            )  # fmt: skip
             content = buffer.getvalue()
             if ending == "svg":
                 content = _shorter_paths(content.decode()).encode()

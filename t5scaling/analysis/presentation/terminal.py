@@ -11,6 +11,7 @@ from rich.text import Text
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, by_place
 from t5scaling.analysis.fitting.compare import Comparison
+from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.sentences import (
     INTERVAL,
@@ -34,11 +35,6 @@ def console(file: IO[str] | None = None, width: int | None = None) -> Console:
     settings: dict = {"file": file, "highlight": False, "markup": False, "emoji": False}
     screen = Console(**settings, width=width)
     return screen if screen.is_terminal or width else Console(**settings, width=110)
-
-
-def errors() -> Console:
-    """Where progress is shown, so that what a verb prints can be piped."""
-    return Console(stderr=True)
 
 
 def print_fit(curve_fit: CurveFit, screen: Console, because: str = "") -> None:
@@ -155,7 +151,7 @@ def print_laws(curve_fits: Sequence[CurveFit], screen: Console) -> None:
             table.add_row(
                 curve_fit.curve.metric,
                 curve_fit.law.title,
-                coefficients(curve_fit) if curve_fit.fit else "not fitted",
+                coefficients(curve_fit.fit) if curve_fit.fit else "not fitted",
                 curve_fit.verdict.shape or "–",
                 error,
             )
@@ -186,7 +182,6 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
         screen.print("* the smallest or largest learning rate tried there: possibly under-tuned")
 
 
-def coefficients(curve_fit: CurveFit) -> str:
+def coefficients(fit: Fit) -> str:
     """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
-    found = curve_fit.fit.coefficients if curve_fit.fit else {}
-    return ", ".join(f"{name} {number(v[0])}" for name, v in found.items())
+    return ", ".join(f"{name} {number(v[0])}" for name, v in fit.coefficients.items())

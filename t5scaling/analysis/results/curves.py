@@ -57,7 +57,7 @@ class Point:
     x: float
     value: float
     learning_rate: float | None = None
-    seed: int | None = None
+    seed: int | str | None = None
     step: int | None = None
     at_edge: bool = False
     run: str = ""

@@ -296,7 +296,7 @@ def _read_directory(root: storage.AnyPath, run_id: str) -> tuple[storage.AnyPath
     last = (records.timing(folder, growing=not done) or [{}])[-1]
     wall = float(last.get("wall_s") or 0)
     run = RunRecord(
-        record, done, failed and without_places(failed["reason"]),
+        record, done, without_places(failed["reason"]) if failed else None,
         int(last.get("step") or 0), wall, float(last.get("device_s") or wall),
         str(folder / records.RECORD),
     )  # fmt: skip

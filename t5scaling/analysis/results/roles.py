@@ -42,11 +42,13 @@ class Roles:
 
     def pair(self, place: Place) -> str:
         """The language pair of a place's task, or the task's own name."""
-        return self.pairs.get(place.task, place.task)
+        task = place.task or ""
+        return self.pairs.get(task, task)
 
     def role(self, place: Place) -> Role:
         """What the data of a place are to its task."""
-        return self.of.get((place.task, place.data), Role(OTHER, place.data))
+        task, data = place.task or "", place.data or ""
+        return self.of.get((task, data), Role(OTHER, data))
 
     def kind(self, place: Place) -> str:
         return self.role(place).kind
@@ -56,7 +58,7 @@ class Roles:
         own = self.role(place)
         here = {data: role for (task, data), role in self.of.items() if task == place.task}
         same = {(role.label, data) for data, role in here.items() if role.kind == own.kind}
-        label = (own.label, place.data)
+        label = (own.label, place.data or "")
         return sorted(same).index(label) if label in same else 0
 
     def words(self, place: Place) -> str:

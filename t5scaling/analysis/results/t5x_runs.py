@@ -44,8 +44,10 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.crc32c import crc32c
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+
+# What protobuf generates has its classes at run time only, where no type checker sees them.
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from t5scaling.errors import UserError
 from t5scaling.records import RECORD
@@ -299,7 +301,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str, float]]:
         except ValueError:  # neither JSON nor UTF-8
             line = None
         step = line.get("step") if isinstance(line, dict) else None
-        if type(step) is not int:
+        if not isinstance(line, dict) or type(step) is not int:
             found = text.decode(errors="replace").strip()[:60]
             raise UserError(
                 f"{path}, line {number}: found {found!r}; "

@@ -218,14 +218,15 @@ def _pretraining(run: Run, name: str, steps: int, folders: Sequence[Path]) -> tu
     there = t5x_runs.run_at(name, folders)
     settings = Settings(there) if there else None
     batch = _batch_size(settings) if settings else None
-    if not batch or not _row_tokens(settings):
+    row = _row_tokens(settings) if settings else 0
+    if settings is None or not batch or not row:
         where = f"{settings.path} does not say" if settings else f"there is no run {name} here"
         raise UserError(
             f"{run.folder} was pretrained for {steps:,} steps of {name}, and {where} how many "
             "tokens a step has: put its config.gin, with BATCH_SIZE and TASK_FEATURE_LENGTHS, and "
             "its train/ folder beside the others"
         )
-    return str(settings.get(*_TASK) or name), steps * batch * _row_tokens(settings)
+    return str(settings.get(*_TASK) or name), steps * batch * row
 
 
 _TASK = (
@@ -258,8 +259,10 @@ def _row_tokens(settings: Settings) -> int:
         "utils.DatasetConfig.task_feature_lengths",
         "TASK_FEATURE_LENGTHS",
     )
-    lengths = [found.get(side) for side in ("inputs", "targets")] if isinstance(found, dict) else []
-    return sum(lengths) if lengths and all(isinstance(n, int) for n in lengths) else 0
+    if not isinstance(found, dict):
+        return 0
+    lengths = [n for n in (found.get("inputs"), found.get("targets")) if isinstance(n, int)]
+    return sum(lengths) if len(lengths) == 2 else 0
 
 
 def _model(settings: Settings) -> str:

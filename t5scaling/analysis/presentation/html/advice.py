@@ -91,7 +91,7 @@ def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice])
     for one in members:
         gain, sign = one.worth_it, better(metric)
         change = "–" if gain.value is None else f"{sign * gain.value:+.3g}"
-        if gain.low is not None:
+        if gain.low is not None and gain.high is not None:
             low, high = sorted((sign * gain.low, sign * gain.high))
             change += f" ({low:+.3g} to {high:+.3g})"
         forecast, even = one.forecast, one.break_even
@@ -104,7 +104,7 @@ def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice])
                 f"{number(forecast.value)} ({interval(forecast.low, forecast.high)})"
                 if forecast else "–",
                 f"{chances[one.place.data]:.0%}" if one.place.data in chances else "–",
-                _where(even) if even and even.x else "–",
+                _where(even) if even else "–",
             ]
         )  # fmt: skip
     unit = "nats" if metric == LOSS else metric_name(metric)
@@ -131,6 +131,8 @@ def _crossings(
 
 def _where(crossing: Crossing) -> str:
     """A size, its interval, and how often it is one at all."""
+    if crossing.x is None or crossing.low is None or crossing.high is None:
+        return "–"
     sure = "" if crossing.share > 0.995 else f", in {crossing.share:.0%} of the replicates"
     low, high = short_size(crossing.low), short_size(crossing.high)
     return f"{short_size(crossing.x)} ({low} to {high}{sure})"

@@ -28,12 +28,38 @@ class Badge:
 
 
 @dataclass(frozen=True)
+class Range:
+    """An interval drawn as a line with a dot at its value, in pixels from the left of WIDTH; zero
+    is a thin line. The numbers must be beside it."""
+
+    value: float
+    low: float
+    high: float
+    zero: float
+
+    WIDTH = 110
+
+    @classmethod
+    def of(
+        cls, left: float, right: float, value: float | None, low: float | None, high: float | None
+    ) -> "Range | str":
+        """On a scale from left to right; "" for what has no interval."""
+        if value is None or low is None or high is None or not left < right:
+            return ""
+
+        def place(number: float) -> float:
+            return round(4 + (cls.WIDTH - 8) * (number - left) / (right - left), 1)
+
+        return cls(place(value), place(low), place(high), place(0.0))
+
+
+@dataclass(frozen=True)
 class Table:
     """A table that scrolls sideways on its own. numbers, wrap: columns that are aligned right, and
     that may break their lines. marks: rows that are shaded."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[str | Badge]]
+    rows: Sequence[Sequence[str | int | Badge | Range]]
     numbers: Iterable[int] = ()
     wrap: Iterable[int] = ()
     marks: Sequence[bool] = ()
@@ -67,4 +93,8 @@ def render(template: str, **values: object) -> Markup:
 
 def style() -> Markup:
     """The content of page.css, which the page carries with it."""
-    return Markup(resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"))
+    return Markup(
+        resources.files("t5scaling.analysis.presentation.html")
+        .joinpath("page.css")
+        .read_text(encoding="utf-8")
+    )

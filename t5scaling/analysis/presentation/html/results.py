@@ -25,7 +25,7 @@ def results(curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]) -
         alignment = curve.facts.get("alignment")
         score = f", alignment score {alignment:g}" if alignment is not None else ""
         entry = f"{place_of(members[0])}{score}", _measurements(members)
-        by_task.setdefault(curve.place.task, []).append(entry)
+        by_task.setdefault(str(curve.place.task), []).append(entry)
     note = "Shaded: held out from the fits. Means over seeds."
     if any(p.at_edge for t in curve_fits for p in (*t.curve.points, *t.curve.baseline)):
         note += " * the smallest or largest learning rate tried there: possibly under-tuned."
@@ -78,7 +78,7 @@ def laws(curve_fits: Sequence[CurveFit]) -> Markup:
     """What each curve says, its law, and what was held out; folded, by task."""
     by_task: dict[str, list[dict[str, Any]]] = {}
     for curve_fit in curve_fits:
-        by_task.setdefault(curve_fit.curve.place.task, []).append(_law(curve_fit))
+        by_task.setdefault(str(curve_fit.curve.place.task), []).append(_law(curve_fit))
     return render("laws.html", overview=_overview(curve_fits), tasks=sorted(by_task.items()))
 
 
