@@ -1,5 +1,6 @@
 """What all tests share: JAX as `run.py` prepares it, examples, and the order of the files."""
 
+import gc
 import os
 import sys
 
@@ -24,6 +25,9 @@ LONG = (
 
 
 def pytest_configure():
+    # Tests make few cycles and many objects that stay: those of JAX and TensorFlow, which the
+    # collector would go through again and again.
+    gc.set_threshold(100_000, 20, 100)
     from t5scaling import compilation
 
     compilation.prepare()  # with its cache on disk: what one process compiled, the next finds
@@ -51,6 +55,27 @@ def quick_compilation():
         yield
         jax.config.update("jax_disable_most_optimizations", False)
         jax.clear_caches()
+
+
+@pytest.fixture
+def materialised_here(monkeypatch):
+    """SeqIO makes the examples that are missing in this process, not in a child, which would import
+    TensorFlow for each.
+
+    For tests that need examples and do not look at how they are made.
+    """
+    from rich.console import Console
+
+    from t5scaling.data import examples, materialize, reading
+
+    reading.import_seqio()  # what it prints belongs to no test
+
+    def make(specs, root, beam):
+        return [
+            materialize.materialize(spec, root, Console(quiet=True), beam=beam) for spec in specs
+        ]
+
+    monkeypatch.setattr(examples, "_materialize_in_child", make)
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,8 @@ def test_cached_logits_equal_teacher_forced_logits(config):
     targets = np.random.default_rng(1).integers(2, 12, (4, LENGTH)).astype(np.int32)
     decoder_inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     expected = jax.jit(model.apply)(variables, inputs, decoder_inputs)
-    context, cache = model.apply(variables, inputs, LENGTH, method="start_decoding")
+    start = functools.partial(model.apply, method="start_decoding")
+    context, cache = jax.jit(start, static_argnums=2)(variables, inputs, LENGTH)
     cache = cache.grown(LENGTH)
     step = jax.jit(functools.partial(model.apply, method="decode_step"))
     for index in range(LENGTH):

@@ -20,6 +20,9 @@ from t5scaling.training import agreement, distributed
 from tests import mini
 from tests.conftest import REPOSITORY
 
+# Of the machinery, and of one program on devices of one process and of two.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 30
 
 
@@ -32,7 +35,7 @@ def _arguments(model_dir, root, **changes):
         "BATCH_SIZE": 8,
         "TRAIN_STEPS": STEPS,
         "MAX_EPOCHS": None,
-        "LOG_EVERY": 5,
+        "LOG_EVERY": 10,  # a multiple of STEPS_PER_CALL: single steps are another program
         "MODEL_DIR": str(model_dir),
         **changes,
     }

@@ -288,7 +288,9 @@ def test_parts_of_examples_are_fetched_when_they_are_read(
         Examples(f"{bucket}/half/{name}")
 
 
-def test_examples_are_made_here_and_published(bucket, mini_root, tmp_path, monkeypatch):
+def test_examples_are_made_here_and_published(
+    bucket, materialised_here, mini_root, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (here,) = find_all_examples([mini.VALIDATION], mini_root)
     unfinished = f"{bucket}/made/{here.path.name}/vocabulary.model"

@@ -173,7 +173,7 @@ def test_a_typing_error_in_a_gin_file(tmp_path, capsys):
         ({"TASK_MODULES": ("tests.no_tasks",)}, "no module 'tests.no_tasks'"),
     ],
 )
-def test_mistakes_about_the_data(mini_root, tmp_path, capfd, settings, expected):
+def test_mistakes_about_the_data(materialised_here, mini_root, tmp_path, capfd, settings, expected):
     folder = tmp_path / "run"
     flags = mini(mini_root, folder, **{"TRAIN_STEPS": 2, **settings})
     assert expected in error_of(capfd, "train", *PRETRAIN, *flags)
