@@ -196,7 +196,7 @@ def measure(run, evaluators, **changes):
     return mini.lines(run, "eval.jsonl")
 
 
-def test_all_checkpoints_on_several_tasks(run, mini_root, capsys):
+def test_all_checkpoints_on_several_tasks(run, materialised_here, mini_root, capsys):
     template = dataclasses.replace(
         evaluation(mini_root, metrics="task", max_decode_len=4),
         dataset=dataclasses.replace(mini.TEST, task=""),

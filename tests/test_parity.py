@@ -67,6 +67,7 @@ class Reference:
         del fields["float32_attention_logits"]
         self.config = T5Config(**fields, scan_layers=scan)
         self.model = Transformer(self.config)
+        self.apply = jax.jit(self.model.apply)
         self.params = init_params(self.config, jax.random.key(self.hparams["seed"]))
         changed = "JAX, Flax or our initialisation no longer draws what T5X drew: "
         assert_trees_close(self.params, self.sums("param/"), PARAM_TERMS, changed)
@@ -79,7 +80,7 @@ class Reference:
     def logits(self, params):
         segments = {k: self.batch[k] for k in SEGMENTS if k in self.batch}
         inputs = (self.batch["encoder_input_tokens"], self.batch["decoder_input_tokens"])
-        return self.model.apply({"params": params}, *inputs, **segments)
+        return self.apply({"params": params}, *inputs, **segments)
 
     def loss(self, params):
         segments = {k: self.batch[k] for k in SEGMENTS if k in self.batch}
@@ -161,7 +162,7 @@ def test_parameter_names_and_shapes(reference):
 def test_logits(reference):
     # T5X masks padded queries too, so logits without weight differ; nothing depends on them.
     real = reference.batch["decoder_loss_weights"] > 0
-    logits = jax.jit(reference.logits)(reference.params)
+    logits = reference.logits(reference.params)
     assert_sums_close(logits[real], reference.arrays["logits"])
 
 
@@ -223,7 +224,7 @@ def test_greedy(unpacked):
     # Ours are of the model's own distribution, like T5X's scores of given targets.
     targets = np.asarray(tokens)
     batch_scores = log_likelihood(
-        unpacked.model.apply(
+        unpacked.apply(
             {"params": unpacked.params},
             unpacked.batch["encoder_input_tokens"],
             np.pad(targets, ((0, 0), (1, 0)))[:, :-1],

@@ -118,7 +118,7 @@ def execute(words, root, capsys):
     assert status == 0, f"python run.py {shlex.join([verb, *arguments])}\n{out}\n{err}"
 
 
-def test_the_readmes_commands_one_after_the_other(here, mini_root, capsys):
+def test_the_readmes_commands_one_after_the_other(here, materialised_here, mini_root, capsys):
     sizes = np.repeat(1e6 * 2.0 ** np.arange(8), 2)
     factor = np.tile([1.0, 0.8], 8)
     score = factor * (0.5 * np.log(sizes / 1e4)) ** 1.5

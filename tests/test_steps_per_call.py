@@ -156,8 +156,7 @@ SMALL = network.T5Config(
 @pytest.mark.parametrize(
     ("mesh", "changes", "microbatches"),
     [
-        ({"data": 2}, {"scan_layers": True}, 2),
-        ({"data": 2}, {"remat": "full"}, 1),
+        ({"data": 2}, {"scan_layers": True, "remat": "full"}, 2),
         ({"data": 1, "model": 2}, {"dtype": "bfloat16"}, 1),
     ],
 )

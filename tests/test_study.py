@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MINI = "tests/mini/study.gin"
-KILLS = 5
+KILLS = 3
 SAVE_OFTEN = "--gin.SAVE_MINUTES=0.0"
 
 
@@ -145,7 +145,7 @@ def test_a_finished_study_is_left_alone(finished, mini_root, capsys):
 
 
 def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tmp_path):
-    """kill -9 at five moments spread over the whole study, then left to finish."""
+    """kill -9 at moments spread over the study, then left to finish."""
     random.seed(20260101)
     folder = tmp_path / "killed"
     alive = 0
@@ -160,9 +160,9 @@ def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tm
         )
         before = progress_made(folder)
         deadline = time.monotonic() + 120
-        # Kill only after some progress, or the five kills would all hit the imports.
+        # Kill only after some progress, or all kills would hit the imports.
         while (
-            progress_made(folder) < before + 2
+            progress_made(folder) < before + 3
             and process.poll() is None
             and time.monotonic() < deadline
         ):
@@ -171,7 +171,7 @@ def test_killed_at_random_moments_gives_the_same_results(finished, mini_root, tm
         alive += process.poll() is None
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
         process.wait()
-    assert alive >= 3, "the study ended before it could be killed"
+    assert alive >= 2, "the study ended before it could be killed"
     assert run.main(command(folder, mini_root)) == 0
     assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     names = sorted(str(p.relative_to(finished)) for p in finished.glob("runs/**/metrics.jsonl"))
