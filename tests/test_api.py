@@ -131,7 +131,7 @@ def test_compared_laws():
     assert found.sentence in " ".join(str(found).split())
     assert found._repr_html_().startswith("<pre")
     both = pd.concat([FRAME[:5].assign(run="a"), FRAME[:5].assign(run="b", loss=Y[4::-1])])
-    with pytest.raises(UserError, match="some curves rise and others fall"):
+    with pytest.raises(UserError, match="not all curves can be compared by the same laws"):
         compare(both.rename(columns={"loss": "y"}), x="tokens", y="y", group="run")
 
 

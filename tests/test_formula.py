@@ -32,8 +32,10 @@ def test_the_same_numbers_as_the_built_in_law(monkeypatch, text, law, y, same):
     mine, theirs = (fit_curve(one, X, y, hold_out=1, delta=np.inf) for one in (own, LAWS[law]))
     assert mine.converged and mine.objective == pytest.approx(theirs.objective, rel=1e-6)
     for name, known in same.items():
-        # value, low and high
-        assert mine.coefficients[name] == pytest.approx(theirs.coefficients[known], rel=1e-3)
+        (value, *ends), (wanted, *others) = mine.coefficients[name], theirs.coefficients[known]
+        assert value == pytest.approx(wanted, rel=1e-3)
+        # Replicates are followed to within 0.05 standard errors (intervals.OFFSET) of their end.
+        assert ends == pytest.approx(others, rel=1e-3, abs=0.05 * (others[1] - others[0]))
     assert mine.predict(X * 8) == pytest.approx(theirs.predict(X * 8), rel=1e-5)
 
 

@@ -76,7 +76,7 @@ def test_recovered_from_exact_points_and_moves_one_way(name):
     law, (x, y) = LAWS[name], curve(name)
     fit = fit_curve(law, x, y, hold_out=1, delta=np.inf)
     assert fit.converged and fit.held_out_error < 1e-4
-    assert all(point.x == x[0].max() and point.x2 in x[1] for point in fit.held_out)
+    assert all(point.x == x[0].max() or point.x2 == x[1].max() for point in fit.held_out)
     found = {key: fit.coefficients[key][0] for key in PLANTED[name]}
     assert found == pytest.approx(PLANTED[name], rel=1e-2)
     for row in (0, 1):

@@ -145,7 +145,7 @@ class FittedLaw:
         return _recorded(self).export_text().rstrip()
 
     def __repr__(self) -> str:
-        return f"<{self.fit.law.title} {self.formula}: {coefficients(self.curve_fit)}>"
+        return f"<{self.fit.law.title} {self.formula}: {coefficients(self.fit)}>"
 
     def _repr_html_(self) -> str:
         return _as_html(_recorded(self))
@@ -270,17 +270,19 @@ def compare(
     protocol: str = "rollout",
 ) -> ComparedLaws:
     """Compares the families of laws for such values, over all curves, by their errors on sizes that
-    they were not fitted to. Arguments as for `fit`; protocol: one of `fitting.compare.PROTOCOLS`.
+    they were not fitted to. Arguments as for `fit`; protocol: one of `fitting.protocol.PROTOCOLS`.
 
     Raises:
-      UserError: as `fit`; curves too short for a comparison; or some that rise, and others fall.
+      UserError: as `fit`; curves too short for a comparison, or that other laws are for than for
+        the rest, as some rise and others fall.
     """
-    found = comparisons(_curves(table, x, y, group, None, None), protocol=protocol)
-    if not found:
-        raise UserError("too few points to compare two families of laws")
+    found, left_out = comparisons(_curves(table, x, y, group, None, None), protocol=protocol)
+    if left_out:
+        raise UserError(left_out[0])
     if len(found) > 1:
-        raise UserError("some curves rise and others fall; compare them one by one")
-    return ComparedLaws(next(iter(found.values())))
+        labels = "; ".join(one.label for one in found)
+        raise UserError(f"not all curves can be compared by the same laws ({labels}): compare some")
+    return ComparedLaws(found[0].comparison)
 
 
 def _curves(

@@ -156,7 +156,9 @@ def _show(one: Predicted, flops: float, screen: Console) -> None:
     if one.curve_fit.fit is None:
         screen.print(f"not fitted: {one.curve_fit.note}\n")
         return
-    screen.print(f"fitted to all {len(one.curve_fit.fit.y)} points: {coefficients(one.curve_fit)}")
+    screen.print(
+        f"fitted to all {len(one.curve_fit.fit.y)} points: {coefficients(one.curve_fit.fit)}"
+    )
     for warning in warnings_of(one.curve_fit):
         screen.print(Text.assemble(("note:", "bold"), f" {warning}"))
     names = names_of(one.curve_fit)

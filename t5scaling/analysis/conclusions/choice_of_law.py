@@ -174,7 +174,7 @@ def comparisons(
     Returns:
       The comparisons, and a sentence for each group of curves that has none.
     """
-    groups: dict[tuple, list[Curve]] = {}
+    groups: dict[tuple, tuple[list[Curve], list[Law]]] = {}
     for curve in curves:
         spare = 2 if protocol != "paper" else 1
         several = bool(curve.x2_name or curve.sources)

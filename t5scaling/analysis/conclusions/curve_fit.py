@@ -254,7 +254,7 @@ def _check_record(check: Check) -> dict[str, Any]:
         "rms_log_error": _number(check.error),
         "predictions": [
             {
-                **{k: _number(v) for k, v in asdict(p).items() if v is not None and k != "curve"},
+                **_prediction(p),
                 "relative_error": _number(p.relative_error),
                 "log_error": _number(p.log_error),
                 "inside": p.inside,
@@ -262,6 +262,16 @@ def _check_record(check: Check) -> dict[str, Any]:
             for p in check.predictions
         ],
     }
+
+
+def _prediction(p: Prediction) -> dict[str, Any]:
+    numbers = {
+        "k": p.k, "x": p.x, "decades": p.decades, "measured": p.measured,
+        "predicted": p.predicted, "low": p.low, "high": p.high, "converged": p.converged,
+    }  # fmt: skip
+    if p.x2 is not None:
+        numbers["x2"] = p.x2
+    return {name: _number(value) for name, value in numbers.items()}
 
 
 def comparison_record(found: Comparison) -> dict[str, Any]:
@@ -280,10 +290,7 @@ def comparison_record(found: Comparison) -> dict[str, Any]:
                 "bias": _number(family.bias),
                 "coverage": _number(family.coverage),
                 "aicc": _number(family.aicc),
-                "predictions": [
-                    {k: _number(v) for k, v in asdict(p).items() if v is not None}
-                    for p in family.predictions
-                ],
+                "predictions": [{"curve": p.curve, **_prediction(p)} for p in family.predictions],
             }
             for family in found.families
         ],

@@ -13,7 +13,7 @@ import numpy as np
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.frontier import FLOPS, Estimate, Optimum, frontier
 from t5scaling.analysis.conclusions.named_law import lower_is_better
-from t5scaling.analysis.conclusions.next_experiment import Design, half_width
+from t5scaling.analysis.conclusions.next_experiment import Design
 from t5scaling.analysis.conclusions.prediction import Expected, expected
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.fit import Fit
@@ -130,7 +130,8 @@ def _telling(fit: Fit, target: np.ndarray, dearest: np.ndarray) -> Telling | Non
     places = np.array(np.meshgrid(*grid)).reshape(2, -1)
     places = places[:, places.prod(axis=0) <= dearest.prod() * (1 + 1e-9)]
     design = Design(fit, target)
-    before, after = half_width(design.variance()), half_width(design.with_each(places))
+    before = design.half_width(design.variance())
+    after = design.half_width(design.with_each(places))
     best = int(after.argmin())
     if not after[best] < before:
         return None

@@ -99,7 +99,8 @@ def bootstrap(
 def _identity(problem: Problem) -> int:
     """A number that the points' shape makes, whatever their units."""
     log_x, log_y = np.atleast_2d(problem.log_x), problem.log_y[None]
-    log_x = np.where(np.isfinite(log_x), log_x, -1.0)  # no tokens of a source
+    known = np.isfinite(log_x)  # -inf: no tokens of a source
+    log_x = np.where(known, log_x, log_x[known].min() - 1.0)
     shape = [
         np.round((rows - rows.mean(1, keepdims=True)) / max(np.ptp(rows), 1e-300), 6) + 0.0
         for rows in (log_x, log_y)

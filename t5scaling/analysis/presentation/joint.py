@@ -32,7 +32,7 @@ def sentences_of(advice: JointAdvice) -> list[str]:
     curve = curve_fit.curve
     names = (curve.x_name, curve.x2_name or "")
     metric = metric_name(curve.metric)
-    said = [f"Fitted to all {len(fit.y)} points: {coefficients(curve_fit)}."]
+    said = [f"Fitted to all {len(fit.y)} points: {coefficients(fit)}."]
     if not fit.converged:
         said.append("The fit did not converge: do not use its numbers.")
     said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
