@@ -142,7 +142,7 @@ def warnings_of(curve_fit: CurveFit) -> list[str]:
     unsure = (
         () if curve_fit.fit.converged else ("the fit did not converge: do not use its numbers",)
     )
-    return [*unsure, *curve_fit.fit.at_bound]
+    return [*unsure, *curve_fit.fit.notes]
 
 
 # --- text -----------------------------------------------------------------------------------------

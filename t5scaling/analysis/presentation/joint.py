@@ -35,7 +35,7 @@ def sentences_of(advice: JointAdvice) -> list[str]:
     said = [f"Fitted to all {len(fit.y)} points: {coefficients(fit)}."]
     if not fit.converged:
         said.append("The fit did not converge: do not use its numbers.")
-    said += [f"{note[0].upper()}{note[1:]}." for note in fit.at_bound]
+    said += [f"{note[0].upper()}{note[1:]}." for note in fit.notes]
     said += sentences_of_coefficients(curve_fit)
     error = advice.held_out_error
     said.append(
