@@ -69,6 +69,7 @@ def test_report_status_and_export(folder, tmp_path, capsys):
     assert int(last["finetune_examples"]) == 80 and last["steps"] == "10"
     page = (folder / "report.html").read_text()
     assert "8,192,000 token positions of pretraining" in page and "text tokens" not in page
+    assert "measured on another split: Cross-entropy on validation" in page
 
     t5x_study.show(folder, Console(width=100))
     shown = capsys.readouterr().out

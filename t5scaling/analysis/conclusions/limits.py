@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.representatives import TRANSLATES
-from t5scaling.analysis.metrics import is_bleu
+from t5scaling.analysis.metrics import is_bleu, metric_name
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.pools import pools
-from t5scaling.analysis.wording import size
+from t5scaling.analysis.wording import listed, size
 
 SMOKE_TOKENS = 100_000_000
 SMOKE_PARAMETERS = 50_000_000
@@ -27,6 +27,16 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             "billion parameters and up to a million steps of 131,072 token positions. It shows "
             "that the whole path works and what its curves look like at this size. It says "
             "nothing about full size."
+        )
+    elsewhere = {
+        (metric_name(c.metric), c.facts["split"])
+        for c in (curve_fit.curve for curve_fit in curve_fits) if c.facts.get("split", "test") != "test"
+    }  # fmt: skip
+    if elsewhere:
+        where = listed([f"{name} on {split}" for name, split in sorted(elsewhere)])
+        said.append(
+            f"What is called a test result was measured on another split: {where}. Where learning "
+            "rates or steps were chosen by it, it is better than on data that were not seen."
         )
     if len({point.seed for point in points}) < 2:
         said.append(
