@@ -213,11 +213,10 @@ def _of_curve(
     enough = suffices(curve_fit)
     usable = enough.answer is not Answer.NO and outlook.fits
     runs: Sequence[NextRun] = ()
-    if outlook.fits:
-        places = next_experiment.candidates(outlook.best, target)
-        runs = next_experiment.next_runs(
-            outlook.best, np.array([target]), places, cost, budget=budget
-        )
+    best = outlook.best
+    if best is not None:
+        places = next_experiment.candidates(best, target)
+        runs = next_experiment.next_runs(best, np.array([target]), places, cost, budget=budget)
     return CurveAdvice(
         curve_fit, outlook, worth_it(curve_fit), enough, outlook.at(target) if usable else None,
         outlook.break_even() if usable else None, tuple(runs),
@@ -266,20 +265,21 @@ def _choices(advised: Sequence[CurveAdvice], target: float) -> Iterator[Choice]:
         groups.setdefault((one.place.beside_data, one.metric), []).append(one)
     for (place, metric), members in groups.items():
         named = {m.place.data_name: m for m in members if m.place.data_name is not None}
-        usable = {name: m.outlook for name, m in named.items() if m.forecast}
-        if len(usable) < 2:
+        forecasts = {name: m.forecast for name, m in named.items() if m.forecast}
+        if len(forecasts) < 2:
             continue
+        usable = {name: named[name].outlook for name in forecasts}
         direction = members[0].curve_fit.law.direction
         sign = sign_of(members[0].curve_fit.curve, direction)
         chances = chance_of_best(usable, target, direction)
-        order = sorted(usable, key=lambda n: -sign * named[n].forecast.value)
+        order = sorted(forecasts, key=lambda n: -sign * forecasts[n].value)
         crossings = []
         for one, two in itertools.permutations(order, 2):
             crossing = overtakes(usable[one], usable[two])
             if crossing and crossing.x:
                 crossings.append(Overtaking(one, two, crossing))
         yield Choice(
-            place, metric, tuple(order), tuple(named[n].forecast for n in order), chances,
+            place, metric, tuple(order), tuple(forecasts[n] for n in order), chances,
             tuple(crossings),
         )  # fmt: skip
 

@@ -99,7 +99,7 @@ def aligned_follow(evidence: Evidence, pair: str) -> Finding:
     said = [counted("cross-entropy improves with D_p", votes)] if votes else []
     law_votes = [law_vote(curve_fit) for curve_fit in scores]
     numbers = _changes(evidence, [*losses, *scores], [*votes, *law_votes])
-    if scores:
+    if score and scores:
         said.append(counted(f"{metric_name(score)} does as the log-law says", law_votes))
         said += _errors(scores)
         numbers += _in_the_papers_protocol(evidence, scores)
@@ -177,10 +177,10 @@ def pools_matter(evidence: Evidence, pair: str) -> Finding:
 def _gains(curves: Sequence[CurveFit]) -> list[tuple[CurveFit, Range]]:
     """The gains that have an interval, from the smallest pool to the largest."""
     found = []
-    for curve_fit in sorted(curves, key=lambda curve_fit: curve_fit.curve.place.pool):
-        decision = worth_it(curve_fit)
-        if decision.low is not None and translates(curve_fit):
-            found.append((curve_fit, Range(decision.value, decision.low, decision.high)))
+    for curve_fit in sorted(curves, key=lambda curve_fit: curve_fit.curve.place.of_study.pool):
+        numbers = worth_it(curve_fit).numbers
+        if numbers and translates(curve_fit):
+            found.append((curve_fit, Range(*numbers)))
     return found
 
 
@@ -265,7 +265,7 @@ def scores_break(evidence: Evidence, pair: str) -> Finding:
 def unrelated_fit(evidence: Evidence, pair: str) -> Finding:
     score = evidence.score(pair)
     curves = evidence.of(pair, score, {UNRELATED}) if score else []
-    if not curves:
+    if score is None or not curves:
         if evidence.of(pair, LOSS, {UNRELATED}):
             needed = _more_of_score(evidence, pair, score)
             return finding(pair, None, [evidence.why_no_score(pair)], needed)
@@ -282,15 +282,19 @@ def _changes(
     evidence: Evidence, curves: Sequence[CurveFit], votes: Sequence[Vote]
 ) -> list[Measurement]:
     """How far each curve goes, its shape and its vote; by data, the smallest pool first."""
-    found = [
+
+    def order(one: tuple[CurveFit, Vote]) -> tuple[bool, str, int]:
+        curve = one[0].curve
+        return curve.metric != LOSS, curve.place.of_study.data, curve.place.of_study.pool
+
+    return [
         Measurement(
             curve_fit.curve.metric, evidence.place_words(curve_fit), CHANGE,
             curve_fit.verdict.change, shape=curve_fit.verdict.shape, vote=Answer.by(vote),
             place=curve_fit.curve.place,
         )
-        for curve_fit, vote in zip(curves, votes, strict=True)
+        for curve_fit, vote in sorted(zip(curves, votes, strict=True), key=order)
     ]  # fmt: skip
-    return sorted(found, key=lambda one: (one.metric != LOSS, one.place.data, one.place.pool))
 
 
 # (e) which side of the pair the data should be of
@@ -455,7 +459,7 @@ def _range(gain: Range) -> str:
 def _by_data(curves: Sequence[CurveFit]) -> list[list[CurveFit]]:
     groups: dict[str, list[CurveFit]] = {}
     for curve_fit in curves:
-        groups.setdefault(curve_fit.curve.place.data, []).append(curve_fit)
+        groups.setdefault(curve_fit.curve.place.of_study.data, []).append(curve_fit)
     return list(groups.values())
 
 

@@ -153,7 +153,8 @@ def _other_tasks(evidence: Evidence, letter: str, title: str) -> Claim | None:
     by_task: dict[str, list[Vote]] = {}
     for curve_fit in evidence.other_fits:
         if curve_fit.curve.metric not in LOWER_IS_BETTER:
-            by_task.setdefault(curve_fit.curve.place.task, []).append(law_vote(curve_fit))
+            task = curve_fit.curve.place.of_study.task
+            by_task.setdefault(task, []).append(law_vote(curve_fit))
     findings = [
         finding(task, majority(votes), [counted("scores do as the log-law says", votes)],
                  "more D_p or seeds") for task, votes in sorted(by_task.items())

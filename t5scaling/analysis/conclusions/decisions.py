@@ -42,13 +42,20 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """An answer with its reason; low to high: the interval of `value`, all None without numbers."""
+    """An answer with its reason; low to high: the interval of `value`, None without one."""
 
     answer: Answer
     reason: str
     value: float | None = None
     low: float | None = None
     high: float | None = None
+
+    @property
+    def numbers(self) -> tuple[float, float, float] | None:
+        """(value, low, high); None where one of them is missing."""
+        if self.value is None or self.low is None or self.high is None:
+            return None
+        return self.value, self.low, self.high
 
 
 def sign_of(curve: Curve, direction: int) -> int:

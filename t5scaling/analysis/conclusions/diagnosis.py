@@ -132,4 +132,5 @@ def _tau(score: CurveFit, loss: CurveFit) -> float:
     sizes = [x for x in means[0] if x in means[1]]
     if len(sizes) < 3:
         return math.nan
-    return float(kendalltau([means[0][x] for x in sizes], [-means[1][x] for x in sizes]).statistic)
+    tau, _ = kendalltau([means[0][x] for x in sizes], [-means[1][x] for x in sizes])
+    return float(tau)

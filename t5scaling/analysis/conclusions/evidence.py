@@ -93,8 +93,7 @@ class Evidence:
 
     def score(self, pair: str) -> str | None:
         """The score that speaks for the pair (`representatives`); None if none decides."""
-        found = speaking_score([*self.of(pair, BLEU), *self.of(pair, CHRF)])
-        return found.name if found.decides else None
+        return speaking_score([*self.of(pair, BLEU), *self.of(pair, CHRF)]).deciding
 
     def why_no_score(self, pair: str) -> str:
         if not self.of(pair, BLEU):

@@ -173,9 +173,9 @@ def transfers(curve_fits: Sequence[CurveFit], pool_sizes: Sequence[float]) -> li
     found = []
     for i, (size, curve_fit) in enumerate(pools[:-1]):
         gain = worth_it(curve_fit)
-        if gain.answer is Answer.YES:
+        if gain.answer is Answer.YES and gain.numbers:
             largest = max(p.x for p in curve_fit.curve.points)
-            factors = (factor(i, value) for value in (gain.value, gain.low, gain.high))
+            factors = (factor(i, value) for value in gain.numbers)
             place = curve_fit.curve.place.beside_pool
             found.append(Transfer(place, size, largest, *factors, reach=pools[-1][0] / size))
     return found

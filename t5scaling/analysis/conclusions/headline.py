@@ -116,7 +116,7 @@ def _transfer(curve_fit: CurveFit, advice: Advice | None) -> tuple[Transfer | No
     if not found:
         return None, False
     pool = curve_fit.curve.facts.get("finetune_tokens")
-    return found.get(pool, found[max(found)]), pool in found
+    return (found[pool], True) if pool in found else (found[max(found)], False)
 
 
 def _best(curves: list[CurveFit]) -> BestData:
@@ -135,7 +135,8 @@ def _best(curves: list[CurveFit]) -> BestData:
 
 def _reach(selection: Selection) -> Reach:
     accuracies, shown, decades = [], [], []
-    for metric in (LOSS, *dict.fromkeys(map(selection.score, selection.tasks))):
+    scores = [score for task in selection.tasks if (score := selection.score(task))]
+    for metric in (LOSS, *dict.fromkeys(scores)):
         errors = []
         for task in selection.tasks:
             if metric not in (LOSS, selection.metric(task)):

@@ -26,10 +26,15 @@ class Score:
     name: str | None
     decides: bool
 
+    @property
+    def deciding(self) -> str | None:
+        """Its name if it decides, else None."""
+        return self.name if self.decides else None
+
 
 def models_by_curves(curve_fits: Sequence[CurveFit]) -> list[str]:
     """The models of a study, the main one first."""
-    counts = Counter(curve_fit.curve.place.model for curve_fit in curve_fits)
+    counts = Counter(curve_fit.curve.place.of_study.model for curve_fit in curve_fits)
     return sorted(counts, key=lambda name: (-counts[name], name))
 
 

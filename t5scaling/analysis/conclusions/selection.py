@@ -30,7 +30,11 @@ class Selection:
         self.curve_fits = curve_fits
         self.model = models_by_curves(curve_fits)[0]
         self.tasks = sorted(
-            {curve_fit.curve.place.task for curve_fit in curve_fits if self._own(curve_fit)},
+            {
+                curve_fit.curve.place.of_study.task
+                for curve_fit in curve_fits
+                if self._own(curve_fit)
+            },
             key=lambda task: (roles.pairs.get(task, task), task),
         )
         self.pools = {task: self._pool(task) for task in self.tasks}
@@ -56,8 +60,7 @@ class Selection:
     def metric(self, task: str) -> str:
         """The one metric that answers for a task: its score if that decides something in its
         pool, else cross-entropy."""
-        score = self._score(task, self.pools[task])
-        return score.name if score.decides else LOSS
+        return self._score(task, self.pools[task]).deciding or LOSS
 
     def _score(self, task: str, pool: int) -> Score:
         return speaking_score(
@@ -84,7 +87,7 @@ class Selection:
     def other_pools(self) -> list[dict[str, int]]:
         """The pools beside the fullest ones, by task: the smallest of each, then the next."""
         sizes = {
-            task: sorted({c.curve.place.pool for c in self.of(task, LOSS)} - {pool})
+            task: sorted({c.curve.place.of_study.pool for c in self.of(task, LOSS)} - {pool})
             for task, pool in self.pools.items()
         }
         return [
@@ -101,7 +104,7 @@ class Selection:
 
     def shows(self, curve: Curve) -> bool:
         """Whether a figure of the report shows it."""
-        place = curve.place
+        place = curve.place.of_study
         if place.task not in self.pools:
             return curve.metric == LOSS
         if curve.metric not in (LOSS, self.score(place.task, place.pool)):
@@ -112,11 +115,12 @@ class Selection:
         )
 
     def in_main_pool(self, curve: Curve) -> bool:
-        return curve.place.pool == self.pools.get(curve.place.task)
+        place = curve.place.of_study
+        return place.pool == self.pools.get(place.task)
 
     def _pool(self, task: str) -> int:
         counts: Counter[int] = Counter()
         for curve_fit in self.curve_fits:
             if self._own(curve_fit) and curve_fit.curve.place.task == task:
-                counts[curve_fit.curve.place.pool] += len(curve_fit.curve.points)
+                counts[curve_fit.curve.place.of_study.pool] += len(curve_fit.curve.points)
         return max(counts, key=lambda pool: (counts[pool], pool))

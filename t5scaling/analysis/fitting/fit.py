@@ -190,7 +190,7 @@ def fit_curve(
     residual: str = "log",
     worse_counts: float = 1.0,
     errors: np.ndarray | None = None,
-    seeds: Sequence | None = None,
+    seeds: Sequence | np.ndarray | None = None,
     interval: str = "noise",
     x_name: str = "x",
     y_name: str = "y",

@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class StudyPlace(NamedTuple):
+    """A place of a study, where nothing is missing; fields as of `Place`."""
+
+    model: str
+    data: str
+    task: str
+    pool: int
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,13 @@ class Place:
     task: str | None = None
     pool: int | None = None
     columns: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def of_study(self) -> StudyPlace:
+        """For what only a study has. Raises ValueError of a place that is no curve's of a study."""
+        if self.model is None or self.data is None or self.task is None or self.pool is None:
+            raise ValueError(f"expected a place of a study with all its columns, found {self.key}")
+        return StudyPlace(self.model, self.data, self.task, self.pool)
 
     @property
     def key(self) -> Mapping[str, Any]:
