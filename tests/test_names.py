@@ -109,7 +109,8 @@ PANEL = {
         ("results.html", {"note": NASTY, "tasks": [(NASTY, [(NASTY, Table([], [[NASTY]]))])],
                           "rates": Table([NASTY], [[Badge("word", NASTY)]])}),
         ("advice.html", {"level": "90%", "target": NASTY, "cost_source": NASTY, "worth": [NASTY],
-                         "agreement": [NASTY], "reasons": [(NASTY, [NASTY])], "groups": []}),
+                         "agreement": [NASTY], "gaps": [NASTY], "prices": [NASTY],
+                         "worths": [NASTY], "reasons": [(NASTY, [NASTY])], "groups": []}),
         ("claims.html", {"level": NASTY, "decided": [CLAIM], "undecided": [CLAIM],
                          "absent": [NASTY]}),
         ("laws.html", {"overview": Table([NASTY], [[NASTY]]), "tasks": [(NASTY, [
@@ -117,7 +118,7 @@ PANEL = {
         ("figures.html", {"curves": [FIGURE], "behind": [FIGURE]}),
         ("panels.html", {"columns": 1, "rows": False, "panels": [PANEL, None], "key": {
             "roles": [dict.fromkeys(("text_colour", "colour", "text"), NASTY)],
-            "baseline_colour": NASTY, "held_out": True}}),
+            "baseline_colour": NASTY, "predicted": True}}),
     ],
 )  # fmt: skip
 def test_in_the_templates(template, values):

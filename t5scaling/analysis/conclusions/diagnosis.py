@@ -132,5 +132,6 @@ def _tau(score: CurveFit, loss: CurveFit) -> float:
     sizes = [x for x in means[0] if x in means[1]]
     if len(sizes) < 3:
         return math.nan
-    tau, _ = kendalltau([means[0][x] for x in sizes], [-means[1][x] for x in sizes])
-    return float(tau)
+    found = kendalltau([means[0][x] for x in sizes], [-means[1][x] for x in sizes])
+    # SciPy makes the class of its result as it is imported, which hides its fields.
+    return float(found.statistic)  # pyright: ignore[reportAttributeAccessIssue]
