@@ -28,10 +28,8 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             "that the whole path works and what its curves look like at this size. It says "
             "nothing about full size."
         )
-    elsewhere = {
-        (metric_name(c.metric), c.facts["split"])
-        for c in (curve_fit.curve for curve_fit in curve_fits) if c.facts.get("split", "test") != "test"
-    }  # fmt: skip
+    splits = {(c.curve.metric, c.curve.facts.get("split", "test")) for c in curve_fits}
+    elsewhere = {(metric_name(metric), split) for metric, split in splits if split != "test"}
     if elsewhere:
         where = listed([f"{name} on {split}" for name, split in sorted(elsewhere)])
         said.append(
