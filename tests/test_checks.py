@@ -122,7 +122,7 @@ def test_what_changes_no_number_of_the_training_may_change(begun, name, value):
     run_directory.refuse_changed(str(saved(begun)), changed)
     run_directory.write_json(str(begun / "DONE"), {"step": 300})
     if name in run_directory.MEASURED_AT_THE_END:
-        with pytest.raises(UserError, match=r"it is done, and `run.py eval` measures it"):
+        with pytest.raises(UserError, match=r"it is done; `run.py eval` can evaluate it"):
             run_directory.refuse_changed(str(begun), changed)
     else:
         run_directory.refuse_changed(str(begun), changed)
@@ -152,7 +152,7 @@ def test_what_depends_on_the_steps_keeps_them(tmp_path):
         return text(**{"TRAIN_STEPS": steps, "EVAL_EVERY": "%TRAIN_STEPS"})
 
     run_directory.begin(str(saved(tmp_path)), text_of(300))
-    with pytest.raises(UserError, match="if nothing else depends on it"):
+    with pytest.raises(UserError, match="to a larger one that no other setting depends on"):
         run_directory.refuse_changed(str(tmp_path), text_of(400), may_grow=True)
 
 

@@ -245,7 +245,7 @@ def test_a_failed_setup_is_not_taken_for_whole_and_can_be_repeated(
     # Nor is one that says it is whole, but of which something is gone.
     (tmp_path / "comet.json").write_text('{"state": "ready"}')
     comet.setup(tmp_path, requirements=[wheel])
-    assert "does not work any more" in capfd.readouterr().out
+    assert "no longer works" in capfd.readouterr().out
     path = model("scores")
     assert Comet(folder=str(tmp_path), model_file=path)(["a"], ["A"], ["1"])["comet"] == 100.0
 

@@ -161,7 +161,7 @@ def test_bad_input_files_are_refused(run, tmp_path, content, message):
 
 
 def test_no_such_run_step_or_folder(run, sentences, tmp_path):
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         answer(tmp_path / "none", sentences, tmp_path / "out.txt")
     with pytest.raises(UserError, match="no checkpoint of step 9; there: 3"):
         answer(run, sentences, tmp_path / "out.txt", step=9)

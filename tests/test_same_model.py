@@ -20,7 +20,7 @@ WIDER = dataclasses.replace(
     mini.CONFIG, num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.0
 )
 OTHERS = {
-    "num_encoder_layers": (1, r"it has encoder/layers_1/\S+ with the shape .*which this model has"),
+    "num_encoder_layers": (1, r"it has encoder/layers_1/\S+ with the shape .*does not have"),
     "num_decoder_layers": (3, r"it has no decoder/layers_2/\S+, which this model has"),
     "logits_via_embedding": (True, r"it has decoder/logits_dense/kernel with the shape"),
     "mlp_activations": (("relu",), r"it has no decoder/layers_0/mlp/wi/kernel"),
@@ -162,7 +162,7 @@ def test_an_unreadable_newest_checkpoint_leaves_the_one_before(copy, layout, dam
         (last(copy) / "default").mkdir()
     if damage == "without metadata":
         (last(copy) / "default/_METADATA").write_text("{}")
-    words = r"checkpoint_2 is (damaged \(it does not say what arrays|no checkpoint, .* nothing)"
+    words = r"2 is (damaged \(it does not say what arrays|a checkpoint neither of .* nothing)"
     with pytest.raises(UserError, match=words):
         restore(last(copy), WIDER, layout)
     saves = checkpoint.Checkpoints(copy)

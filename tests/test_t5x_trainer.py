@@ -150,7 +150,7 @@ def test_other_lines_are_no_metrics():
 
 def say(tmp_path, code):
     command = [sys.executable, "-c", code]
-    return list(t5x._said_by(command, os.environ, str(tmp_path / "log"), "T5X"))
+    return list(t5x._output_of(command, os.environ, str(tmp_path / "log"), "T5X"))
 
 
 def test_a_child_that_fails_says_why_in_one_line(tmp_path):
