@@ -26,6 +26,7 @@ from t5scaling.errors import UserError, nearest
 PROTOCOLS = ("rollout", "paper", "last")
 FITTED_SIZES = 4  # of the paper's protocol
 KEPT = 3  # values of each of several sizes
+FEWEST_OF = 10  # the first prediction is from a tenth of the sizes at least
 FOLDS = 8  # predictions of a rollout at most: more of them say little that is new
 
 
@@ -153,6 +154,7 @@ def _determined(places: np.ndarray, least: int) -> bool:
 
 def _steps(first: int, count: int) -> list[tuple[int, int]]:
     """(a, b): from the first a sizes the b-th is predicted; up to FOLDS of them, to the last."""
+    first = max(first, count // FEWEST_OF)  # less says nothing of a curve of many sizes
     if first >= count:
         return []
     number = min(FOLDS, count - first)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from t5scaling.analysis.fitting.least_squares import minimise
+from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.fitting.problem import Problem, residual_functions, side_weights
 from t5scaling.analysis.fitting.protocol import check_protocol, folds
 from t5scaling.analysis.laws.base import Law
@@ -27,6 +27,7 @@ from t5scaling.analysis.laws.base import Law
 STARTS = 12  # for each prediction: of a law with more, evenly spread ones
 FEWER_STARTS = 6  # of a law with many coefficients, each start of which is dear
 MANY = 5
+SOME_POINTS = 48  # of more, a rough fit takes about so many
 # Student's quantile of 0.95; from scipy it would cost every command most of a second.
 _STUDENT = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 
@@ -154,7 +155,33 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
         grid = law.starts(problem.log_x[..., seen], problem.log_y[seen], problem.frame)
         starts.append(grid[:: max(1, len(grid) // most)])
         targets.append(np.where(seen, problem.log_y, np.nan))
-    residuals, slopes = residual_functions(problem)
+    if len(problem.log_y) > SOME_POINTS:
+        # Which start leads to the lowest minimum a rough fit to some of the points tells.
+        some = fitted[0].copy()
+        some[:: len(some) // SOME_POINTS + 1] = True
+        rough = _followed(problem, some, starts, targets, tolerance=1e-3, offset=0.05)
+        starts = [grid[ends] for grid, ends in zip(starts, _lowest(rough, starts, 2), strict=True)]
+    solution = _followed(problem, np.ones(len(problem.log_y), bool), starts, targets,
+                         tolerance=1e-5, offset=0.01)  # fmt: skip
+    offsets = np.cumsum([0, *(len(grid) for grid in starts)])[:-1]
+    best = [
+        start + int(ends[0])
+        for start, ends in zip(offsets, _lowest(solution, starts, 1), strict=True)
+    ]
+    return solution.theta[best], solution.converged[best]
+
+
+def _followed(
+    problem: Problem,
+    used: np.ndarray,
+    starts: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    **limits: Any,
+) -> Solution:
+    """Where the starts of each target lead on the points `used`, all of them in one batch."""
+    scale = None if problem.scale is None else problem.scale[used]
+    part = replace(problem, log_x=problem.log_x[..., used], log_y=problem.log_y[used], scale=scale)
+    residuals, slopes = residual_functions(part)
 
     def residuals_of(theta, goal):
         return np.where(np.isnan(goal), 0.0, residuals(theta, goal))
@@ -162,17 +189,20 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
     def slopes_of(theta, goal):
         return np.where(np.isnan(goal)[..., None], 0.0, slopes(theta, goal))
 
-    counts = [len(grid) for grid in starts]
+    goals = np.repeat(np.array(targets)[:, used], [len(grid) for grid in starts], axis=0)
     with np.errstate(all="ignore"):
-        solution = minimise(
-            residuals_of, slopes_of, np.repeat(np.array(targets), counts, axis=0),
-            np.concatenate(starts), *law.bounds(problem.frame), delta=problem.delta,
-            weigh=side_weights(problem), tolerance=1e-5, max_iterations=100,
+        return minimise(
+            residuals_of, slopes_of, goals, np.concatenate(starts),
+            *problem.law.bounds(problem.frame), delta=problem.delta,
+            weigh=side_weights(problem), max_iterations=100, **limits,
         )  # fmt: skip
-    best = []
-    for end, count in zip(np.cumsum(counts), counts, strict=True):
-        best.append(end - count + int(np.argmin(solution.objective[end - count : end])))
-    return solution.theta[best], solution.converged[best]
+
+
+def _lowest(solution: Solution, starts: Sequence[np.ndarray], number: int) -> list[np.ndarray]:
+    """Of each group of starts the places of those that end lowest."""
+    ends = np.cumsum([len(grid) for grid in starts])[:-1]
+    return [np.argsort(part, kind="stable")[:number]
+            for part in np.split(solution.objective, ends)]  # fmt: skip
 
 
 def _predict(
