@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from t5scaling.verbs import GIN, JOB, VERBS, Argument, Verb
+from t5scaling.verb import GIN, JOB, Argument, Verb
+from t5scaling.verbs import VERBS
 
 DESCRIPTION = """t5scaling: from text to a trustworthy scaling law for transfer learning.
 

@@ -13,6 +13,7 @@ import run
 from t5scaling import config, verbs
 from t5scaling.data.vocabulary import Vocabulary
 from t5scaling.errors import UserError
+from t5scaling.verb import GIN, JOB, Verb
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -270,7 +271,7 @@ def test_what_the_machine_lacks_is_the_last_line(monkeypatch, capfd, error, stat
                 raise
             raise ValueError("what another library makes of it") from cause
 
-    monkeypatch.setattr(verbs.Verb, "call", fails)
+    monkeypatch.setattr(Verb, "call", fails)
     stdout = os.dup(1)
     try:
         assert run.main(["doctor"]) == status
@@ -284,7 +285,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def fails(*_):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr(verbs.Verb, "call", fails)
+    monkeypatch.setattr(Verb, "call", fails)
     with pytest.raises(ValueError, match="a mistake of ours"):
         run.main(["doctor"])
 
@@ -292,7 +293,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 def test_a_tilde_on_the_command_line_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     found = []
-    monkeypatch.setattr(verbs.Verb, "call", lambda _, given, settings: found.append(given) or 0)
+    monkeypatch.setattr(Verb, "call", lambda _, given, settings: found.append(given) or 0)
     assert run.main(["export", "~/study", "--output=~/a.tar.gz"]) == 0
     assert run.main(["train", "--gin_file=~/a.gin", "--gin_file=b.gin"]) == 0
     assert found[0]["study_dir"] == "/home/somebody/study"
@@ -303,7 +304,7 @@ def test_a_tilde_on_the_command_line_is_the_home_folder(monkeypatch):
 def test_flags_are_of_one_style():
     """T5X's --gin_file has an underscore, so all have."""
     for verb in verbs.VERBS.values():
-        for argument in (*verb.arguments, *verbs.GIN, *verbs.JOB):
+        for argument in (*verb.arguments, *GIN, *JOB):
             assert re.fullmatch(r"(--)?[a-z_]+(\.NAME)?", argument.flag), argument.flag
 
 
@@ -314,10 +315,10 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(monkeypatch, c
 
         return call
 
-    monkeypatch.setattr(verbs.Verb, "call", lacks("flax.linen"))
+    monkeypatch.setattr(Verb, "call", lacks("flax.linen"))
     line = error_of(capsys, "convert", "a", "b", "--to=t5x")
     assert "convert needs the Python package flax" in line and "'t5scaling[train]'" in line
-    monkeypatch.setattr(verbs.Verb, "call", lacks("t5scaling.no_such_module"))
+    monkeypatch.setattr(Verb, "call", lacks("t5scaling.no_such_module"))
     with pytest.raises(ModuleNotFoundError):
         run.main(["doctor"])
 
