@@ -1,7 +1,6 @@
 """`run.py figures`: every figure that a table or a study has content for."""
 
 import contextlib
-import json
 import os
 
 from t5scaling import storage
@@ -10,7 +9,7 @@ from t5scaling.analysis.conclusions.choice_of_law import laws_for
 from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.presentation.advice_figures import draw_advice
-from t5scaling.analysis.presentation.figures import StudyFigure, draw_all
+from t5scaling.analysis.presentation.figures import StudyFigure, draw_all, print_json
 from t5scaling.analysis.presentation.progress import tracked
 from t5scaling.analysis.presentation.terminal import console
 from t5scaling.analysis.results.harvest import runs_of
@@ -59,15 +58,7 @@ def draw(
         if advice:
             figures += draw_advice(advice, drawn.local)
     if as_json:
-        listed = [
-            {
-                "title": figure.title,
-                "caption": figure.caption,
-                **{kind: f"{folder / figure.stem.name}.{kind}" for kind in ("png", "svg", "csv")},
-            }
-            for figure in figures
-        ]
-        print(json.dumps({"figures": listed, "warnings": warnings}, indent=1, ensure_ascii=False))
+        print_json(figures, folder, warnings)
         return figures
     screen = console()
     for figure in figures:

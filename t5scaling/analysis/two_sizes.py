@@ -21,7 +21,7 @@ from t5scaling.analysis.conclusions.frontier import check
 from t5scaling.analysis.conclusions.joint import JointAdvice, advise_joint
 from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better
 from t5scaling.analysis.predict import law_of_one
-from t5scaling.analysis.presentation.figures import StudyFigure
+from t5scaling.analysis.presentation.figures import StudyFigure, print_json
 from t5scaling.analysis.presentation.joint import record, show_joint
 from t5scaling.analysis.presentation.one_law import draw_joint
 from t5scaling.analysis.presentation.terminal import console
@@ -104,15 +104,7 @@ def draw(
     shown = [figure for figure in figures if figure is not None]
     failed = [f"not drawn: {one.curve.label}: {one.note}" for one in fits if one.fit is None]
     if as_json:
-        listed = [
-            {
-                "title": figure.title,
-                "caption": figure.caption,
-                **{kind: f"{folder / figure.stem.name}.{kind}" for kind in ("png", "svg", "csv")},
-            }
-            for figure in shown
-        ]
-        print(json.dumps({"figures": listed, "warnings": failed}, indent=1, ensure_ascii=False))
+        print_json(shown, folder, failed)
         return shown
     screen = console()
     for figure in shown:

@@ -3,10 +3,10 @@
 A study of the paper's kind is fitted with the paper's laws: it is about them. For a table the law
 is chosen by what predicts sizes that it has not seen, in rollouts over all curves of one metric and
 direction (JUDGES of them at most): 4 points of one curve cannot choose a family, but those of many
-curves can. Of the families that cannot be told from the best one, and err at most AS_GOOD times as
-much, one that saturates is preferred where the metric's scale has an end that the others would
-leave, and else the best. With fewer than FEWEST predictions in all, a metric whose scale has an
-end gets the sigmoid in log D, and any other the paper's law.
+curves can. Of the families that a test does not separate from the best one, and that err at most
+AS_GOOD times as much, one that saturates is preferred where the metric's scale has an end that the
+others would leave, and else the best. With fewer than FEWEST predictions in all, a metric whose
+scale has an end gets the sigmoid in log D, and any other the paper's law.
 """
 
 from collections.abc import Sequence

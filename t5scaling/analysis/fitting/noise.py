@@ -18,8 +18,8 @@ before the points are seen noise that does not grow has a probability of PLAIN, 
 independent noise (Bayesian model averaging: Hoeting et al. 1999). The bootstrap draws each
 replicate's structure from these probabilities, and sigma from its scaled inverse chi-squared
 distribution. With fewer than LEAST_DF degrees of freedom points cannot tell, and noise counts as
-independent and even; in runs of fewer than LEAST_SERIES points a correlation cannot be told from
-the law, and is not looked for.
+independent and even; in runs of fewer than LEAST_SERIES points a correlation looks like a
+bend of the law, and is not looked for.
 
 Residuals beyond CUT standard deviations are moved there before they are counted, so that one
 outlier does not make all points look noisy (winsorised variance; Huber 1981, section 7.6).

@@ -32,7 +32,7 @@ _FARTHEST = 400.0  # of a coefficient's logarithm: e^400 is 1e173
 _EXPONENTS = (math.log(0.02), math.log(5.0))  # where exponents of scaling laws lie
 _SCREENED = 64  # points at most that starts are judged by
 _KEPT = 24  # starts
-_SAME = 1e-9  # smallest singular value, over the largest, of coefficients that can be told apart
+_SAME = 1e-9  # smallest singular value over the largest; below it coefficients are not determined
 
 
 def is_formula(name: str) -> bool:
@@ -168,8 +168,8 @@ class Formula(Law):
     def starts(self, log_x, log_y, frame):
         """The best of many draws, and others spread over the better quarter of them.
 
-        Raises UserError where the formula is positive nowhere, or its coefficients cannot be told
-        apart.
+        Raises UserError where the formula is positive nowhere, or its points do not
+        determine its coefficients.
         """
         few = np.unique(np.linspace(0, len(log_y) - 1, _SCREENED).round().astype(int))
         order = np.lexsort(np.atleast_2d(log_x))[few]
@@ -192,7 +192,7 @@ class Formula(Law):
         better = ranked[: max(usable // 4, min(usable, _KEPT))]
         spread = np.linspace(0, len(better) - 1, _KEPT // 2).round().astype(int)
         kept = theta[better[np.unique(np.concatenate([np.arange(_KEPT // 2), spread]) % usable)]]
-        self._check_told_apart(kept, log_x, frame)
+        self._check_determined(kept, log_x, frame)
         return kept
 
     def _drawn(self, count: int, draws: int, sizes, y) -> np.ndarray:
@@ -272,7 +272,7 @@ class Formula(Law):
         found[np.flatnonzero(usable)[:, None], linear] = values / norms
         return found[usable] if usable.any() else draws
 
-    def _check_told_apart(self, thetas: np.ndarray, log_x: np.ndarray, frame) -> None:
+    def _check_determined(self, thetas: np.ndarray, log_x: np.ndarray, frame) -> None:
         """Raises UserError if at no start the points, however exact, would determine all."""
         slopes = np.nan_to_num(self.jacobian(thetas, log_x, frame), posinf=0.0, neginf=0.0)
         norms = np.sqrt((slopes**2).sum(1, keepdims=True))

@@ -18,7 +18,20 @@ def _mirrored(frame: Frame) -> Frame:
     return replace(frame, log_min=-frame.log_min, log_centre=-frame.log_centre)
 
 
-class RisingPower(PurePower):
+class _Mirrored(Law):
+    """A law that falls, read from right to left: of 1 / C. Its class comes before the law's."""
+
+    def log_value(self, theta, log_x, frame):
+        return super().log_value(theta, -log_x, _mirrored(frame))
+
+    def jacobian(self, theta, log_x, frame):
+        return super().jacobian(theta, -log_x, _mirrored(frame))
+
+    def starts(self, log_x, log_y, frame):
+        return super().starts(-log_x, log_y, _mirrored(frame))
+
+
+class RisingPower(_Mirrored, PurePower):
     """y(C) = b * C^c, a straight line in logs that rises.
 
     theta = (log y(C_c), c)
@@ -35,15 +48,6 @@ class RisingPower(PurePower):
     )
     at_bound: ClassVar = {("exponent", "low"): "the fitted value does not rise with C"}
 
-    def log_value(self, theta, log_x, frame):
-        return super().log_value(theta, -log_x, _mirrored(frame))
-
-    def jacobian(self, theta, log_x, frame):
-        return super().jacobian(theta, -log_x, _mirrored(frame))
-
-    def starts(self, log_x, log_y, frame):
-        return super().starts(-log_x, log_y, _mirrored(frame))
-
     def coefficients(self, theta, frame):
         return super().coefficients(theta, _mirrored(frame))
 
@@ -51,7 +55,7 @@ class RisingPower(PurePower):
         return c["b"] * x ** c["c"]
 
 
-class RisingFromFloor(PowerLaw):
+class RisingFromFloor(_Mirrored, PowerLaw):
     """y(C) = e + b * C^c: a rising power law above the value e that no compute gives.
 
     theta = (log y(C_c), slope = d log y / d log C at C_c, log rho),  rho = y(C_c) / (y(C_c) - e)
@@ -72,15 +76,6 @@ class RisingFromFloor(PowerLaw):
         ("log rho", "low"): "no floor is visible in the fitted points (e = 0 fits best)",
         ("log rho", "high"): "the fitted values rise at the end alone",
     }
-
-    def log_value(self, theta, log_x, frame):
-        return super().log_value(theta, -log_x, _mirrored(frame))
-
-    def jacobian(self, theta, log_x, frame):
-        return super().jacobian(theta, -log_x, _mirrored(frame))
-
-    def starts(self, log_x, log_y, frame):
-        return super().starts(-log_x, log_y, _mirrored(frame))
 
     def coefficients(self, theta, frame):
         found = super().coefficients(theta, _mirrored(frame))

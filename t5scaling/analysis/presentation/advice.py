@@ -267,7 +267,7 @@ def sentences_of_prices(place: str, found: Prices) -> list[str]:
                     f"{measured}.")  # fmt: skip
     else:
         said.append(
-            f"For {tokens}, it cannot be told whether {mixture} is better than {measured}, the "
+            f"For {tokens}, the data do not show whether {mixture} is better than {measured}, the "
             f"best measured mixture: the expected gain is {gain}."
         )
     return said

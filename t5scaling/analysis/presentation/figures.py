@@ -5,6 +5,7 @@ figures 2, 3, 6 and 7), the pretraining data (figures 1 and 4) or the model (fig
 input gives the same bytes: no dates, no random ids, fonts drawn as paths.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from t5scaling import storage
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.fitting.significance import LEVEL
@@ -205,6 +207,21 @@ def _title(figure: StudyFigure) -> str:
 def _label(curve_fit: CurveFit, by: str) -> str:
     value = curve_fit.curve.place.key[by]
     return f"pool of {value:,}" if by == "finetune_examples" else str(value)
+
+
+def print_json(
+    figures: Sequence[StudyFigure], folder: storage.AnyPath, warnings: Sequence[str]
+) -> None:
+    """What `figures --json` prints of figures that were drawn into a folder."""
+    listed = [
+        {
+            "title": figure.title,
+            "caption": figure.caption,
+            **{kind: f"{folder / figure.stem.name}.{kind}" for kind in ("png", "svg", "csv")},
+        }
+        for figure in figures
+    ]
+    print(json.dumps({"figures": listed, "warnings": warnings}, indent=1, ensure_ascii=False))
 
 
 def _draw_curve(
