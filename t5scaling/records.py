@@ -82,7 +82,8 @@ OBJECTS = Kind("a list of objects", _lists(lambda value: isinstance(value, dict)
 RUN: Fields = {
     "id": NAME, "steps": COUNT, "study?": NAME, "kind?": NAME, "model?": NAME, "parameters?": COUNT,
     "pretrain_data?": NAME_OR_NULL, "pretrain_languages?": NUMBER_OF, "pretrain_tokens?": COUNT,
-    "pretrain_steps?": COUNT, "task?": NAME, "languages?": NAMES, "finetune_pool?": NAME,
+    "pretrain_steps?": COUNT, "pretrain_unique_tokens?": COUNT,
+    "unique_tokens?": COUNT, "task?": NAME, "languages?": NAMES, "finetune_pool?": NAME,
     "finetune_tokens?": COUNT, "finetune_examples?": COUNT, "finetune_rows?": COUNT,
     "finetune_positions?": COUNT, "learning_rate?": NUMBER_OR_NULL, "seed?": COUNT,
     "batch_size?": COUNT,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5scaling.data import loader, provenance, writer
-from t5scaling.data.budget import examples_for_tokens
+from t5scaling.data.budget import Stream, examples_for_tokens
 from t5scaling.data.examples import DataSpec, Examples, find_examples, sha256_of
 from t5scaling.data.mixing import interleave
 from t5scaling.data.packing import pack
@@ -203,6 +203,23 @@ def test_budgets_are_exact(tmp_path):
         assert examples_for_tokens(examples, 0, field) == 0
         with pytest.raises(UserError, match=f"{total:,}"):
             examples_for_tokens(examples, total + 1, field)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_text_read_in_several_passes_is_counted_in_the_order_it_is_read(tmp_path, shuffle):
+    examples, columns = write_examples(tmp_path / "made_up-train-0", 60)
+    stream = Stream(examples, passes=3, seed=7, shuffle=shuffle)
+    example_at = loader.order(examples, seed=7, shuffle=shuffle)
+    cumulated = np.cumsum([0, *(columns["text"][example_at(i)] for i in range(180))])
+    assert [stream.tokens(n) for n in range(181)] == cumulated.tolist()
+    total = int(cumulated[-1])
+    assert total == 3 * stream.in_one_pass
+    for tokens in (*range(0, total, 97), total):
+        assert stream.examples_for(tokens) == np.searchsorted(cumulated, tokens)
+    with pytest.raises(UserError, match=r"in 60 examples, and 3 passes .* again by MAX_EPOCHS"):
+        stream.examples_for(total + 1)
+    endless = Stream(examples, passes=None, seed=7, shuffle=shuffle)
+    assert endless.examples_for(total) == 180 and endless.examples_for(total + 1) == 181
 
 
 # Damage

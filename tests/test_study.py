@@ -16,10 +16,12 @@ import pytest
 
 import run
 from t5scaling import config
+from t5scaling.data.examples import find_examples
 from t5scaling.errors import UserError
 from t5scaling.study import dry_run, expand, runner, status, study
 from t5scaling.study.executors import local
 from t5scaling.training import checkpoint
+from tests import mini
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -342,6 +344,23 @@ def test_sizes_by_steps(mini_root, tmp_path):
         expand.expand(**{**arguments, "study": too_many})
     with pytest.raises(UserError, match="either pretrain_tokens or pretrain_steps"):
         dataclasses.replace(by_steps, pretrain_tokens=(1,))
+
+
+def test_pretraining_may_read_its_text_again_where_passes_are_allowed(mini_root, tmp_path):
+    arguments = load(tmp_path, mini_root)
+    study = arguments["study"]
+    whole = find_examples(mini.SPAN, mini_root)
+    there = whole.tokens(len(whole))
+    more = dataclasses.replace(study, pretrain_tokens=(study.pretrain_tokens[-1], 3 * there // 2))
+    with pytest.raises(UserError, match=f"has only {there:,} in .* read again by MAX_EPOCHS"):
+        expand.expand(**{**arguments, "study": more})
+    settings = {**study.pretrain_settings, "MAX_EPOCHS": None}
+    twice = dataclasses.replace(more, pretrain_settings=settings)
+    runs = expand.expand(**{**arguments, "study": twice})
+    assert runs[0].record["steps"] * runs[0].bindings["BATCH_SIZE"] > len(whole)
+    once, again = (run.record for run in runs if run.record["kind"] == "finetune")
+    assert once["pretrain_tokens"] < there < 3 * there // 2 <= again["pretrain_tokens"]
+    assert again["pretrain_unique_tokens"] == there and "pretrain_unique_tokens" not in once
 
 
 def test_a_run_whose_checkpoint_nobody_wants(mini_root, tmp_path):

@@ -6,6 +6,7 @@ is the same run on any machine.
 
 import dataclasses
 import hashlib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -127,25 +128,38 @@ class _Family:
         return self._pools[size]
 
 
-def checkpoint_steps(point: Point, examples: Examples | None, batch_size: int) -> dict[int, int]:
+def text_stream(examples: Examples, arguments: Mapping[str, Any]) -> budget.Stream:
+    """The text that a run of `loop.train` with these arguments reads from these examples."""
+    defaults = inspect.signature(loop.train).parameters
+
+    def value(name: str) -> Any:
+        return arguments.get(name, defaults[name].default)
+
+    return budget.Stream(
+        examples, passes=value("max_epochs"), seed=value("seed"), shuffle=value("shuffle")
+    )
+
+
+def checkpoint_steps(point: Point, stream: budget.Stream | None, batch_size: int) -> dict[int, int]:
     """D_p asked for -> the first step after which at least so much text was seen.
 
-    `examples`: None if they are not there, which D_p in steps does not need. Raises UserError for
-    more than they hold and for two D_p that are one step.
+    `stream`: None if the examples are not there, which D_p in steps does not need. Raises UserError
+    for more than may be read and for two D_p that are one step.
     """
     study = point.study
     steps: dict[int, int] = {}
     for size in point.sizes:
         asked = f"D_p={size:,}{' steps' if study.pretrain_steps else ''}"
-        if study.pretrain_steps or examples is None:
+        if study.pretrain_steps or stream is None:
             step = size
         else:
-            step = -(-budget.examples_for_tokens(examples, size) // batch_size)
-        if examples is not None and step * batch_size > len(examples):
+            step = -(-stream.examples_for(size) // batch_size)
+        if stream is not None and step * batch_size > stream.length:
             raise UserError(
                 f"study {study.name}: {asked} needs {step} whole batches of "
-                f"{batch_size}, more than the {len(examples):,} examples of "
-                f"{examples.spec.task}; it holds {examples.tokens(len(examples)):,} text tokens"
+                f"{batch_size}, more than the {stream.length:,} examples that may be read of "
+                f"{stream.examples.spec.task}, which holds {stream.in_one_pass:,} text tokens; "
+                "MAX_EPOCHS allows more passes"
             )
         for other, other_step in steps.items():
             if other_step == step:
@@ -158,18 +172,20 @@ def checkpoint_steps(point: Point, examples: Examples | None, batch_size: int) -
 
 
 def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run]) -> Run:
-    study, examples = point.study, family.examples
+    study = point.study
     assert point.data is not None  # only a baseline is without, and it is not pretrained
-    steps = checkpoint_steps(point, examples, family.batch_size)
+    stream = text_stream(family.examples, family.arguments)
+    steps = checkpoint_steps(point, stream, family.batch_size)
     last = max(steps.values())
     record = {
         **_common(point, family),
         "pretrain_data": point.data,
         "pretrain_languages": dict(study.pretrain_data[point.data]),
         "checkpoints": {
-            str(step): examples.tokens(step * family.batch_size) for step in steps.values()
+            str(step): stream.tokens(step * family.batch_size) for step in steps.values()
         },
         "steps_of": {str(size): step for size, step in steps.items()},
+        "unique_tokens": stream.in_one_pass,
         "seed": family.arguments.get("seed", 0),
         "steps": last,
     }
@@ -188,11 +204,13 @@ def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run
 
 
 def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, Run]) -> Run:
-    study, initial, step, tokens = point.study, None, 0, 0
+    study, initial, step, tokens, repeated = point.study, None, 0, 0, {}
     if point.needs:
         pretrain = runs[point.needs[0]]
         step = pretrain.record["steps_of"][str(point.sizes[0])]
         tokens = pretrain.record["checkpoints"][str(step)]
+        if tokens > pretrain.record["unique_tokens"]:
+            repeated = {"pretrain_unique_tokens": pretrain.record["unique_tokens"]}
         initial = os.path.join(
             pretrain.directory, records.CHECKPOINTS, f"{checkpoint.PREFIX}_{step}"
         )
@@ -203,6 +221,7 @@ def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, 
         "pretrain_languages": dict(study.pretrain_data[point.data]) if point.data else {},
         "pretrain_tokens": tokens,
         "pretrain_steps": step,
+        **repeated,
         "task": point.task,
         "languages": list(study.tasks[point.task]),
         "finetune_pool": pool_label(point.pool),

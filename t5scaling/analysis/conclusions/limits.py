@@ -53,6 +53,19 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is "
             "the smallest or largest tried there: they may be under-tuned, which bends laws."
         )
+    repeated = {
+        run["pretrain_data"]: run["pretrain_unique_tokens"]
+        for run in runs
+        if "pretrain_unique_tokens" in run.record
+    }
+    if repeated:
+        each = [f"{data} {size(tokens)}" for data, tokens in sorted(repeated.items())]
+        said.append(
+            "The largest pretraining sizes read the same text more than once: of different tokens "
+            f"there are in {listed(each)}. Tokens read again are worth less than new ones, so a "
+            "law of these curves foresees repetition, not more text (the law muennighoff, of "
+            "tokens and different tokens, is for that)."
+        )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
     scores = [curve_fit for curve_fit in curve_fits if is_bleu(curve_fit.curve.metric)]
     highest = max(
