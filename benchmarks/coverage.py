@@ -1,7 +1,7 @@
 """How often 90 % intervals hold the truth, for every family of laws, with what users get.
 
     python benchmarks/coverage.py [--studies=500] [--laws=log,power] [--situations=even,seeds]
-        [--interval=noise] [--delta=inf]
+        [--interval=noise] [--delta=inf] [--first=20000] [--checkpoints=24]
     python benchmarks/coverage.py --pairs [--studies=500]
 
 Each simulated study plants a law with known coefficients at 6 doubling sizes with 3 seeds each
@@ -15,7 +15,8 @@ independent and even, 80 % or more in the other situations:
 - growing: its standard deviation grows 3 times over the fitted sizes, and on beyond them;
 - steep: the same, 8 times;
 - seeds: half of the variance is a shift of a seed's whole curve;
-- checkpoints: 24 checkpoints of one run in place of 6 sizes, with AR(1) errors of 0.9;
+- checkpoints: 24 checkpoints of one run in place of 6 sizes (--checkpoints=N), with AR(1) errors
+  of 0.9 (--correlation=0 shows what intervals of uncorrelated ones are);
 - outlier: one point is 10 standard deviations off.
 
 --pairs plants two data sets at a time: the same law in both, where a chance of 95 % or more to be
@@ -72,6 +73,9 @@ PLANTED = {
 TIMES = (0.5, 2.0, 8.0)
 SITUATIONS = ("even", "growing", "steep", "seeds", "checkpoints", "outlier")
 CHECKPOINTS, AR = 24, 0.9
+# Number of the first study, from which its random numbers come. The odds that noise.py gives each
+# kind of noise before it sees the points were chosen on studies below 20,000.
+FIRST = 20_000
 
 
 def truth(name: str, x: np.ndarray) -> np.ndarray:
@@ -82,10 +86,12 @@ def truth(name: str, x: np.ndarray) -> np.ndarray:
     return LAWS[name].published(x, planted)
 
 
-def design(name: str, situation: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def design(
+    name: str, situation: str, checkpoints: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> (sizes of the points, seeds of the points, places of the new measurements)."""
     law = LAWS[name]
-    count = CHECKPOINTS if situation == "checkpoints" else len(SIZES)
+    count = checkpoints if situation == "checkpoints" else len(SIZES)
     seeds = 1 if situation == "checkpoints" else SEEDS
     sizes = np.geomspace(SIZES[0], SIZES[-1], count)
     if name == "muennighoff":
@@ -100,7 +106,12 @@ def design(name: str, situation: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def errors(
-    situation: str, x: np.ndarray, seeds: np.ndarray, places: np.ndarray, draw: np.random.Generator
+    situation: str,
+    x: np.ndarray,
+    seeds: np.ndarray,
+    places: np.ndarray,
+    draw: np.random.Generator,
+    correlation: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> (of the points, of the new measurements), in standard deviations."""
     size, far = (np.log(np.atleast_2d(rows)[0]) for rows in (x, places))
@@ -114,21 +125,23 @@ def errors(
     elif situation == "checkpoints":
         step = len(np.unique(x, axis=-1).T) // len(np.unique(size))  # second sizes side by side
         for i in range(step, len(own)):
-            own[i] = AR * own[i - step] + np.sqrt(1 - AR**2) * own[i]
+            own[i] = correlation * own[i - step] + np.sqrt(1 - correlation**2) * own[i]
     elif situation == "outlier":
         own[draw.integers(len(own))] += 10 * draw.choice([-1, 1])
     return own, new
 
 
-def cover(name: str, situation: str, studies: int, **options) -> dict[str, float]:
-    """Shares of the studies."""
+def cover(
+    name: str, situation: str, numbers: range, checkpoints: int, correlation: float, **options
+) -> dict[str, float]:
+    """Shares of the studies of these numbers."""
     planted, noise, determined = PLANTED[name]
-    x, seeds, places = design(name, situation)
+    x, seeds, places = design(name, situation, checkpoints)
     y, wanted = truth(name, x), truth(name, places)
     hits = dict.fromkeys((*determined, *(f"at {t:g} times" for t in TIMES), "converged"), 0)
-    for study in range(studies):
+    for study in numbers:
         draw = np.random.default_rng((study, list(PLANTED).index(name)))
-        own, new = errors(situation, x, seeds, places, draw)
+        own, new = errors(situation, x, seeds, places, draw, correlation)
         fit = fit_curve(
             LAWS[name], x, y * np.exp(noise * own), hold_out=0, seeds=list(seeds), **options
         )  # fmt: skip
@@ -140,7 +153,7 @@ def cover(name: str, situation: str, studies: int, **options) -> dict[str, float
         measured = wanted * np.exp(noise * new)
         for t, inside in zip(TIMES, (low <= measured) & (measured <= high), strict=True):
             hits[f"at {t:g} times"] += inside
-    return {key: count / studies for key, count in hits.items()}
+    return {key: count / len(numbers) for key, count in hits.items()}
 
 
 def outlook(x: np.ndarray, y: np.ndarray) -> Outlook:
@@ -148,8 +161,8 @@ def outlook(x: np.ndarray, y: np.ndarray) -> Outlook:
     return Outlook(Curve(Place(), "cross_entropy", "D_p", points), [LAWS["power"]])
 
 
-def pairs(studies: int) -> dict[str, float]:
-    """Shares of the pairs."""
+def pairs(numbers: range) -> dict[str, float]:
+    """Shares of the pairs of these numbers."""
     x = np.repeat(SIZES, SEEDS)
     meet, noise = SIZES[-1] * 2, 0.01
 
@@ -158,7 +171,7 @@ def pairs(studies: int) -> dict[str, float]:
         return 1.5 + 0.3 * (at / meet) ** -exponent
 
     hits = dict.fromkeys(("sure of one of two equal laws", "crossing", "crosses at all"), 0.0)
-    for study in range(studies):
+    for study in numbers:
         draw = np.random.default_rng(study)
 
         def curve(exponent: float, draw=draw) -> Outlook:
@@ -172,19 +185,23 @@ def pairs(studies: int) -> dict[str, float]:
         if crossing and crossing.low is not None and crossing.high is not None:
             hits["crosses at all"] += 1
             hits["crossing"] += crossing.low <= meet <= crossing.high
-    hits["crossing"] *= studies / max(hits["crosses at all"], 1)
-    return {key: count / studies for key, count in hits.items()}
+    hits["crossing"] *= len(numbers) / max(hits["crosses at all"], 1)
+    return {key: count / len(numbers) for key, count in hits.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--first", type=int, default=FIRST)
+    parser.add_argument("--checkpoints", type=int, default=CHECKPOINTS)
+    parser.add_argument("--correlation", type=float, default=AR)
     parser.add_argument("--laws", default=",".join(PLANTED))
     parser.add_argument("--situations", default="even")
     parser.add_argument("--interval", default="noise")
     parser.add_argument("--delta", type=float)
     parser.add_argument("--pairs", action="store_true")
     arguments = parser.parse_args()
+    numbers = range(arguments.first, arguments.first + arguments.studies)
     if unknown := set(arguments.situations.split(",")) - set(SITUATIONS):
         parser.error(f"situations {', '.join(unknown)}: unknown; known: {', '.join(SITUATIONS)}")
 
@@ -194,12 +211,12 @@ def main() -> None:
 
     if arguments.pairs:
         begin = time.perf_counter()
-        return show("pairs", pairs(arguments.studies), begin)
+        return show("pairs", pairs(numbers), begin)
     for situation in arguments.situations.split(","):
         for name in arguments.laws.split(","):
             begin = time.perf_counter()
             shares = cover(
-                name, situation, arguments.studies,
+                name, situation, numbers, arguments.checkpoints, arguments.correlation,
                 interval=arguments.interval, delta=arguments.delta,
             )  # fmt: skip
             show(f"{name}, {situation}", shares, begin)

@@ -1,12 +1,14 @@
 """The noise of a fit's points: what is found of it, and what random numbers curves share."""
 
+import math
+
 import numpy as np
 import pytest
 
 from t5scaling.analysis.conclusions.forecast import Outlook, chance_of_best, overtakes
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.fit import fit_curve
-from t5scaling.analysis.fitting.noise import PLAIN, _restricted
+from t5scaling.analysis.fitting.noise import PLAIN, UNCORRELATED, _restricted
 from t5scaling.analysis.fitting.problem import Problem, best_theta, refit
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.results.curves import Curve, Point
@@ -119,7 +121,9 @@ def test_the_restricted_likelihood_is_that_of_the_covariance_matrix(growth, rho,
     wanted = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(inner)[1] + 7 * np.log(squares)
     grid = np.array([[growth], [rho], [shift]], float)
     logs, rss = _restricted(residuals, tangent, place, previous, seed, grid)
-    alone = (bool(growth) + bool(rho or shift)) * np.log(1 - PLAIN)  # the only structure
+    # What each departure had before the points are seen, the only one of its kind here.
+    alone = sum(math.log(1 - PLAIN) for departure in (growth, shift) if departure)
+    alone += math.log(1 - UNCORRELATED) if rho else 0
     assert rss[0] == pytest.approx(squares)
     assert logs[0] == pytest.approx(-wanted / 2 + alone)
 

@@ -13,13 +13,15 @@ the noise grows over the fitted sizes. The e have variance 1 and are
 Nobody knows beforehand which holds, and a test that picks one leaves out how unsure the choice is.
 So every structure on a grid keeps the probability that its restricted likelihood gives it
 (Patterson and Thompson 1971; it allows for the coefficients, which take part of the noise with
-them, and is much less biased for a correlation than the likelihood: Cheang and Reinsel 2000), where
-before the points are seen noise that does not grow has a probability of PLAIN, and so has
-independent noise (Bayesian model averaging: Hoeting et al. 1999). The bootstrap draws each
-replicate's structure from these probabilities, and sigma from its scaled inverse chi-squared
-distribution. With fewer than LEAST_DF degrees of freedom points cannot tell, and noise counts as
-independent and even; in runs of fewer than LEAST_SERIES points a correlation looks like a
-bend of the law, and is not looked for.
+them, and is much less biased for a correlation than the likelihood: Cheang and Reinsel 2000).
+Before the points are seen, noise that does not grow has a probability of PLAIN, and so have seeds
+that shift nothing; in a run of many points uncorrelated noise has UNCORRELATED (Bayesian model
+averaging: Hoeting et al. 1999). The bootstrap draws each replicate's structure from these
+probabilities, and sigma from its scaled inverse chi-squared distribution. With fewer than LEAST_DF
+degrees of freedom points cannot tell, and noise counts as independent and even; in runs of fewer
+than LEAST_SERIES points a correlation looks like a bend of the law, and is not looked for. (A dozen
+runs of different sizes, of one seed each, look like a dozen checkpoints of one run: their intervals
+are wider than they need to be.)
 
 Residuals beyond CUT standard deviations are moved there before they are counted, so that one
 outlier does not make all points look noisy (winsorised variance; Huber 1981, section 7.6).
@@ -33,12 +35,12 @@ import numpy as np
 from t5scaling.analysis.fitting.problem import Problem
 
 LEAST_DF = 6
-LEAST_SERIES = 16  # points of one run, in whose order a correlation can be seen
+LEAST_SERIES = 12  # points of one run, in whose order a correlation can be seen
 CUT = 2.5
 GROWTH = np.log([1.0, 2.0, 4.0, 8.0, 16.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
 RHO = np.array([0.4, 0.6, 0.75, 0.85, 0.92, 0.97])
 SHIFT = np.array([0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0])
-PLAIN = 2 / 3
+PLAIN, UNCORRELATED = 2 / 3, 1 / 2
 PROBABLE = 0.8  # what is said in words; the bootstrap weighs every structure
 EXACT = 1e-9  # noise of log values below which points lie on their law but for rounding
 
@@ -240,14 +242,17 @@ def _grid(
 
 
 def _prior(grid: np.ndarray) -> np.ndarray:
-    """Log of the probability of each structure before the points are seen, (K,): PLAIN for even
-    noise and for independent noise, the rest in equal parts for the others."""
+    """Log of the probability of each structure before the points are seen, (K,): PLAIN or
+    UNCORRELATED for what is absent, the rest in equal parts for its possible sizes."""
     growth, rho, shift = grid
     log_odds = np.zeros(len(growth))
-    for values in (growth, rho + 1j * shift):
+    for values, absent in (
+        (growth, PLAIN),
+        (rho + 1j * shift, UNCORRELATED if rho.any() else PLAIN),
+    ):
         others = len(np.unique(values[values != 0]))
         if others:
-            log_odds += np.log(np.where(values == 0, PLAIN, (1 - PLAIN) / others))
+            log_odds += np.log(np.where(values == 0, absent, (1 - absent) / others))
     return log_odds
 
 
