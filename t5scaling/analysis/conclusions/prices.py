@@ -48,8 +48,9 @@ class Price:
 class BestMixture:
     """The mixture that the law expects most of at `total` tokens, and the best measured one there.
 
-    gain, low, high: how far the first lies below the second, in the metric. answer: whether the
-    first is better; "no" where it is a measured one, or as good as that.
+    gain, low, high: how far the first lies below the second, in the metric, less what choosing the
+    best by the same fit adds on average. answer: whether the first is better; "no" where it is a
+    measured one, or as good as that.
     """
 
     total: float
@@ -222,19 +223,26 @@ def best_mixture(fit: Fit, total: float) -> BestMixture:
     tokens = fit.x[:count]
     measured = np.unique(np.round(tokens / tokens.sum(0), 2), axis=1)
     grid, measured = (shares / shares.sum(0) for shares in (grid, measured))
-    values = [fit.log_values(_sizes(law, shares * total)) for shares in (grid, measured)]
-    best, known = grid[:, values[0].argmin()], measured[:, values[1].argmin()]
-    places = _sizes(law, np.column_stack([best, known]) * total)
+    count = grid.shape[1]
+    places = _sizes(law, np.concatenate([grid, measured], axis=1) * total)
     own, draws = fit.predict(places), np.exp(fit.log_values(places, fit.replicates))
-    low, high = np.quantile(draws[:, 1] - draws[:, 0], TAILS, method="inverted_cdf")
-    gain = float(own[1] - own[0])
-    if np.abs(best - known).max() < SAME or gain <= 0:
+    best, known = int(own[:count].argmin()), count + int(own[count:].argmin())
+    # Among many mixtures the one that looks best is one that luck favours. Each replicate chooses
+    # its own, as the points did, and knows from the fit, its truth, how wrong it is about the gain.
+    each, its_best = np.arange(len(draws)), draws[:, :count].argmin(1)
+    its_known = count + draws[:, count:].argmin(1)
+    errors = (draws[each, its_known] - draws[each, its_best]) - (own[its_known] - own[its_best])
+    seen = own[known] - own[best]
+    below, above = np.quantile(errors, TAILS, method="inverted_cdf")
+    gain, low, high = (float(seen - error) for error in (errors.mean(), above, below))
+    one, other = (np.concatenate([grid, measured], axis=1)[:, i] for i in (best, known))
+    if np.abs(one - other).max() < SAME or seen <= 0:
         answer = Answer.NO
     else:
         answer = Answer.YES if low > 0 else Answer.OPEN
     return BestMixture(
-        total, _named(law.sources, best), float(own[0]), _named(law.sources, known), gain,
-        float(low), float(high), answer,
+        total, _named(law.sources, one), float(own[best]), _named(law.sources, other),
+        gain, low, high, answer,
     )  # fmt: skip
 
 
