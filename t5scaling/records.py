@@ -24,6 +24,7 @@ EVALUATIONS, INFERENCE = "eval.jsonl", "inference_eval"
 CHECKPOINTS, CLAIMS = "checkpoints", "claims"
 DONE, FAILED, JOB = "DONE", "FAILED", "JOB"
 LOG, STUDY, STUDY_CONFIG = "runs.jsonl", "study.json", "study.gin"
+RESULTS, REPORT = "results.csv", "report.html"
 RUNS, JOBS = "runs", "jobs"
 MOST_FAILURES = 3  # of a run: then a study leaves it alone
 _SHOWN = 40  # characters of what was found

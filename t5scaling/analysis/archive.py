@@ -34,8 +34,6 @@ from t5scaling.analysis.conclusions.curve_fit import FILE as FITS
 from t5scaling.analysis.conclusions.findings import FILE as FINDINGS
 from t5scaling.analysis.results.harvest import (
     LOG,
-    REPORT,
-    RESULTS,
     finished_finetunings,
     is_of_t5x,
     read_directories,
@@ -43,10 +41,21 @@ from t5scaling.analysis.results.harvest import (
     without_places,
 )
 from t5scaling.errors import UserError, first_line
-from t5scaling.records import CONFIG, DONE, FAILED, METRICS, RECORD, STUDY, TIMING
+from t5scaling.records import (
+    CONFIG,
+    DONE,
+    FAILED,
+    METRICS,
+    RECORD,
+    REPORT,
+    RESULTS,
+    STUDY,
+    STUDY_CONFIG,
+    TIMING,
+)  # fmt: skip
 
 SUFFIX, DIGESTS = ".tar.gz", "SHA256SUMS"
-_STUDY = ("study.gin", STUDY, RESULTS, LOG, FITS, FINDINGS, REPORT)
+_STUDY = (STUDY_CONFIG, STUDY, RESULTS, LOG, FITS, FINDINGS, REPORT)
 _RUN = (CONFIG, RECORD, METRICS, TIMING, DONE, FAILED)
 _DERIVED = (FITS, FINDINGS, REPORT, "figures/*")  # `report` makes them again
 MOST_FILES = 200_000

@@ -24,7 +24,6 @@ from t5scaling.analysis.presentation.style import role_colour
 from t5scaling.analysis.presentation.terminal import console, print_laws, print_results
 from t5scaling.analysis.results.curves import Curve, curves_of, read_results
 from t5scaling.analysis.results.harvest import (
-    REPORT,
     check_agree,
     left_out,
     note_reported,
@@ -34,6 +33,7 @@ from t5scaling.analysis.results.harvest import (
 )
 from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
+from t5scaling.records import REPORT
 
 
 def report(study_dir: str | os.PathLike, *, screen: Console | None = None) -> storage.AnyPath:

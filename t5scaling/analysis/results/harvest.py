@@ -44,14 +44,14 @@ from t5scaling import records, storage
 from t5scaling.analysis.metrics import PARTS
 from t5scaling.analysis.results.alignment import alignment_score
 from t5scaling.errors import UserError
-from t5scaling.records import DONE, FAILED, LOG, NAME, NUMBER, RECORD
+from t5scaling.records import DONE, FAILED, LOG, NAME, NUMBER, RECORD, REPORT, RESULTS
 
 COLUMNS = (
     "study", "model", "parameters", "pretrain_data", "alignment", "pretrain_tokens", "task",
     "finetune_tokens", "finetune_examples", "finetune_positions", "learning_rate", "seed",
     "steps", "split", "metric", "metric_signature", "value", "run",
 )  # fmt: skip
-RESULTS, REPORT, STATE = "results.csv", "report.html", "report.json"
+STATE = "report.json"  # of which runs the report was made
 _NAMED = 10  # runs that a message names
 
 

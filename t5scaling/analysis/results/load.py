@@ -21,7 +21,7 @@ from t5scaling import storage
 from t5scaling.analysis.results import cells
 from t5scaling.analysis.results.cells import Cell
 from t5scaling.analysis.results.curves import Curve, Point, curves_of, parse_results, read_results
-from t5scaling.analysis.results.harvest import COLUMNS, RESULTS, tabulate
+from t5scaling.analysis.results.harvest import COLUMNS, tabulate
 from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.results.tables import (
     STANDARD_INPUT,
@@ -30,6 +30,7 @@ from t5scaling.analysis.results.tables import (
     table_of_frame,
 )
 from t5scaling.errors import UserError, nearest
+from t5scaling.records import RESULTS
 
 if TYPE_CHECKING:
     import pandas

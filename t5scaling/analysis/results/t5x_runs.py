@@ -50,7 +50,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from t5scaling.errors import UserError
-from t5scaling.records import RECORD
+from t5scaling.records import CONFIG, RECORD
 
 COLUMNS = (
     "run", "pretrain_steps", "pretrain_run", "task", "step", "finetune_steps", "metric", "value",
@@ -133,7 +133,7 @@ class Settings:
     """What a run's config.gin binds: macros, and parameters as "scope/module.name.parameter"."""
 
     def __init__(self, run: Path):
-        self.path = run / "config.gin"
+        self.path = run / CONFIG
         there = self.path.exists()
         text = self.path.read_text(encoding="utf-8", errors="replace") if there else ""
         # gin breaks a long binding after a backslash, and indents all lines but the first.

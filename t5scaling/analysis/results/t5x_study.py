@@ -28,7 +28,7 @@ from t5scaling.analysis.metrics import PARTS
 from t5scaling.analysis.results import t5x_runs
 from t5scaling.analysis.results.t5x_runs import Settings
 from t5scaling.errors import UserError
-from t5scaling.records import LOG
+from t5scaling.records import LOG, RESULTS
 
 UNKNOWN_SPLIT = "unknown split"
 
@@ -137,7 +137,7 @@ def write(study_dir: str | os.PathLike, columns: Sequence[str]) -> None:
         row = table[key]
         lines.writerow([repr(row[c]) if isinstance(row[c], float) else row[c] for c in columns])
     storage.write(Path(study_dir) / LOG, "".join(json.dumps(line) + "\n" for line in log))
-    storage.write(Path(study_dir) / "results.csv", text.getvalue())
+    storage.write(Path(study_dir) / RESULTS, text.getvalue())
 
 
 def show(study_dir: str | os.PathLike, console: Console | None = None) -> None:
