@@ -73,12 +73,12 @@ def main() -> None:
     table = Table("metric", "curve", "verdict", "forecast", "90 % interval", "measured", "")
     for one in found:
         forecast = one.advice.forecast
-        told = ("none", "")
+        shown = ("none", "")
         if forecast:
-            told = (f"{forecast.value:.4g}", f"{forecast.low:.4g} to {forecast.high:.4g}")
+            shown = (f"{forecast.value:.4g}", f"{forecast.low:.4g} to {forecast.high:.4g}")
         table.add_row(
             one.curve.metric, one.curve.label, one.advice.curve_fit.verdict.word,
-            *told, f"{one.measured:.4g}",
+            *shown, f"{one.measured:.4g}",
             ("inside" if one.inside else "outside") if forecast else "",
         )  # fmt: skip
     console = Console(width=160)

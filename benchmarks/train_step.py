@@ -63,7 +63,7 @@ def note(text: str) -> None:
 
 
 class Worker:
-    """A process of step_worker.py: it runs blocks of steps when told to and sleeps in between."""
+    """A process of step_worker.py: it runs blocks of steps when asked to and sleeps in between."""
 
     def __init__(self, who: str, exchange: str):
         self._who = who

@@ -120,12 +120,14 @@ def this_device() -> tuple[str, int | None]:
     return jax.default_backend(), memory["bytes_limit"] - memory["bytes_in_use"]
 
 
-def attention_choices(config: network.T5Config, platform: str) -> dict[str, attention.Choice]:
+def attention_choices(
+    config: network.T5Config, platform: str
+) -> dict[str, attention.Implementation]:
     """Kind of rows -> what such a model takes on this platform."""
 
     capability = layers.compute_capability(jax.local_devices()[0])
 
-    def choose(packed: bool) -> attention.Choice:
+    def choose(packed: bool) -> attention.Implementation:
         return attention.choose(config, platform=platform, packed=packed, capability=capability)
 
     return {"unpacked rows": choose(packed=False), "packed rows": choose(packed=True)}

@@ -108,7 +108,7 @@ def test_the_log_law_stays_useful_for_a_pure_power_of_the_size():
     assert abs(textbook.x[1]) < 0.01 and abs(textbook.x[2]) > 50  # along the ridge, either way
     fit = fit_curve(LOG, X6, power, hold_out=2)
     assert fit.held_out_error < 0.01
-    assert any("cannot be told from a pure power" in note for note in fit.at_bound)
+    assert any("do not distinguish the fit from a pure power" in note for note in fit.at_bound)
 
 
 @pytest.mark.parametrize(

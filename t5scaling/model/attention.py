@@ -58,7 +58,7 @@ class Mask(NamedTuple):
         return seen
 
 
-class Choice(NamedTuple):
+class Implementation(NamedTuple):
     """A backend, and a sentence with the reason for it."""
 
     backend: str
@@ -67,7 +67,7 @@ class Choice(NamedTuple):
 
 def choose(
     config: T5Config, *, platform: str, packed: bool, capability: float | None = None
-) -> Choice:
+) -> Implementation:
     """The backend that a model takes on a device of this platform, for packed rows or others.
 
     platform, capability: as in layers.Placement; None if it is not known. Raises UserError for a
@@ -76,23 +76,27 @@ def choose(
     setting, head_dim, dtype = config.attention, config.head_dim, config.dtype
     if setting != "auto":
         _refuse_impossible(config, platform, packed, capability)
-        return Choice(setting, f"ATTENTION={setting!r} asks for it")
+        return Implementation(setting, f"ATTENTION={setting!r} asks for it")
     if platform == "tpu":
-        return Choice(
+        return Implementation(
             "plain",
             "the fused kernels are compiled for TPUs and tested, but their speed there has not "
             "been measured; ATTENTION='fused' takes them, for less memory",
         )
     if platform != "gpu":
-        return Choice("plain", f"there is no fused kernel for this platform, {platform}")
+        return Implementation("plain", f"there is no fused kernel for this platform, {platform}")
     if capability is not None and capability < LEAST_CAPABILITY:
-        return Choice("plain", _too_old(capability))
+        return Implementation("plain", _too_old(capability))
     if dtype != "bfloat16":
-        return Choice("plain", f"{dtype} is for exact numbers; the fused kernels are for bfloat16")
+        return Implementation(
+            "plain", f"{dtype} is for exact numbers; the fused kernels are for bfloat16"
+        )
     if head_dim not in FUSED_HEAD_DIMS:
-        return Choice("plain", f"the fused kernels are for heads of 64 or 128, not {head_dim}")
+        return Implementation(
+            "plain", f"the fused kernels are for heads of 64 or 128, not {head_dim}"
+        )
     rows = "packed rows" if packed else "rows that are not packed"
-    return Choice("fused", f"bfloat16 and heads of {head_dim} on a GPU, for {rows}")
+    return Implementation("fused", f"bfloat16 and heads of {head_dim} on a GPU, for {rows}")
 
 
 def _too_old(capability: float) -> str:

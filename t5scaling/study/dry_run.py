@@ -23,7 +23,7 @@ from t5scaling.amounts import duration, size
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import ahead_of_time, plan, runner, topologies
-from t5scaling.study.study import Point, Study, parts_of, points, short_data
+from t5scaling.study.study import GridPoint, Study, parts_of, points, short_data
 from t5scaling.training import run_directory, throughput
 
 _WIDTH = 1000  # a table takes what it needs of it, whatever the terminal's
@@ -183,7 +183,7 @@ def _show(
     screen: Console,
     parts: Sequence[Study],
     rows: Sequence[Row],
-    grid: Sequence[Point],
+    grid: Sequence[GridPoint],
     topology: str,
     on: str,
     utilization: float,
@@ -243,7 +243,7 @@ def _show(
         say("  " + line)
 
 
-def graph(grid: Sequence[Point]) -> list[str]:
+def graph(grid: Sequence[GridPoint]) -> list[str]:
     """Each pretraining and the finetunings that need it, and the baselines, as lines of a tree."""
     lines = []
     for start in [point for point in grid if point.kind == "pretrain"] + [None]:
@@ -255,7 +255,7 @@ def graph(grid: Sequence[Point]) -> list[str]:
             lines.append(f"{start.id}  (checkpoints at {sizes} {unit})")
         elif after:
             lines.append("no pretraining  (D_p = 0, the baselines)")
-        families: dict[tuple[str, str], list[Point]] = {}
+        families: dict[tuple[str, str], list[GridPoint]] = {}
         for point in after:
             families.setdefault((point.study.prefix, point.task), []).append(point)
         for number, ((prefix, task), found) in enumerate(families.items(), 1):

@@ -17,7 +17,7 @@ from t5scaling.data.examples import DataSpec, Examples, find_all_examples
 from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
 from t5scaling.model import network
-from t5scaling.study.study import Kind, Point, Study, points, pool_label
+from t5scaling.study.study import GridPoint, Kind, Study, points, pool_label
 from t5scaling.training import checkpoint, loop, run_directory
 
 
@@ -95,7 +95,7 @@ def train_arguments(
     return bindings, config.bindings_of(loop.train), text
 
 
-def _key(point: Point) -> str:
+def _key(point: GridPoint) -> str:
     study, kind = point.study, point.kind
     settings = sorted(study.settings(kind).items(), key=lambda item: item[0])
     return repr((kind, point.dataset, study.gin_files(kind), settings))
@@ -106,7 +106,7 @@ class _Family:
 
     examples: Examples
 
-    def __init__(self, point: Point, examples_root: str):
+    def __init__(self, point: GridPoint, examples_root: str):
         self.gin_files = point.study.gin_files(point.kind)
         self.bindings, self.arguments, text = train_arguments(
             point.study, point.kind, point.dataset, examples_root
@@ -140,7 +140,9 @@ def text_stream(examples: Examples, arguments: Mapping[str, Any]) -> budget.Stre
     )
 
 
-def checkpoint_steps(point: Point, stream: budget.Stream | None, batch_size: int) -> dict[int, int]:
+def checkpoint_steps(
+    point: GridPoint, stream: budget.Stream | None, batch_size: int
+) -> dict[int, int]:
     """D_p asked for -> the first step after which at least so much text was seen.
 
     `stream`: None if the examples are not there, which D_p in steps does not need. Raises UserError
@@ -171,7 +173,7 @@ def checkpoint_steps(point: Point, stream: budget.Stream | None, batch_size: int
     return steps
 
 
-def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run]) -> Run:
+def _pretrain(point: GridPoint, family: _Family, study_dir: str, _: Mapping[str, Run]) -> Run:
     study = point.study
     assert point.data is not None  # only a baseline is without, and it is not pretrained
     stream = text_stream(family.examples, family.arguments)
@@ -203,7 +205,7 @@ def _pretrain(point: Point, family: _Family, study_dir: str, _: Mapping[str, Run
     return Run(point.id, family.gin_files, bindings, (), record, positions)
 
 
-def _finetune(point: Point, family: _Family, study_dir: str, runs: Mapping[str, Run]) -> Run:
+def _finetune(point: GridPoint, family: _Family, study_dir: str, runs: Mapping[str, Run]) -> Run:
     study, initial, step, tokens, repeated = point.study, None, 0, 0, {}
     if point.needs:
         pretrain = runs[point.needs[0]]
@@ -254,7 +256,7 @@ def _digest(family: _Family, bindings: Mapping[str, Any]) -> str:
     return hashlib.sha256("\n".join([family.settings, *own]).encode()).hexdigest()
 
 
-def _common(point: Point, family: _Family) -> dict[str, Any]:
+def _common(point: GridPoint, family: _Family) -> dict[str, Any]:
     return {
         "study": point.study.name,
         "id": point.id,

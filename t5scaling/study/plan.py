@@ -32,7 +32,7 @@ from t5scaling.data.pool import pool_rows
 from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.study import ahead_of_time, expand, gpus, runner, suggest, topologies
-from t5scaling.study.study import Point, Study, points
+from t5scaling.study.study import GridPoint, Study, points
 from t5scaling.training import loop, run_directory
 
 UTILIZATION = 0.4
@@ -140,7 +140,7 @@ def groups_of(gin_files: Sequence[str], overrides: Mapping[str, str]) -> list[Gr
 
 def study_groups(study: Study | Sequence[Study], examples_root: str) -> list[Group]:
     """A group per pretraining, whatever its base rates, and per part and task."""
-    families: dict[tuple, list[Point]] = {}
+    families: dict[tuple, list[GridPoint]] = {}
     for point in points(study):
         pretraining = point.study.prefix, point.data
         key = pretraining if point.kind == "pretrain" else (id(point.study), point.task)
@@ -169,7 +169,9 @@ def study_groups(study: Study | Sequence[Study], examples_root: str) -> list[Gro
     return groups
 
 
-def _checkpoint_steps(point: Point, arguments: Mapping[str, Any]) -> tuple[list[int], str | None]:
+def _checkpoint_steps(
+    point: GridPoint, arguments: Mapping[str, Any]
+) -> tuple[list[int], str | None]:
     """The step of each D_p > 0, and how they were estimated.
 
     They are exact where the examples are materialised, or D_p is given by steps. Otherwise a row

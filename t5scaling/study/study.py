@@ -157,7 +157,7 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class GridPoint:
     """One run as the grid names it, before anything is known of the data.
 
     Attributes:
@@ -199,14 +199,14 @@ def parts_of(study: Study | Sequence[Study]) -> tuple[Study, ...]:
     return parts
 
 
-def points(study: Study | Sequence[Study]) -> list[Point]:
+def points(study: Study | Sequence[Study]) -> list[GridPoint]:
     """Every run of the study once, each after the runs that it needs.
 
     Raises UserError if two parts describe a run of one id differently, or if an id is none that
     can be a path below the study's folder.
     """
-    pretrains: dict[str, Point] = {}
-    finetunes: dict[str, Point] = {}
+    pretrains: dict[str, GridPoint] = {}
+    finetunes: dict[str, GridPoint] = {}
     for part in parts_of(study):
         for data in part.pretrain_data:
             pretrain = _id(part, "pretrain", short_data(data))
@@ -222,13 +222,13 @@ def points(study: Study | Sequence[Study]) -> list[Point]:
 
 
 def _add_pretrain(
-    pretrains: dict[str, Point], part: Study, data: str, name: str, base_rate: float
+    pretrains: dict[str, GridPoint], part: Study, data: str, name: str, base_rate: float
 ) -> None:
     """Adds a part's sizes to those of the parts that share its pretraining."""
     sizes = {size for size in part.sizes if size}
     if not sizes:
         return
-    point = Point(name, "pretrain", part, data, tuple(sorted(sizes)), learning_rate=base_rate)
+    point = GridPoint(name, "pretrain", part, data, tuple(sorted(sizes)), learning_rate=base_rate)
     if name in pretrains:
         _refuse_other(pretrains[name], point)
         sizes.update(pretrains[name].sizes)
@@ -236,7 +236,7 @@ def _add_pretrain(
     pretrains[name] = point
 
 
-def _finetunes(part: Study, data: str, pretrain: str) -> list[Point]:
+def _finetunes(part: Study, data: str, pretrain: str) -> list[GridPoint]:
     found = []
     for task in part.tasks:
         for size in part.sizes:
@@ -256,7 +256,7 @@ def _finetunes(part: Study, data: str, pretrain: str) -> list[Point]:
                             f"seed={seed}",
                         )
                         found.append(
-                            Point(
+                            GridPoint(
                                 name, "finetune", part, start[0], (size,), start[2],
                                 task, pool, learning_rate, seed,
                             )
@@ -287,7 +287,7 @@ def _check_id(run_id: str, study: str) -> None:
             )
 
 
-def _refuse_other(one: Point, other: Point) -> None:
+def _refuse_other(one: GridPoint, other: GridPoint) -> None:
     """Raises UserError if two parts mean different runs by one id."""
     kind = one.kind
     for what, a, b in (

@@ -10,7 +10,7 @@ For one language pair:
 
 (a) Aligned curves vote. Of cross-entropy: for, if it improves; against, if it breaks. Of the score:
     for, if it is predictable; against, if it breaks or improves otherwise than the log-law says;
-    not at all, if nothing checks that. The majority of the votes decides. Beside it stands the
+    not at all, if nothing checks that. The majority of the votes decides. Shown beside it: the
     error in the paper's own protocol, fitted to the 4 smallest D_p, on all others.
 (b) Of balanced data (mixed ones where there are none), cross-entropy and score vote. Gains are
     those of the largest D_p over none, in the smallest and in the largest pool. For: the 90 %

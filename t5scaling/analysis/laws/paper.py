@@ -41,8 +41,8 @@ class LogLaw(Law):
         ("slope at the centre", "low"): "the fitted score does not rise with D",
         ("slope at the centre", "high"): "the fitted score rises steeper than the law allows for",
         ("t", "low"): "D0 sits just under the smallest fitted size",
-        ("t", "high"): "the fit cannot be told from a pure power of D; A, alpha and beta mean "
-        "little one by one",
+        ("t", "high"): "these points do not distinguish the fit from a pure power of D; A, alpha "
+        "and beta mean little one by one",
     }
 
     def log_value(self, theta, log_x, frame):

@@ -181,7 +181,7 @@ def _rows(run: Path, name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
     _add_cross_entropy(measured, settings)
     pretrain_run, pretrain_steps = origin_of(run, runs) or ("", 0)
     splits = {source: split_of(source, settings) for source in SOURCES}
-    # T5X restores the step with the weights, unless the run was told to drop it.
+    # T5X restores the step with the weights, unless its settings drop it.
     goes_on = all(step >= pretrain_steps for _, _, step, _ in measured)
     return [
         {

@@ -34,7 +34,7 @@ UNKNOWN_SPLIT = "unknown split"
 
 
 @dataclass(frozen=True)
-class Run:
+class T5XRun:
     """A run of T5X.
 
     id: its path below the study's folder. step: how far it came. steps: how far it was to come, 0
@@ -56,7 +56,7 @@ class Run:
         return self.step >= self.steps
 
 
-def read(folder: str | os.PathLike) -> list[Run]:
+def read(folder: str | os.PathLike) -> list[T5XRun]:
     """The runs of T5X here or below, sorted by id. Raises UserError as `read_t5x_runs`."""
     rows = t5x_runs.read_t5x_runs(folder)
     found = []
@@ -69,7 +69,7 @@ def read(folder: str | os.PathLike) -> list[Run]:
         )
         losses = [row for row in train if row["metric"] == "cross_entropy"]
         found.append(
-            Run(
+            T5XRun(
                 id=Path(folder).resolve().name if name == "." else name,
                 folder=run,
                 rows=own,
@@ -181,7 +181,7 @@ def _is_result(row: dict[str, Any]) -> bool:
     return row["source"] == "training_eval" and row["metric"] == "cross_entropy"
 
 
-def _record(run: Run, rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
+def _record(run: T5XRun, rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -> dict[str, Any]:
     """The place in the study of a run with these results, as a run.json of ours has it."""
     measured = t5x_runs.measured_run(run.folder, folders) or run.folder
     origin = t5x_runs.origin_of(run.folder, folders)
@@ -213,7 +213,7 @@ def _record(run: Run, rows: Sequence[dict[str, Any]], folders: Sequence[Path]) -
     }
 
 
-def _pretraining(run: Run, name: str, steps: int, folders: Sequence[Path]) -> tuple[str, int]:
+def _pretraining(run: T5XRun, name: str, steps: int, folders: Sequence[Path]) -> tuple[str, int]:
     """(data, token positions) of the pretraining `name` of a run at a step."""
     there = t5x_runs.run_at(name, folders)
     settings = Settings(there) if there else None
