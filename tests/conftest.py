@@ -10,7 +10,10 @@ import pytest
 def xla_flags(devices: int) -> str:
     """For the environment of a process: so many simulated devices, and small programs compiled in
     half of LLVM's time."""
-    return f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false"
+    return (
+        f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"
+    )
 
 
 # Two simulated devices, so that every test of training is also one of data parallelism. And LLVM
@@ -30,15 +33,17 @@ AS_A_USERS_ARE = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
     "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
 }
 
 # A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
 # left with one of them at the end.
 LONG = (
-    "test_slurm", "test_decoding", "test_steps_per_call", "test_attention", "test_study",
-    "test_sharding", "test_gcs", "test_distributed", "test_accelerator", "test_attention_tpu",
-    "test_intervals", "test_data", "test_readme", "test_fit", "test_report", "test_run",
-    "test_model", "test_beam", "test_nmt_benchmark", "test_infer", "test_archive", "test_parity",
+    "test_slurm", "test_study", "test_steps_per_call", "test_readme", "test_decoding", "test_gcs",
+    "test_sharding", "test_accelerator", "test_types", "test_distributed", "test_attention",
+    "test_model", "test_evaluation", "test_infer", "test_data", "test_intervals",
+    "test_same_model", "test_parity", "test_training", "test_interop", "test_fit", "test_report",
+    "test_run", "test_beam", "test_nmt_benchmark", "test_archive", "test_attention_tpu",
 )  # fmt: skip
 
 
