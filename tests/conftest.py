@@ -4,23 +4,46 @@ import gc
 import os
 import sys
 
-# Two simulated devices, so that every test of training is also one of data parallelism. Set
-# before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-
 import pytest
+
+
+def xla_flags(devices: int) -> str:
+    """For the environment of a process: so many simulated devices, and small programs compiled in
+    half of LLVM's time."""
+    return (
+        f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"
+    )
+
+
+# Two simulated devices, so that every test of training is also one of data parallelism. And LLVM
+# optimises next to nothing, here and in the processes that tests start: the programs are small and
+# run for moments, and most of the tests' time would go into compiling them (three to four times as
+# much). Set before JAX starts. What has to hold of programs as a user's are compiled asks for it:
+# AS_A_USERS_ARE.
+os.environ.setdefault("XLA_FLAGS", xla_flags(devices=2))
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if REPOSITORY not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
+# For `jit(...).lower(...).compile(compiler_options=...)`: what XLA does where nothing is set.
+AS_A_USERS_ARE = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
+
 # A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
 # left with one of them at the end.
 LONG = (
-    "test_slurm", "test_decoding", "test_steps_per_call", "test_attention", "test_study",
-    "test_sharding", "test_gcs", "test_distributed", "test_accelerator", "test_attention_tpu",
-    "test_intervals", "test_data", "test_readme", "test_fit", "test_report", "test_run",
-    "test_model", "test_beam", "test_nmt_benchmark", "test_infer", "test_archive", "test_parity",
+    "test_slurm", "test_study", "test_steps_per_call", "test_readme", "test_decoding", "test_gcs",
+    "test_sharding", "test_accelerator", "test_types", "test_distributed", "test_attention",
+    "test_model", "test_evaluation", "test_infer", "test_data", "test_intervals",
+    "test_same_model", "test_parity", "test_training", "test_interop", "test_fit", "test_report",
+    "test_run", "test_beam", "test_nmt_benchmark", "test_archive", "test_attention_tpu",
 )  # fmt: skip
 
 
@@ -36,25 +59,6 @@ def pytest_configure():
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """LLVM optimises nothing, here and in the processes that the module's tests start, which halves
-    the time of compiling a small program that runs for moments.
-
-    For tests of the machinery around a program, which compare what one program computes. Those that
-    compare two programs need them as a user's are compiled.
-    """
-    import jax
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        jax.clear_caches()  # a program is compiled in one way for a module
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.clear_caches()
 
 
 @pytest.fixture

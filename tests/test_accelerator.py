@@ -22,19 +22,19 @@ import accelerator_tools as tools
 
 from t5scaling import compilation
 from t5scaling.model import network
+from tests.conftest import xla_flags
 
 REPOSITORY = tools.REPOSITORY
 TOGETHER = (
     "ceiling", "doctor", "attention", "embed", "parity", "mfu", "repeat", "trace", "loop",
     "decode", "study",
 )  # fmt: skip
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def rehearse(parts, out):
     """Runs the parts in one process -> (records, output)."""
     command = [sys.executable, "benchmarks/accelerator.py", *parts, "--rehearse", f"--out={out}"]
-    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(devices=1)}
     done = subprocess.run(
         [*command, f"--examples={out}/none"],
         cwd=REPOSITORY,

@@ -16,8 +16,6 @@ from t5scaling.training import checks, run_directory
 from tasks import metrics
 from tests import mini
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FILES = ["tests/mini/model.gin", "gin/runs/finetune.gin"]
 
 

@@ -12,8 +12,6 @@ from t5scaling.model import decoding
 from t5scaling.training import optimizer, step
 from tests import mini
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 COMPILED = "/jax/core/compile/backend_compile_duration"  # a hit in a cache on disk counts too
 STEPS = 4
 

@@ -18,10 +18,7 @@ import run
 from t5scaling.errors import UserError
 from t5scaling.training import agreement, distributed
 from tests import mini
-from tests.conftest import REPOSITORY
-
-# Of the machinery, and of one program on devices of one process and of two.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+from tests.conftest import REPOSITORY, xla_flags
 
 STEPS = 30
 
@@ -53,7 +50,7 @@ def _launch(arguments):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(devices=1),
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",

@@ -27,8 +27,6 @@ from t5scaling.training import checkpoint, claim
 from tests import gcs_emulator, mini
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RUNS = 3  # a pretraining, the baseline, a finetuning
 FINETUNED = "runs/finetune/mini_span_en50_de50/dp=3k/mini_translate_en_de/df=3k/lr=0.01/seed=0"
 

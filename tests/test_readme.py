@@ -22,8 +22,6 @@ from t5scaling import config, verbs
 from t5scaling.analysis.fitting.fit import fit_curve
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(REPOSITORY)
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 DOCUMENTS += (

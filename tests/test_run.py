@@ -16,8 +16,6 @@ from t5scaling.errors import UserError
 from t5scaling.verb import GIN, JOB, Verb
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PRETRAIN = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/pretrain.gin"]
 FINETUNE = ["--gin_file=tests/mini/model.gin", "--gin_file=gin/runs/finetune.gin"]
 MODULES = "--gin.TASK_MODULES=('tests.mini_tasks',)"

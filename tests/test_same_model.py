@@ -14,8 +14,6 @@ from t5scaling.model import decoding, stacking
 from t5scaling.training import checkpoint, digests, origin, run_directory, sharding, step
 from tests import mini
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDER = dataclasses.replace(
     mini.CONFIG, num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.0
 )

@@ -18,7 +18,7 @@ from t5scaling.errors import UserError
 from t5scaling.model import network
 from t5scaling.training import sharding, step
 from tests import mini
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, xla_flags
 
 CONFIG = network.T5Config(
     vocab_size=96,
@@ -243,7 +243,7 @@ def test_every_mesh_trains_the_same():
         cwd=REPOSITORY,
         env={
             **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": xla_flags(devices=4),
             "JAX_PLATFORMS": "cpu",
         },
         capture_output=True,

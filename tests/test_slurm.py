@@ -16,8 +16,6 @@ from t5scaling.study.expand import Run
 from tests import slurm_cluster
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STUDY = (
     f"--gin_file={REPOSITORY}/tests/mini/study.gin",
     "--gin.LEARNING_RATES=(0.01, 0.02)",

@@ -16,6 +16,7 @@ from t5scaling.model import network
 from t5scaling.study import expand, runner
 from t5scaling.training import calls, checkpoint, loop, run_directory, sharding, step
 from tests import mini
+from tests.conftest import AS_A_USERS_ARE
 from tests.test_compilation import compilations
 
 # Lines at 9, 18 and 26, a kept checkpoint at 11, an evaluation at 13: calls of four steps alternate
@@ -179,12 +180,15 @@ def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
     state, one_step = start(np.uint32(0)), step.jit_train_step(*arguments, microbatches)
     for number in range(count):
         batch = sharding.put_batch({k: v[number] for k, v in stacked.items()}, layout)
-        state, logged = one_step(state, batch, rates[number], np.uint32(5), new[number])
+        inputs = state, batch, rates[number], np.uint32(5), new[number]
+        if number == 0:
+            one_step = one_step.lower(*inputs).compile(compiler_options=AS_A_USERS_ARE)
+        state, logged = one_step(*inputs)
     batch = sharding.put_batch(stacked, layout, stacked=True)
     assert {s.data.shape[0] for s in batch["encoder_input_tokens"].addressable_shards} == {count}
-    together = step.jit_train_steps(*arguments, microbatches)(
-        start(np.uint32(0)), batch, rates, np.uint32(5), new
-    )
+    inputs = start(np.uint32(0)), batch, rates, np.uint32(5), new
+    all_steps = step.jit_train_steps(*arguments, microbatches).lower(*inputs)
+    together = all_steps.compile(compiler_options=AS_A_USERS_ARE)(*inputs)
     assert leaf_bytes(together) == leaf_bytes((state, logged))
 
 

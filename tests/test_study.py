@@ -24,8 +24,6 @@ from t5scaling.training import checkpoint
 from tests import mini
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MINI = "tests/mini/study.gin"
 KILLS = 3
 SAVE_OFTEN = "--gin.SAVE_MINUTES=0.0"

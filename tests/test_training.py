@@ -24,8 +24,6 @@ from t5scaling.model import network
 from t5scaling.training import checkpoint, loop, optimizer, run_directory, state, step, tracker
 from tests import mini
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def reference(mini_root, tmp_path_factory):
