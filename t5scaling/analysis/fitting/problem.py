@@ -19,6 +19,8 @@ from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.laws.base import Frame, Law
 
 FINALISTS = 4  # of all starts, that are followed to their end
+ROUGH = 6  # steps, after which the lowest minimum is among those of the finalists
+SAME = 1e-2  # starts whose parameters come so close lead to the same minimum
 SOME_POINTS = 48
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
@@ -67,11 +69,23 @@ def best_theta(problem: Problem) -> tuple[np.ndarray, float, bool]:
         # Most starts lead to the same minimum: to see whose is the lowest a rough one is enough, of
         # some of the points if they are many.
         some = _thinned(problem)
-        rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01)
-        starts = rough.theta[np.argsort(rough.objective, kind="stable")[:FINALISTS]]
+        rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01,
+                       max_iterations=ROUGH * problem.law.num_parameters)  # fmt: skip
+        starts = rough.theta[finalists(rough.theta, rough.objective, FINALISTS)]
     solution = _solve(problem, _copies(problem, len(starts)), None, starts)
     best = _best(solution, problem, inside=inside)
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
+
+
+def finalists(theta: np.ndarray, objective: np.ndarray, number: int) -> list[int]:
+    """The places of the lowest of some starts (S, P), so many at most, no two at the same point."""
+    kept: list[int] = []
+    for place in np.argsort(objective, kind="stable"):
+        if all(np.abs(theta[place] - theta[other]).max() > SAME for other in kept):
+            kept.append(int(place))
+            if len(kept) == number:
+                break
+    return kept
 
 
 def _thinned(problem: Problem) -> Problem:

@@ -129,9 +129,11 @@ class PowerLaw(Law):
 
     def log_value(self, theta, log_x, frame):
         value, slope, log_rho = (theta[..., i, None] for i in range(3))
-        decay = slope * np.exp(log_rho) * (log_x - frame.log_centre)
+        rise = -slope * np.exp(log_rho) * (log_x - frame.log_centre)
+        kept = np.minimum(rise, 700.0)  # what float64 can hold the exponential of
         with np.errstate(divide="ignore"):
-            return value + np.logaddexp(np.log1p(-np.exp(-log_rho)), -log_rho - decay)
+            total = np.exp(kept - log_rho) - np.expm1(-log_rho)
+            return value + np.log(total) + (rise - kept)
 
     def jacobian(self, theta, log_x, frame):
         slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
@@ -139,14 +141,10 @@ class PowerLaw(Law):
         decay = slope * rho * centred
         reducible = np.exp(np.clip(-decay, -500, 500)) / rho
         total = 1 - 1 / rho + reducible
-        return np.stack(
-            [
-                np.ones_like(decay),
-                -reducible * rho * centred / total,
-                (1 / rho - reducible * (1 + decay)) / total,
-            ],
-            axis=-1,
-        )
+        slopes = np.ones((*decay.shape, 3))
+        slopes[..., 1] = -reducible * (rho * centred) / total
+        slopes[..., 2] = (1 / rho - reducible * (1 + decay)) / total
+        return slopes
 
     def bounds(self, frame):
         width = 1.0 + frame.log_high - frame.log_low
