@@ -21,10 +21,11 @@ import numpy as np
 
 from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.fitting.problem import (
-    ROUGH,
+    MANY,
     Problem,
     finalists,
     residual_functions,
+    rough_steps,
     side_weights,
 )
 from t5scaling.analysis.fitting.protocol import check_protocol, folds
@@ -32,8 +33,8 @@ from t5scaling.analysis.laws.base import Law
 
 STARTS = 12  # for each prediction: of a law with more, evenly spread ones
 FEWER_STARTS = 6  # of a law with many coefficients, each start of which is dear
-MANY = 5
-FINALISTS = 2  # of them, that are followed to their end; of a law with many coefficients twice that
+
+FINALISTS = 3  # of them, that are followed to their end; of a law with many coefficients twice that
 SOME_POINTS = 48  # of more, a rough fit takes about so many
 # Student's quantile of 0.95; from scipy it would cost every command most of a second.
 _STUDENT = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
@@ -169,15 +170,20 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
         some = fitted[0].copy()
         some[:: len(some) // SOME_POINTS + 1] = True
     rough = _followed(problem, some, starts, targets, tolerance=1e-3, offset=0.05,
-                      max_iterations=ROUGH * problem.law.num_parameters)  # fmt: skip
+                      max_iterations=rough_steps(law))  # fmt: skip
     finals = FINALISTS if law.num_parameters < MANY else 2 * FINALISTS
     starts = [theta[finalists(theta, objective, finals)]
               for theta, objective in _by_fold(rough, starts)]  # fmt: skip
-    found = _followed(problem, np.ones(len(some), bool), starts, targets,
-                      tolerance=1e-5, offset=1e-3, max_iterations=100)  # fmt: skip
-    groups = np.split(np.arange(len(found.theta)), np.cumsum([len(grid) for grid in starts])[:-1])
-    best = [group[np.argmin(found.objective[group])] for group in groups]
-    return found.theta[best], found.converged[best]
+    every = np.ones(len(some), bool)
+    found = _followed(problem, every, starts, targets,
+                      tolerance=1e-5, offset=0.01, max_iterations=100)  # fmt: skip
+    ends = np.cumsum([0, *(len(grid) for grid in starts)])[:-1]
+    best = [end + int(np.argmin(objective))
+            for end, (_, objective) in zip(ends, _by_fold(found, starts), strict=True)]  # fmt: skip
+    # A few steps more cost little, and end at the same place whichever start they came from.
+    last = _followed(problem, every, found.theta[best][:, None], targets,
+                     tolerance=1e-7, offset=1e-4, max_iterations=10)  # fmt: skip
+    return last.theta, found.converged[best] | last.converged
 
 
 def _followed(
