@@ -105,7 +105,7 @@ def minimise(
         downhill = np.where(blocked, 0.0, downhill)
         done = np.abs(downhill).max(-1) <= tolerance * min(delta, 1.0)
         if offset and count > width:
-            free = slopes * ~blocked[:, None]
+            free = slopes * ~blocked[:, None] if blocked.any() else slopes
             own = free if by is None else free * by[:, :, None]
             metric = own.transpose(0, 2, 1) @ free + blocked[:, None] * unit
             metric += 1e-9 * np.trace(metric, axis1=1, axis2=2)[:, None, None] * unit
@@ -129,7 +129,7 @@ def minimise(
         reweighted = case * np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
         before = objective[active]
         best_theta, best_objective, best_residuals = at, before, residuals
-        scale = (reweighted[:, None] @ slopes**2)[:, 0]
+        scale = np.einsum("bn,bnp,bnp->bp", reweighted, slopes, slopes)
         floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
         ridge = damping[active, None] * (scale + floor) + blocked
         models: list[tuple[np.ndarray, np.ndarray | float]] = [(reweighted, 0.0)]

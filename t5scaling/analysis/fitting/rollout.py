@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from t5scaling.analysis.fitting.least_squares import Solution, minimise
+from t5scaling.analysis.fitting.least_squares import FIRST_NEWTON, Solution, minimise
 from t5scaling.analysis.fitting.problem import (
     MANY,
     Problem,
@@ -163,17 +163,20 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
         grid = law.starts(problem.log_x[..., seen], problem.log_y[seen], problem.frame)
         starts.append(grid[:: max(1, len(grid) // most)])
         targets.append(np.where(seen, problem.log_y, np.nan))
-    # Which start leads to the lowest minimum a few steps tell, on some of the points if they are
-    # many.
+    # Which start leads to the lowest minimum a few steps tell; where points are many, some of them
+    # do, and steps without second derivatives tell which half is not worth those with them.
     some = np.ones(len(problem.log_y), bool)
+    many = FINALISTS if law.num_parameters < MANY else 2 * FINALISTS
+    stages = [(many, rough_steps(law))]
     if len(some) > SOME_POINTS:
         some = fitted[0].copy()
         some[:: len(some) // SOME_POINTS + 1] = True
-    rough = _followed(problem, some, starts, targets, tolerance=1e-3, offset=0.05,
-                      max_iterations=rough_steps(law))  # fmt: skip
-    finals = FINALISTS if law.num_parameters < MANY else 2 * FINALISTS
-    starts = [theta[finalists(theta, objective, finals)]
-              for theta, objective in _by_fold(rough, starts)]  # fmt: skip
+        stages = [(2 * many, FIRST_NEWTON), *stages]
+    for number, steps in stages:
+        rough = _followed(problem, some, starts, targets,
+                          tolerance=1e-3, offset=0.05, max_iterations=steps)  # fmt: skip
+        starts = [theta[finalists(theta, objective, number)]
+                  for theta, objective in _by_fold(rough, starts)]  # fmt: skip
     every = np.ones(len(some), bool)
     found = _followed(problem, every, starts, targets,
                       tolerance=1e-5, offset=0.01, max_iterations=100)  # fmt: skip
