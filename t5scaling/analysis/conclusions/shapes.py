@@ -45,7 +45,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from t5scaling.analysis.fitting.fit import noise_between_neighbours
+from t5scaling.analysis.fitting.fit import deviations_from_neighbours, noise_between_neighbours
 from t5scaling.analysis.fitting.rollout import Prediction
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 
@@ -269,6 +269,10 @@ def _outlier(sizes: np.ndarray, means: np.ndarray) -> int | None:
     if len(sizes) < ENOUGH:
         return None
     with_it, _ = noise_between_neighbours(sizes, means)
+    squares = np.pad(deviations_from_neighbours(sizes, means) ** 2, 1)
+    touched = squares[:-2] + squares[1:-1] + squares[2:]  # by leaving out an inner size
+    if (squares.sum() - touched.max()) >= (OUTLIER * with_it) ** 2 * (len(sizes) - 3):
+        return None  # whatever the lines without it are
     without = [
         noise_between_neighbours(np.delete(sizes, i), np.delete(means, i))[0]
         for i in range(1, len(sizes) - 1)

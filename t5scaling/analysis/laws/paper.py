@@ -128,23 +128,30 @@ class PowerLaw(Law):
     }
 
     def log_value(self, theta, log_x, frame):
-        value, slope, log_rho = (theta[..., i, None] for i in range(3))
-        rise = -slope * np.exp(log_rho) * (log_x - frame.log_centre)
-        kept = np.minimum(rise, 700.0)  # what float64 can hold the exponential of
+        value, log_rho = theta[..., 0, None], theta[..., 2, None]
+        inside = self._rise(theta, log_x, frame)
+        # log(exp(rise) + rho - 1), in place: np.logaddexp would take several times as long.
+        np.exp(inside, out=inside)
+        inside += np.expm1(log_rho)
         with np.errstate(divide="ignore"):
-            total = np.exp(kept - log_rho) - np.expm1(-log_rho)
-            return value + np.log(total) + (rise - kept)
+            np.log(inside, out=inside)
+        inside += value - log_rho
+        return inside
 
     def jacobian(self, theta, log_x, frame):
-        slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
-        centred = log_x - frame.log_centre
-        decay = slope * rho * centred
-        reducible = np.exp(np.clip(-decay, -500, 500)) / rho
-        total = 1 - 1 / rho + reducible
-        slopes = np.ones((*decay.shape, 3))
-        slopes[..., 1] = -reducible * (rho * centred) / total
-        slopes[..., 2] = (1 / rho - reducible * (1 + decay)) / total
+        rise, log_rho = self._rise(theta, log_x, frame), theta[..., 2, None]
+        power = np.exp(rise)
+        total = power + np.expm1(log_rho)
+        slopes = np.ones((*rise.shape, 3))
+        slopes[..., 1] = power / total * (-np.exp(log_rho) * (log_x - frame.log_centre))
+        slopes[..., 2] = (1 - power * (1 - rise)) / total
         return slopes
+
+    @staticmethod
+    def _rise(theta, log_x, frame):
+        """-alpha * (log D - log D_c), (..., N), as far as a float64 holds its exponential."""
+        rise = -theta[..., 1, None] * np.exp(theta[..., 2, None]) * (log_x - frame.log_centre)
+        return np.clip(rise, -500, 500, out=rise)
 
     def bounds(self, frame):
         width = 1.0 + frame.log_high - frame.log_low
