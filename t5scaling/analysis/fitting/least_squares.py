@@ -19,7 +19,7 @@ import numpy as np
 
 FIRST_NEWTON = 5  # far from the optimum Newton's steps are not worth their price
 STUCK = 1e8  # damping whose steps are too short to gain anything
-VALUES_AT_ONCE = 16384
+VALUES_AT_ONCE = 16384  # of the shifted slopes; more do not fit a processor's nearest caches
 MOSTLY_LINEAR = 0.7  # share of residuals within delta below which their average curvature helps
 
 

@@ -19,7 +19,7 @@ from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.laws.base import Frame, Law
 
 FINALISTS = 4  # of all starts, that are followed to their end; of a law with many coefficients 8
-MANY = 5
+MANY = 5  # coefficients
 SAME = 1e-2  # starts whose parameters come so close lead to the same minimum
 SOME_POINTS = 48
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches

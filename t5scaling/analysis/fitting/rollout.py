@@ -33,7 +33,6 @@ from t5scaling.analysis.laws.base import Law
 
 STARTS = 12  # for each prediction: of a law with more, evenly spread ones
 FEWER_STARTS = 6  # of a law with many coefficients, each start of which is dear
-
 FINALISTS = 3  # of them, that are followed to their end; of a law with many coefficients twice that
 SOME_POINTS = 48  # of more, a rough fit takes about so many
 # Student's quantile of 0.95; from scipy it would cost every command most of a second.
@@ -180,9 +179,9 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
     every = np.ones(len(some), bool)
     found = _followed(problem, every, starts, targets,
                       tolerance=1e-5, offset=0.01, max_iterations=100)  # fmt: skip
-    ends = np.cumsum([0, *(len(grid) for grid in starts)])[:-1]
-    best = [end + int(np.argmin(objective))
-            for end, (_, objective) in zip(ends, _by_fold(found, starts), strict=True)]  # fmt: skip
+    firsts = np.cumsum([0, *(len(grid) for grid in starts)])[:-1]
+    lowest = [int(np.argmin(objective)) for _, objective in _by_fold(found, starts)]
+    best = firsts + np.array(lowest)
     # A few steps more cost little, and end at the same place whichever start they came from.
     last = _followed(problem, every, found.theta[best][:, None], targets,
                      tolerance=1e-7, offset=1e-4, max_iterations=10)  # fmt: skip
