@@ -9,8 +9,10 @@ import pytest
 from scipy.optimize import least_squares, minimize
 
 from t5scaling.analysis.fitting import intervals
+from t5scaling.analysis.fitting import least_squares as solver
 from t5scaling.analysis.fitting.fit import fit_curve, noise_between_neighbours
 from t5scaling.analysis.fitting.least_squares import huber
+from t5scaling.analysis.fitting.problem import finalists
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Frame
 from t5scaling.errors import UserError
@@ -323,3 +325,28 @@ def test_real_learning_curves_extrapolate_by_one_doubling():
         fit = fit_curve(POWER, x, y, hold_out=1)
         assert fit.converged
         assert fit.held_out_error < 0.08
+
+
+def test_finalists_are_the_lowest_at_different_points_first():
+    theta = np.array([[0.0, 0.0], [1e-3, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    objective = np.array([1.0, 1.1, 3.0, np.inf])
+    assert finalists(theta, objective, 2) == [0, 2]
+    assert finalists(theta[:3], objective[:3], 3) == [0, 2, 1]
+
+
+def test_second_derivatives_are_the_same_in_one_call_and_in_many(monkeypatch):
+    theta = np.array([[0.5, 0.1, 0.7], [0.4, 0.2, 0.3]])
+    frame = Frame.of(X6, X6**-0.1)
+    pull, targets = np.linspace(-1, 1, 12).reshape(2, 6), np.zeros((2, 6))
+
+    def slopes_of(theta, targets):
+        return POWER.jacobian(theta, np.log(X6), frame)
+
+    found = []
+    for values in (1, 10**6):
+        monkeypatch.setattr(solver, "VALUES_AT_ONCE", values)
+        found.append(
+            solver._second_derivatives(slopes_of, theta, targets, pull, slopes_of(theta, targets))
+        )
+    np.testing.assert_array_equal(*found)
+    assert np.abs(found[0]).max() > 1e-3

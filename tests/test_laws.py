@@ -6,6 +6,7 @@ import pytest
 from t5scaling.analysis.conclusions.choice_of_law import law_of_metric
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Frame
+from t5scaling.analysis.laws.one_size import _root
 
 X = 1e5 * 2.0 ** np.arange(8)
 ONE_SIZE = {name: law for name, law in LAWS.items() if len(law.sizes) == 1}
@@ -139,3 +140,18 @@ def test_losses_get_the_power_law_and_scores_the_log_law():
     assert law_of_metric("cross_entropy") is POWER
     assert law_of_metric("bleu") is LOG
     assert law_of_metric("chrf") is LOG
+
+
+@pytest.mark.parametrize("a", [0.0, 1e-6, 0.3, 1.0, 7.0, 1e4])
+def test_the_sigmoidal_laws_root_solves_its_equation(a):
+    goal = np.array([-300.0, -20.0, -1.0, -1e-3, *((0.0, 0.5, 30.0) if a > 0.1 else ())])
+    z = _root(np.array([[a]]), goal[None])[0]
+    solved = a * np.logaddexp(0, z) - np.logaddexp(0, -z)
+    np.testing.assert_allclose(solved, goal, rtol=1e-9, atol=1e-9)
+
+
+def test_the_power_law_with_floor_is_finite_far_out():
+    far = np.log([1e-250, 1e250])
+    values = POWER.log_value(np.array([0.0, 10.0, 5.0]), far, Frame.of(X, X**-0.1))
+    slopes = POWER.jacobian(np.array([0.0, 10.0, 5.0]), far, Frame.of(X, X**-0.1))
+    assert np.isfinite(values).all() and np.isfinite(slopes).all() and values[0] > values[1]

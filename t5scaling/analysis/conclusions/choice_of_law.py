@@ -127,7 +127,8 @@ def _choose(members: Sequence[Curve], direction: int) -> Chosen:
     # Of 4 sizes a law may stray from those it is fitted to; 3 must do where that leaves too little.
     for least in (4, 3) if judges else ():
         with suppress(UserError):
-            found = compare([curve.arrays for curve in judges], laws, first=least)
+            found = compare([curve.arrays for curve in judges], laws, first=least,
+                            with_aicc=False)  # fmt: skip
             if len(found.families[0].predictions) >= FEWEST:
                 break
     if found is None or len(found.families[0].predictions) < FEWEST:

@@ -41,10 +41,11 @@ noisy; breakthrough; unpredicted; predictable; unchecked.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 
-from t5scaling.analysis.fitting.fit import noise_between_neighbours
+from t5scaling.analysis.fitting.fit import deviations_from_neighbours, noise_between_neighbours
 from t5scaling.analysis.fitting.rollout import Prediction
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 
@@ -185,7 +186,9 @@ def judge(
     sign = -1.0 if lower_is_better else 1.0
     better, worse = _largest_rise(sign * means), _largest_rise(-sign * means)
     trend = sign * float(_trend(sizes, means))
-    threshold, trend_threshold = _changes_of_noise(sigma, df, sizes, counts)
+    threshold, trend_threshold = (
+        sigma * change for change in _changes_of_noise(df, tuple(sizes), tuple(counts))
+    )
     noise_words = f"noise of a point is about {sigma:.2g}"
     if better > threshold and worse > threshold:
         return verdict(
@@ -266,6 +269,10 @@ def _outlier(sizes: np.ndarray, means: np.ndarray) -> int | None:
     if len(sizes) < ENOUGH:
         return None
     with_it, _ = noise_between_neighbours(sizes, means)
+    squares = np.pad(deviations_from_neighbours(sizes, means) ** 2, 1)
+    touched = squares[:-2] + squares[1:-1] + squares[2:]  # by leaving out an inner size
+    if (squares.sum() - touched.max()) >= (OUTLIER * with_it) ** 2 * (len(sizes) - 3):
+        return None  # whatever the lines without it are
     without = [
         noise_between_neighbours(np.delete(sizes, i), np.delete(means, i))[0]
         for i in range(1, len(sizes) - 1)
@@ -294,11 +301,15 @@ def _trend(sizes: np.ndarray, means: np.ndarray) -> np.ndarray:
     return means @ centred / (centred @ centred) * (sizes[-1] - sizes[0])
 
 
-def _changes_of_noise(sigma: float, df: int, sizes, counts) -> tuple[float, float]:
-    """Largest rise, and size of the trend, that a flat curve exceeds in 5 % of all cases."""
+@lru_cache(16)  # curves of one table often share their sizes
+def _changes_of_noise(
+    df: int, sizes: tuple[float, ...], counts: tuple[int, ...]
+) -> tuple[float, float]:
+    """Largest rise, and size of the trend, that a flat curve exceeds in 5 % of all cases, with
+    noise of 1 at a point, known with so many degrees of freedom."""
     rng = np.random.default_rng(0)
-    scale = sigma * np.sqrt(df / rng.chisquare(df, REPLICATES))
+    scale = np.sqrt(df / rng.chisquare(df, REPLICATES))
     flat = rng.standard_normal((REPLICATES, len(counts))) / np.sqrt(counts) * scale[:, None]
-    rises, trends = _largest_rise(flat), np.abs(_trend(sizes, flat))
+    rises, trends = _largest_rise(flat), np.abs(_trend(np.array(sizes), flat))
     level = 1 - SIGNIFICANCE
     return float(np.quantile(rises, level)), float(np.quantile(trends, level))

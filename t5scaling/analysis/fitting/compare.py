@@ -134,12 +134,14 @@ def compare(
     protocol: str = "rollout",
     delta: float | None = None,
     first: int | None = None,
+    with_aicc: bool = True,
 ) -> Comparison:
     """Ranks `laws` over `curves`, each (x, y).
 
     Args:
       first: least number of sizes to fit; None: one more than the law with the most coefficients
         has, but 4 in the paper's protocol, which fits 4.
+      with_aicc: whether the families get an AICc, which takes a fit to all points; else it is nan.
 
     Raises:
       UserError: an unknown protocol, values that are not positive, or no curve that is long enough
@@ -174,8 +176,8 @@ def compare(
             f"no curve has more than {longest} sizes: to compare with the {largest.title} {needed}"
         )
     families = [
-        Family(law, tuple(found[law.name]), rms_log_error(found[law.name]), _aicc(law, curves,
-               delta)) for law in laws
+        Family(law, tuple(found[law.name]), rms_log_error(found[law.name]),
+               _aicc(law, curves, delta) if with_aicc else math.nan) for law in laws
     ]  # fmt: skip
     families.sort(key=lambda family: family.error)
     return Comparison(tuple(families), p_value(families), protocol)

@@ -297,11 +297,17 @@ def noise_between_neighbours(log_x: np.ndarray, y: np.ndarray) -> tuple[float, i
     """
     if len(log_x) < 3:
         return 0.0, 0
+    deviation = deviations_from_neighbours(log_x, y)
+    return float(np.sqrt(np.mean(deviation**2))), len(deviation)
+
+
+def deviations_from_neighbours(log_x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of each inner point from the line between its neighbours, (N - 2,), in the unit of the noise
+    of a point."""
     right_weight = (log_x[1:-1] - log_x[:-2]) / (log_x[2:] - log_x[:-2])
     left_weight = 1 - right_weight
     deviation = y[1:-1] - left_weight * y[:-2] - right_weight * y[2:]
-    deviation /= np.sqrt(1 + left_weight**2 + right_weight**2)
-    return float(np.sqrt(np.mean(deviation**2))), len(deviation)
+    return deviation / np.sqrt(1 + left_weight**2 + right_weight**2)
 
 
 def _check_enough(law: Law, x: np.ndarray, fitted: np.ndarray, x_name: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 FIRST_NEWTON = 5  # far from the optimum Newton's steps are not worth their price
 STUCK = 1e8  # damping whose steps are too short to gain anything
+VALUES_AT_ONCE = 16384  # of the shifted slopes; more do not fit a processor's nearest caches
 MOSTLY_LINEAR = 0.7  # share of residuals within delta below which their average curvature helps
 
 
@@ -35,7 +36,8 @@ def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
     size = np.abs(residuals)
     if np.isinf(delta):
         return 0.5 * residuals**2
-    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * delta))
+    inside = np.minimum(size, delta)
+    return inside * (size - 0.5 * inside)
 
 
 def minimise(
@@ -81,18 +83,20 @@ def minimise(
         return weigh(residuals) if own is None else own * weigh(residuals)
 
     def objective_of(theta, targets, rows):
+        """With the residuals."""
         residuals = residuals_of(theta, targets)
         losses, by = huber(residuals, delta), weights_of(residuals, rows)
         value = (losses if by is None else losses * by).sum(-1)
-        return np.where(np.isfinite(value), value, np.inf)
+        return np.where(np.isfinite(value), value, np.inf), residuals
 
+    unit = np.eye(width)
     active = np.arange(len(theta))
-    objective = objective_of(theta, targets, active)
+    at, goal = theta.copy(), targets  # of the active ones, and so are residuals
+    objective, residuals = objective_of(theta, targets, active)
     converged = np.zeros(len(theta), bool)
     damping = np.full(len(theta), 1e-2)
     for iteration in range(max_iterations):
-        at, goal = theta[active], targets[active]
-        residuals, slopes = residuals_of(at, goal), slopes_of(at, goal)
+        slopes = slopes_of(at, goal)
         by = weights_of(residuals, active)
         pull = np.clip(residuals, -delta, delta)
         weighted_pull = pull if by is None else pull * by
@@ -101,10 +105,10 @@ def minimise(
         downhill = np.where(blocked, 0.0, downhill)
         done = np.abs(downhill).max(-1) <= tolerance * min(delta, 1.0)
         if offset and count > width:
-            free = slopes * ~blocked[:, None]
+            free = slopes * ~blocked[:, None] if blocked.any() else slopes
             own = free if by is None else free * by[:, :, None]
-            metric = own.transpose(0, 2, 1) @ free + blocked[:, None] * np.eye(width)
-            metric += 1e-9 * np.trace(metric, axis1=1, axis2=2)[:, None, None] * np.eye(width)
+            metric = own.transpose(0, 2, 1) @ free + blocked[:, None] * unit
+            metric += 1e-9 * np.trace(metric, axis1=1, axis2=2)[:, None, None] * unit
             left = np.linalg.solve(metric, downhill[:, :, None])[:, :, 0]
             spread = (weighted_pull * pull).sum(-1) / (count - width)
             done |= (downhill * left).sum(-1) <= offset**2 * width * spread
@@ -112,18 +116,20 @@ def minimise(
         going = ~done & (damping[active] < STUCK)
         if not going.any():
             break
-        active, at, goal, residuals = active[going], at[going], goal[going], residuals[going]
-        slopes, weighted_pull, downhill, blocked = (
-            slopes[going] * ~blocked[going, None, :],
-            weighted_pull[going],
-            downhill[going],
-            blocked[going],
-        )
-        case = 1.0 if by is None else by[going]
+        if not going.all():
+            active, at, goal, residuals = active[going], at[going], goal[going], residuals[going]
+            slopes, weighted_pull, downhill, blocked = (
+                slopes[going], weighted_pull[going], downhill[going], blocked[going],
+            )  # fmt: skip
+            by = None if by is None else by[going]
+        if blocked.any():
+            slopes = slopes * ~blocked[:, None]
+        case = 1.0 if by is None else by
         inliers = np.abs(residuals) <= delta
         reweighted = case * np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
-        best_theta, best_objective = at, np.full(len(active), np.inf)
-        scale = (reweighted[:, None] @ slopes**2)[:, 0]
+        before = objective[active]
+        best_theta, best_objective, best_residuals = at, before, residuals
+        scale = np.einsum("bn,bnp,bnp->bp", reweighted, slopes, slopes)
         floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
         ridge = damping[active, None] * (scale + floor) + blocked
         models: list[tuple[np.ndarray, np.ndarray | float]] = [(reweighted, 0.0)]
@@ -138,16 +144,17 @@ def minimise(
             weighted = (slopes * factors[:, :, None]).transpose(0, 2, 1)
             curvature = weighted @ slopes - correction
             least = 1e-14 * np.abs(curvature).max((1, 2))[:, None]  # what float64 can still see
-            curvature += (ridge + least)[:, :, None] * np.eye(width)
+            curvature += (ridge + least)[:, :, None] * unit
             step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
             candidate = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
-            value = objective_of(candidate, goal, active)
+            value, there = objective_of(candidate, goal, active)
             better = value < best_objective
             best_theta = np.where(better[:, None], candidate, best_theta)
             best_objective = np.where(better, value, best_objective)
-        improved = best_objective < objective[active]
-        theta[active] = np.where(improved[:, None], best_theta, at)
-        objective[active] = np.where(improved, best_objective, objective[active])
+            best_residuals = np.where(better[:, None], there, best_residuals)
+        improved = best_objective < before
+        at, residuals = best_theta, best_residuals
+        theta[active], objective[active] = at, best_objective
         damping[active] = np.where(
             improved, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4
         )
@@ -156,10 +163,16 @@ def minimise(
 
 def _second_derivatives(slopes_of, theta, targets, pull, slopes) -> np.ndarray:
     """sum_n pull_n * d slopes_n / d theta, shape (b, P, P), by forward differences."""
-    step = 1e-6
-    columns = [
-        (pull[:, :, None] * (slopes_of(theta + shift, targets) - slopes)).sum(1)
-        for shift in step * np.eye(theta.shape[1])
-    ]
-    second = np.stack(columns, axis=-1) / step
+    step, (count, width) = 1e-6, theta.shape
+    shifts = step * np.eye(width)
+    # A call for all shifts of a small batch costs little more than one for one of them.
+    at_once = max(1, min(width, VALUES_AT_ONCE // targets.size))
+    columns = []
+    for first in range(0, width, at_once):
+        some = shifts[first : first + at_once]
+        moved = (theta + some[:, None]).reshape(-1, width)
+        there = slopes_of(moved, np.tile(targets, (len(some), 1)))
+        change = there.reshape(len(some), *slopes.shape) - slopes
+        columns.append((pull[:, None] @ change).reshape(len(some), count, width))
+    second = np.concatenate(columns).transpose(1, 2, 0) / step
     return 0.5 * (second + second.transpose(0, 2, 1))

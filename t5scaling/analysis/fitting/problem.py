@@ -18,7 +18,9 @@ import numpy as np
 from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.laws.base import Frame, Law
 
-FINALISTS = 4  # of all starts, that are followed to their end
+FINALISTS = 4  # of all starts, that are followed to their end; of a law with many coefficients 8
+MANY = 5  # coefficients
+SAME = 1e-2  # starts whose parameters come so close lead to the same minimum
 SOME_POINTS = 48
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
@@ -67,11 +69,29 @@ def best_theta(problem: Problem) -> tuple[np.ndarray, float, bool]:
         # Most starts lead to the same minimum: to see whose is the lowest a rough one is enough, of
         # some of the points if they are many.
         some = _thinned(problem)
-        rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01)
-        starts = rough.theta[np.argsort(rough.objective, kind="stable")[:FINALISTS]]
+        rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01,
+                       max_iterations=rough_steps(problem.law))  # fmt: skip
+        number = FINALISTS if problem.law.num_parameters < MANY else 2 * FINALISTS
+        starts = rough.theta[finalists(rough.theta, rough.objective, number)]
     solution = _solve(problem, _copies(problem, len(starts)), None, starts)
     best = _best(solution, problem, inside=inside)
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
+
+
+def rough_steps(law: Law) -> int:
+    """After how many steps the start of the lowest minimum is one of the finalists."""
+    return 2 * law.num_parameters**2
+
+
+def finalists(theta: np.ndarray, objective: np.ndarray, number: int) -> list[int]:
+    """The places of the lowest of some starts (S, P), at different points first: at one point, one
+    of them may go on where another is stuck."""
+    first: list[int] = []
+    others: list[int] = []
+    for place in np.argsort(objective, kind="stable").tolist():
+        far = all(np.abs(theta[place] - theta[other]).max() > SAME for other in first)
+        (first if far else others).append(place)
+    return (first + others)[:number]
 
 
 def _thinned(problem: Problem) -> Problem:

@@ -13,20 +13,27 @@ the intervals of `intervals`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from t5scaling.analysis.fitting.least_squares import Solution, minimise
-from t5scaling.analysis.fitting.problem import Problem, residual_functions, side_weights
+from t5scaling.analysis.fitting.least_squares import FIRST_NEWTON, Solution, minimise
+from t5scaling.analysis.fitting.problem import (
+    MANY,
+    Problem,
+    finalists,
+    residual_functions,
+    rough_steps,
+    side_weights,
+)
 from t5scaling.analysis.fitting.protocol import check_protocol, folds
 from t5scaling.analysis.laws.base import Law
 
 STARTS = 12  # for each prediction: of a law with more, evenly spread ones
 FEWER_STARTS = 6  # of a law with many coefficients, each start of which is dear
-MANY = 5
+FINALISTS = 3  # of them, that are followed to their end; of a law with many coefficients twice that
 SOME_POINTS = 48  # of more, a rough fit takes about so many
 # Student's quantile of 0.95; from scipy it would cost every command most of a second.
 _STUDENT = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
@@ -155,20 +162,30 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
         grid = law.starts(problem.log_x[..., seen], problem.log_y[seen], problem.frame)
         starts.append(grid[:: max(1, len(grid) // most)])
         targets.append(np.where(seen, problem.log_y, np.nan))
-    if len(problem.log_y) > SOME_POINTS:
-        # Which start leads to the lowest minimum a rough fit to some of the points tells.
+    # Which start leads to the lowest minimum a few steps tell; where points are many, some of them
+    # do, and steps without second derivatives tell which half is not worth those with them.
+    some = np.ones(len(problem.log_y), bool)
+    many = FINALISTS if law.num_parameters < MANY else 2 * FINALISTS
+    stages = [(many, rough_steps(law))]
+    if len(some) > SOME_POINTS:
         some = fitted[0].copy()
         some[:: len(some) // SOME_POINTS + 1] = True
-        rough = _followed(problem, some, starts, targets, tolerance=1e-3, offset=0.05)
-        starts = [grid[ends] for grid, ends in zip(starts, _lowest(rough, starts, 2), strict=True)]
-    solution = _followed(problem, np.ones(len(problem.log_y), bool), starts, targets,
-                         tolerance=1e-5, offset=0.01)  # fmt: skip
-    offsets = np.cumsum([0, *(len(grid) for grid in starts)])[:-1]
-    best = [
-        start + int(ends[0])
-        for start, ends in zip(offsets, _lowest(solution, starts, 1), strict=True)
-    ]
-    return solution.theta[best], solution.converged[best]
+        stages = [(2 * many, FIRST_NEWTON), *stages]
+    for number, steps in stages:
+        rough = _followed(problem, some, starts, targets,
+                          tolerance=1e-3, offset=0.05, max_iterations=steps)  # fmt: skip
+        starts = [theta[finalists(theta, objective, number)]
+                  for theta, objective in _by_fold(rough, starts)]  # fmt: skip
+    every = np.ones(len(some), bool)
+    found = _followed(problem, every, starts, targets,
+                      tolerance=1e-5, offset=0.01, max_iterations=100)  # fmt: skip
+    firsts = np.cumsum([0, *(len(grid) for grid in starts)])[:-1]
+    lowest = [int(np.argmin(objective)) for _, objective in _by_fold(found, starts)]
+    best = firsts + np.array(lowest)
+    # A few steps more cost little, and end at the same place whichever start they came from.
+    last = _followed(problem, every, found.theta[best][:, None], targets,
+                     tolerance=1e-7, offset=1e-4, max_iterations=10)  # fmt: skip
+    return last.theta, found.converged[best] | last.converged
 
 
 def _followed(
@@ -194,15 +211,16 @@ def _followed(
         return minimise(
             residuals_of, slopes_of, goals, np.concatenate(starts),
             *problem.law.bounds(problem.frame), delta=problem.delta,
-            weigh=side_weights(problem), max_iterations=100, **limits,
+            weigh=side_weights(problem), **limits,
         )  # fmt: skip
 
 
-def _lowest(solution: Solution, starts: Sequence[np.ndarray], number: int) -> list[np.ndarray]:
-    """Of each group of starts the places of those that end lowest."""
+def _by_fold(
+    solution: Solution, starts: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """theta and objective of each group of starts."""
     ends = np.cumsum([len(grid) for grid in starts])[:-1]
-    return [np.argsort(part, kind="stable")[:number]
-            for part in np.split(solution.objective, ends)]  # fmt: skip
+    return zip(np.split(solution.theta, ends), np.split(solution.objective, ends), strict=True)
 
 
 def _predict(

@@ -16,30 +16,24 @@ _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
 def _root(a: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """z with a * softplus(z) - softplus(-z) = goal, for a >= 0; arrays of shapes that go together.
 
-    The left side rises with z, with slope 1 far below 0 and a far above, so that Newton's steps,
-    kept between two bounds, end after a few. Each number leaves the loop when it has its root.
+    The left side is z below 0 and a * z above, plus (a - 1) * log(1 + e^-|z|). From the root of the
+    first part alone Newton's steps go to one side only, towards the root: the left side rises and
+    is concave for a < 1, convex for a > 1.
     """
-    shape = np.broadcast_shapes(a.shape, goal.shape)
-    a, goal = np.broadcast_to(a, shape).ravel(), np.broadcast_to(goal, shape).ravel()
-    low = np.minimum(goal - a * np.log(2), -1.0)
-    high = np.clip((goal + np.log(2)) / np.maximum(a, 1e-3), 1.0, _FAR)
-    z = np.where(goal < (a - 1) * np.log(2), np.maximum(low, goal), high)
-    root, left = z.copy(), np.arange(len(z))
+    z = np.where(goal < 0, goal, goal / np.maximum(a, 1e-9))
+    z = np.clip(z, -np.inf, _FAR)
     for _ in range(100):
         shrink = np.exp(-np.abs(z))
-        bend, inside = np.log1p(shrink), 1 / (1 + shrink)
-        miss = a * (np.maximum(z, 0) + bend) - (np.maximum(-z, 0) + bend) - goal
-        low, high = np.where(miss < 0, z, low), np.where(miss < 0, high, z)
-        outside = shrink * inside  # the sigmoid of -|z|
-        new = z - miss / np.where(z > 0, outside + a * inside, inside + a * outside)
-        new = np.where((new >= low) & (new <= high), new, (low + high) / 2)
-        root[left] = new
-        going = np.abs(new - z) > 1e-10 * (1 + np.abs(new))
-        if not going.any():
+        below = z < 0
+        miss = np.where(below, z, a * z) + (a - 1) * np.log1p(shrink) - goal
+        slope = np.where(below, 1 + a * shrink, shrink + a) / (1 + shrink)
+        step = miss / np.maximum(slope, 1e-300)
+        new = np.clip(z - step, -np.inf, _FAR)
+        moved = np.abs(new - z) > 1e-10 * (1 + np.abs(new))
+        z = new
+        if not moved.any():
             break
-        left, z, a, goal = left[going], new[going], a[going], goal[going]
-        low, high = low[going], high[going]
-    return root.reshape(shape)
+    return z
 
 
 class PurePower(Law):
@@ -119,13 +113,14 @@ class ShiftedPower(Law):
         value, slope, log_g = (theta[..., i, None] for i in range(3))
         power = slope * (1 + np.exp(log_g))
         u = log_x - frame.log_centre
-        return value + power * (np.logaddexp(-u, log_g) - np.logaddexp(0.0, log_g))
+        return value + power * (np.log(np.exp(-u) + np.exp(log_g)) - np.logaddexp(0.0, log_g))
 
     def jacobian(self, theta, log_x, frame):
         _, slope, log_g = (theta[..., i, None] for i in range(3))
         g, u = np.exp(log_g), log_x - frame.log_centre
-        drop = np.logaddexp(-u, log_g) - np.logaddexp(0.0, log_g)
-        share = sigmoid(log_g + u) - sigmoid(log_g)  # derivative of `drop` by log g
+        total = np.exp(-u) + g
+        drop = np.log(total) - np.logaddexp(0.0, log_g)
+        share = g / total - sigmoid(log_g)  # derivative of `drop` by log g
         return np.stack(
             [np.ones_like(drop), (1 + g) * drop, slope * (g * drop + (1 + g) * share)], axis=-1
         )

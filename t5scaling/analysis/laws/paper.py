@@ -128,25 +128,30 @@ class PowerLaw(Law):
     }
 
     def log_value(self, theta, log_x, frame):
-        value, slope, log_rho = (theta[..., i, None] for i in range(3))
-        decay = slope * np.exp(log_rho) * (log_x - frame.log_centre)
+        value, log_rho = theta[..., 0, None], theta[..., 2, None]
+        inside = self._rise(theta, log_x, frame)
+        # log(exp(rise) + rho - 1), in place: np.logaddexp would take several times as long.
+        np.exp(inside, out=inside)
+        inside += np.expm1(log_rho)
         with np.errstate(divide="ignore"):
-            return value + np.logaddexp(np.log1p(-np.exp(-log_rho)), -log_rho - decay)
+            np.log(inside, out=inside)
+        inside += value - log_rho
+        return inside
 
     def jacobian(self, theta, log_x, frame):
-        slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
-        centred = log_x - frame.log_centre
-        decay = slope * rho * centred
-        reducible = np.exp(np.clip(-decay, -500, 500)) / rho
-        total = 1 - 1 / rho + reducible
-        return np.stack(
-            [
-                np.ones_like(decay),
-                -reducible * rho * centred / total,
-                (1 / rho - reducible * (1 + decay)) / total,
-            ],
-            axis=-1,
-        )
+        rise, log_rho = self._rise(theta, log_x, frame), theta[..., 2, None]
+        power = np.exp(rise)
+        total = power + np.expm1(log_rho)
+        slopes = np.ones((*rise.shape, 3))
+        slopes[..., 1] = power / total * (-np.exp(log_rho) * (log_x - frame.log_centre))
+        slopes[..., 2] = (1 - power * (1 - rise)) / total
+        return slopes
+
+    @staticmethod
+    def _rise(theta, log_x, frame):
+        """-alpha * (log D - log D_c), (..., N), as far as a float64 holds its exponential."""
+        rise = -theta[..., 1, None] * np.exp(theta[..., 2, None]) * (log_x - frame.log_centre)
+        return np.clip(rise, -500, 500, out=rise)
 
     def bounds(self, frame):
         width = 1.0 + frame.log_high - frame.log_low
