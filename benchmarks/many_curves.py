@@ -4,14 +4,15 @@
 
 makes a table of planted curves (losses that fall to a floor and scores that rise, measured at many
 steps of many runs, with noise; some of them trendless), fits it as `t5scaling fit` does, and prints
-seconds of CPU, seconds of the clock, and lines. Asked for: 36,000 rows in 200 curves in at most 20
-seconds of CPU and 50 lines.
+seconds of CPU (of all processes), seconds of the clock, and lines. Asked for: 36,000 rows in 200
+curves in at most 20 seconds and 50 lines, on 2 cores.
 """
 
 import argparse
 import contextlib
 import csv
 import io
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -43,15 +44,19 @@ def main() -> None:
     arguments = parser.parse_args()
     from t5scaling.command_line import main as t5scaling
 
+    def used() -> float:
+        return sum(resource.getrusage(who).ru_utime for who in
+                   (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # fmt: skip
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         write_table(path, arguments.curves, arguments.points)
         rows = path.read_text().count("\n") - 1
         said, warned = io.StringIO(), io.StringIO()
-        cpu, clock = time.process_time(), time.perf_counter()
+        cpu, clock = used(), time.perf_counter()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
             status = t5scaling(["fit", str(path), "--x=steps", "--y=loss", "--group=run"])
-        cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+        cpu, clock = used() - cpu, time.perf_counter() - clock
     print(said.getvalue(), warned.getvalue(), sep="")
     lines = said.getvalue().count("\n") + warned.getvalue().count("\n")
     print(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from t5scaling.analysis.conclusions import many_curves
 from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.fit_table import fit_table
+from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.presentation.figures import CURVES, draw_all
 from t5scaling.analysis.presentation.style import look, size_axis
 from t5scaling.analysis.presentation.summary import print_summary
@@ -140,3 +143,23 @@ def test_labels_of_sizes_do_not_touch(sizes):
     assert boxes
     for left, right in itertools.pairwise(boxes):
         assert left.x1 < right.x0
+
+
+def test_fits_are_the_same_in_other_processes(monkeypatch):
+    monkeypatch.setattr(many_curves, "MANY", 2)
+    monkeypatch.setattr(many_curves, "_cores", lambda: 2)
+    noise = np.random.default_rng(0)
+    curves = [
+        curve(str(i), values=(2.0 + 60.0 * X**-0.25) * np.exp(0.01 * noise.standard_normal(len(X))))
+        for i in range(5)
+    ]
+    jobs = [(one, LAWS["m3"], {"lower_is_better": True}) for one in (*curves, curve("c", x=X[:2]))]
+    here = [fit_one(one, law, **options) for one, law, options in jobs]
+    assert repr(list(many_curves.fit_all(jobs))) == repr(here)
+    with pytest.raises(UserError, match="intervals over seeds need a seed"):
+        list(many_curves.fit_all([(one, law, {"interval": "seeds"}) for one, law, _ in jobs]))
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=list(LAWS))
+def test_a_law_is_itself_again_in_another_process(law):
+    assert pickle.loads(pickle.dumps(law)) is law

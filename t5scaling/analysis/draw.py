@@ -6,7 +6,7 @@ import os
 from t5scaling import storage
 from t5scaling.analysis.conclusions.advice import advise_curves
 from t5scaling.analysis.conclusions.choice_of_law import laws_for
-from t5scaling.analysis.conclusions.curve_fit import fit_one
+from t5scaling.analysis.conclusions.many_curves import fit_all
 from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.presentation.advice_figures import draw_advice
 from t5scaling.analysis.presentation.figures import StudyFigure, draw_all, print_json
@@ -46,12 +46,14 @@ def draw(
     ]
     if not curves:
         raise UserError(f"{path}: figures are of curves of one size; name the second in --group")
-    fits = []
     chosen = laws_for(curves)
     if law:
         chosen = [named_law(law, curve, bounds) for curve in curves]
-    for curve, one in tracked(list(zip(curves, chosen, strict=True)), "curves"):
-        fits.append(fit_one(curve, one, lower_is_better=lower_is_better(curve, one)))
+    jobs = [
+        (curve, one, {"lower_is_better": lower_is_better(curve, one)})
+        for curve, one in zip(curves, chosen, strict=True)
+    ]
+    fits = list(tracked(fit_all(jobs), "curves", len(jobs)))
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = draw_all(fits, drawn.local)
         advice = advise_curves(curves, runs=runs_of(path), at=at, fitted=fits)

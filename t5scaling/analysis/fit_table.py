@@ -13,7 +13,8 @@ from t5scaling.analysis.conclusions.choice_of_law import (
     kinds_of_sources,
     law_of_metric,
 )
-from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document, fit_one
+from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document
+from t5scaling.analysis.conclusions.many_curves import fit_all
 from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
 from t5scaling.analysis.fitting.protocol import check_protocol
 from t5scaling.analysis.laws import LAWS, of_sources
@@ -84,15 +85,13 @@ def fit_table(
         with working("comparing laws"):
             compared, left_out = comparisons(curves, protocol=protocol, delta=options.get("delta"))
     wanted = laws_of(law, curves, compared, bounds)
-    results, reasons = [], []
-    for curve, one_law, reason in tracked(wanted, "curves"):
-        results.append(
-            fit_one(
-                curve, one_law, lower_is_better=lower_is_better(curve, one_law), protocol=protocol,
-                hold_out=hold_out, **options,
-            )
-        )  # fmt: skip
-        reasons.append(reason)
+    reasons = [reason for *_, reason in wanted]
+    shared = {"protocol": protocol, "hold_out": hold_out, **options}
+    jobs = [
+        (curve, one_law, {"lower_is_better": lower_is_better(curve, one_law), **shared})
+        for curve, one_law, _ in wanted
+    ]
+    results = list(tracked(fit_all(jobs), "curves", len(jobs)))
     if all(result.fit is None for result in results):
         raise UserError(f"{path}: {results[0].note}")
     if as_json:

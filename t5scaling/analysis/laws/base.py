@@ -8,6 +8,7 @@ numbers of the published formula.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,11 @@ class Law:
     coefficient_table: tuple[Coefficient, ...]
     at_bound: Mapping[tuple[str, str], str]  # (theta name, "low" or "high") -> what it means
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """A law of the table LAWS is itself again in another process."""
+        known = _of_the_table(self.name) is self
+        return (_of_the_table, (self.name,)) if known else object.__reduce__(self)
+
     @property
     def num_parameters(self) -> int:
         return len(self.theta_names)
@@ -134,3 +140,9 @@ class Law:
     def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         """`formula` with the coefficients `c`: overflows where they do; fits never call it."""
         raise NotImplementedError
+
+
+def _of_the_table(name: str) -> Law | None:
+    from t5scaling.analysis import laws  # which imports this module
+
+    return laws.LAWS.get(name)

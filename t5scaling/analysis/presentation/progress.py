@@ -1,6 +1,6 @@
 """How far long work is, on a terminal's stderr; nothing is written into a file or a pipe."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -11,12 +11,12 @@ Item = TypeVar("Item")
 MANY = 8  # items; fewer are over before a bar would say much
 
 
-def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The items one by one, with a bar that is gone when they are over."""
+def tracked(items: Iterable[Item], what: str, number: int) -> Iterable[Item]:
+    """The items one by one, `number` of them, with a bar that is gone when they are over."""
     screen = Console(stderr=True)
-    if len(items) < MANY or not screen.is_terminal:
+    if number < MANY or not screen.is_terminal:
         return items
-    return track(items, description=what, console=screen, transient=True)
+    return track(items, description=what, total=number, console=screen, transient=True)
 
 
 def working(what: str) -> AbstractContextManager:
