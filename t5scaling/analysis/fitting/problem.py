@@ -22,6 +22,7 @@ FINALISTS = 4  # of all starts, that are followed to their end; of a law with ma
 MANY = 5  # coefficients
 SAME = 1e-2  # starts whose parameters come so close lead to the same minimum
 SOME_POINTS = 48
+LONG = 300  # steps, which hardly any start takes
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
 # logs of what lies above the law's own floor (M2 of Alabdulmohsin et al., arXiv 2209.06640).
@@ -65,14 +66,16 @@ class Problem:
 def best_theta(problem: Problem) -> tuple[np.ndarray, float, bool]:
     """-> (theta (P,), objective, converged): the best of all starts, without intervals."""
     starts, inside = problem.starts(), problem.residual == "reducible"
+    few = len(problem.log_y) <= SOME_POINTS
     if not inside and len(starts) > FINALISTS:
         # Most starts lead to the same minimum: to see whose is the lowest a rough one is enough, of
-        # some of the points if they are many.
+        # some of the points if they are many. Where they are few, valleys are flat and steps cheap.
         some = _thinned(problem)
         rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01,
-                       max_iterations=rough_steps(problem.law))  # fmt: skip
+                       max_iterations=LONG if few else rough_steps(problem.law))  # fmt: skip
         number = FINALISTS if problem.law.num_parameters < MANY else 2 * FINALISTS
-        starts = rough.theta[finalists(rough.theta, rough.objective, number)]
+        order = finalists(rough.theta, rough.objective, len(starts) if few else number)
+        starts = rough.theta[order]
     solution = _solve(problem, _copies(problem, len(starts)), None, starts)
     best = _best(solution, problem, inside=inside)
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
