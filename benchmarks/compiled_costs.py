@@ -67,18 +67,18 @@ def unrolled_scans() -> Iterator[None]:
         yield
 
 
-def count_flops(lower: Callable[[], jax.stages.Lowered]) -> float:
+def count_flops(lower: Callable[[], jax.stages.Lowered], **options: Any) -> float:
     """Floating-point operations of one call of a compiled program, loop bodies times their trips.
 
     XLA counts the body of a loop once, so the program that `lower` traces is traced with its scans
     written out. A product of (m, k) by (k, n) counts 2mkn, an element-wise operation one for each
-    element, a transcendental function nothing.
+    element, a transcendental function nothing. `options`: of `Lowered.compile`.
 
     Raises Uncountable if a loop is left that runs more than once, or whose trips are not known, or
     if the program calls a library, in which XLA counts nothing.
     """
     with unrolled_scans():
-        compiled = lower().compile()
+        compiled = lower().compile(**options)
     text = compiled.as_text()
     for loop in _WHILE.findall(text):
         trips = _TRIPS.search(loop)
@@ -90,9 +90,9 @@ def count_flops(lower: Callable[[], jax.stages.Lowered]) -> float:
     return float(compiled.cost_analysis()["flops"])
 
 
-def train_step_flops(config: network.T5Config) -> float:
+def train_step_flops(config: network.T5Config, **options: Any) -> float:
     """`count_flops` of the step with tiny.py's batch."""
-    return count_flops(lambda: lower_train_step(config))
+    return count_flops(lambda: lower_train_step(config), **options)
 
 
 def train_step_temporary_bytes(config: network.T5Config) -> int:

@@ -180,7 +180,7 @@ def _checkpoint_steps(
     dataset, batch_size = arguments["dataset"], arguments["batch_size"]
     examples = materialized(dataset, arguments["examples_root"])
     if examples is not None or point.study.pretrain_steps:
-        stream = examples and expand.text_stream(examples, arguments)
+        stream = None if examples is None else expand.text_stream(examples, arguments)
         return list(expand.checkpoint_steps(point, stream, batch_size).values()), None
     text = tokens_per_row(dataset.feature_lengths["inputs"])
     note = f"from D_p, at {text} text tokens a row as in T5's span corruption"

@@ -183,7 +183,7 @@ def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarra
     lowest = [int(np.argmin(objective)) for _, objective in _by_fold(found, starts)]
     best = firsts + np.array(lowest)
     # A few steps more cost little, and end at the same place whichever start they came from.
-    last = _followed(problem, every, found.theta[best][:, None], targets,
+    last = _followed(problem, every, list(found.theta[best][:, None]), targets,
                      tolerance=1e-7, offset=1e-4, max_iterations=10)  # fmt: skip
     return last.theta, found.converged[best] | last.converged
 
