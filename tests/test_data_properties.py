@@ -176,7 +176,7 @@ def hundred(tmp_path_factory):
     return made_up.write(path, rows, lengths=LENGTHS)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(
     batch_size=st.integers(1, 12),
     first=st.integers(0, 40),
