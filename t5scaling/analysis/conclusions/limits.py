@@ -59,12 +59,12 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
         if "pretrain_unique_tokens" in run.record
     }
     if repeated:
-        each = [f"{data} {size(tokens)}" for data, tokens in sorted(repeated.items())]
+        each = [f"{size(tokens)} in {data}" for data, tokens in sorted(repeated.items())]
         said.append(
-            "The largest pretraining sizes read the same text more than once: of different tokens "
-            f"there are in {listed(each)}. Tokens read again are worth less than new ones, so a "
-            "law of these curves foresees repetition, not more text (the law muennighoff, of "
-            "tokens and different tokens, is for that)."
+            "The largest pretraining sizes read the same text more than once: the number of "
+            f"different tokens is {listed(each)}. A token read again is worth less than a new one, "
+            "so these curves show what repetition brings, not what more text would (the law "
+            "muennighoff, of all tokens and different ones, is for that)."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
     scores = [curve_fit for curve_fit in curve_fits if is_bleu(curve_fit.curve.metric)]
