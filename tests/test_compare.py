@@ -45,6 +45,37 @@ def test_a_point_does_not_change_the_predictions_before_it():
     assert before[-1].log_error != after[-1].log_error
 
 
+def test_standard_errors_weigh_the_points_of_a_rollout():
+    y = 2.0 * (X / 1e8) ** -0.3 * np.exp(0.001 * np.array([1, -1, 1, -1, 1, -1, 1, -1, 1]))
+    y[2] *= 1.3  # measured badly, and known to be
+    y[5] *= 1.2
+    errors = 0.001 * y
+    errors[[2, 5]] *= 200
+    trusting = predictions(LAWS["m1"], X, y)
+    found = predictions(LAWS["m1"], X, y, errors=errors)
+    for step, other in zip(found, trusting, strict=True):
+        if step.x == X[5]:  # its own error is in its interval, which holds it
+            assert step.inside and step.high / step.low > 1.3
+            continue
+        assert abs(step.log_error) < 0.005
+        assert np.log(step.high / step.low) < 0.05 * np.log(other.high / other.low)
+
+
+def test_a_comparison_weighs_points_by_their_errors():
+    """One bad point of 9 makes the power law with floor useless, unless it counts for less."""
+    y = noisy(2.0 * (X / 1e8) ** -0.3, 1, 0.003)
+    y[5] *= 1.25
+    errors = np.full(len(y), 0.003) * y
+    errors[5] *= 100
+    found = compare([(X, y, errors)], FALLING)
+    plain = compare([(X, y)], FALLING)
+    errors_of = [{f.law.name: f.error for f in each.families} for each in (plain, found)]
+    assert errors_of[1]["power"] < 0.6 * errors_of[0]["power"]
+    assert min(found.families, key=lambda family: family.aicc).law.name == "m1"
+    with pytest.raises(UserError, match="standard error of 0"):
+        compare([(X, y, 0 * errors)], FALLING)
+
+
 def test_saturating_curves_prefer_a_ceiling_and_the_log_law_overshoots():
     found = compare([saturating(seed) for seed in range(4)], RISING)
     assert found.winner is not None and found.winner.name in ("ceiling", "hill")

@@ -127,7 +127,7 @@ def _choose(members: Sequence[Curve], direction: int) -> Chosen:
     # Of 4 sizes a law may stray from those it is fitted to; 3 must do where that leaves too little.
     for least in (4, 3) if judges else ():
         with suppress(UserError):
-            found = compare([curve.arrays for curve in judges], laws, first=least,
+            found = compare([curve.measured for curve in judges], laws, first=least,
                             with_aicc=False)  # fmt: skip
             if len(found.families[0].predictions) >= FEWEST:
                 break
@@ -207,7 +207,7 @@ def comparisons(
                 )
             continue
         try:
-            points = [curve.arrays for curve in usable]
+            points = [curve.measured for curve in usable]
             compared = compare(points, laws, protocol=protocol, delta=delta)
             found.append(Compared(label, tuple(usable), compared))
         except UserError as error:

@@ -136,7 +136,10 @@ def _in_the_papers_protocol(evidence: Evidence, scores: Sequence[CurveFit]) -> l
     found = []
     for curve_fit in scores:
         x, y = curve_fit.curve.arrays
-        if curve_fit.fit and (held_out := predictions(curve_fit.law, x, y, protocol="paper")):
+        if not curve_fit.fit:
+            continue
+        errors = curve_fit.curve.errors
+        if held_out := predictions(curve_fit.law, x, y, protocol="paper", errors=errors):
             found.append(
                 Measurement(
                     curve_fit.curve.metric, evidence.place_words(curve_fit), PAPERS_ERROR,

@@ -17,7 +17,7 @@ digits.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -113,8 +113,7 @@ def fit_one(
     if lower_is_better is None:
         lower_is_better = curve.metric in LOWER_IS_BETTER
     x, y = curve.arrays
-    seeds = _all_known([point.seed for point in curve.points])
-    errors = _all_known([point.error for point in curve.points])
+    seeds, errors = curve.seeds, curve.errors
     intervals.check_kind(interval, seeds)
     held_out = np.array([point.held_out for point in curve.points])
     if hold_out is not None or not held_out.any():
@@ -125,7 +124,7 @@ def fit_one(
             law, x, y, interval=interval, x_name=curve.x_name, y_name=curve.metric, seeds=seeds,
             errors=errors, held_out=held_out, **options,
         )  # fmt: skip
-        check = _check(fit, law, x, y, options)
+        check = _check(fit, law, x, y, errors=errors, **options)
     except UserError as error:
         note = str(error)
     if curve.x2_name or curve.sources:
@@ -139,11 +138,7 @@ def fit_one(
     return CurveFit(curve, law, fit, note, verdict, check)
 
 
-def _all_known(values: Sequence[Any]) -> np.ndarray | None:
-    return None if None in values else np.array(values)
-
-
-def _check(fit: Fit, law: Law, x: np.ndarray, y: np.ndarray, options: Mapping[str, Any]) -> Check:
+def _check(fit: Fit, law: Law, x: np.ndarray, y: np.ndarray, **options: Any) -> Check:
     """The held-out points as predictions, or a rollout where none are held out."""
     if not fit.held_out:
         return Check(tuple(predictions(law, x, y, **options)))

@@ -64,12 +64,6 @@ class Crossing:
     share: float
 
 
-def points_of(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y) of a curve's points, (N,) each."""
-    x, y = np.array([(p.x, p.value) for p in curve.points], float).T
-    return x, y
-
-
 class Outlook:
     """The laws of one curve that take part in forecasts, the best first, each fitted to all its
     points (`fits`)."""
@@ -78,12 +72,15 @@ class Outlook:
         self.curve = curve
         self.fits: list[Fit] = []
         self.note = ""
-        x, y = points_of(curve)
+        x, y = curve.arrays
         for law in laws:
             try:
                 self.fits.append(
-                    fit_curve(law, x, y, hold_out=0, x_name=curve.x_name, y_name=curve.metric)
-                )
+                    fit_curve(
+                        law, x, y, hold_out=0, x_name=curve.x_name, y_name=curve.metric,
+                        errors=curve.errors, seeds=curve.seeds,
+                    )
+                )  # fmt: skip
             except UserError as error:
                 self.note = self.note or str(error)
 
@@ -140,8 +137,8 @@ def outlooks(
     for (*_, names), members in groups.items():
         laws = [LAWS[name] for name in names]
         shaped = [i for i in members if not curve_fits[i].verdict.has_no_law] or members
-        usable = [points_of(curve_fits[i].curve) for i in shaped]
-        usable = [(x, y) for x, y in usable if (y > 0).all()]
+        usable = [curve_fits[i].curve.measured for i in shaped]
+        usable = [points for points in usable if (points[1] > 0).all()]
         comparison = None
         if usable:
             with suppress(UserError):  # too short: all families stay in

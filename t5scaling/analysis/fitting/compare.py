@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from t5scaling.analysis.fitting.fit import check_positive
-from t5scaling.analysis.fitting.problem import Problem, best_theta
+from t5scaling.analysis.fitting.problem import Problem, precision
 from t5scaling.analysis.fitting.protocol import check_protocol
-from t5scaling.analysis.fitting.rollout import Prediction, predictions, rms_log_error
+from t5scaling.analysis.fitting.rollout import Prediction, fit_each, predictions, rms_log_error
 from t5scaling.analysis.fitting.significance import SIGNIFICANCE
 from t5scaling.analysis.laws.base import Law
 from t5scaling.errors import UserError
@@ -128,7 +128,7 @@ class Comparison:
 
 
 def compare(
-    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+    curves: Sequence[tuple[np.ndarray, ...]],
     laws: Sequence[Law],
     *,
     protocol: str = "rollout",
@@ -136,7 +136,7 @@ def compare(
     first: int | None = None,
     with_aicc: bool = True,
 ) -> Comparison:
-    """Ranks `laws` over `curves`, each (x, y).
+    """Ranks `laws` over `curves`, each (x, y), or (x, y, standard errors of y).
 
     Args:
       first: least number of sizes to fit; None: one more than the law with the most coefficients
@@ -152,19 +152,22 @@ def compare(
     if first is None:
         first = max(largest.num_parameters + (protocol != "paper"), 3)
     found: dict[str, list[Prediction]] = {law.name: [] for law in laws}
-    for i, (x, y) in enumerate(curves):
+    for i, (x, y, *errors) in enumerate(curves):
         check_positive(laws[0], np.asarray(x, float), np.asarray(y, float), "x", "y")
         of_curve = {
-            law.name: predictions(law, x, y, protocol=protocol, first=first, delta=delta, curve=i)
+            law.name: predictions(
+                law, x, y, protocol=protocol, first=first, delta=delta, curve=i,
+                errors=errors[0] if errors else None,
+            )
             for law in laws
-        }
+        }  # fmt: skip
         common = set.intersection(
             *({(p.k, p.x, p.x2) for p in of_law} for of_law in of_curve.values())
         )
         for name, of_law in of_curve.items():
             found[name] += [p for p in of_law if (p.k, p.x, p.x2) in common]
     if not all(found.values()):
-        longest = max(len(np.unique(np.atleast_2d(x)[0])) for x, _ in curves)
+        longest = max(len(np.unique(np.atleast_2d(x)[0])) for x, *_ in curves)
         if protocol == "paper":
             needed = (
                 f"the paper's protocol fits 4, and the {largest.title} has "
@@ -217,14 +220,17 @@ def _sums_of_blocks(differences: np.ndarray, curves: Sequence[int]) -> np.ndarra
 
 def _aicc(law: Law, curves, delta: float | None) -> float:
     total = 0.0
-    for x, y in curves:
+    for x, y, *errors in curves:
         x, y = np.asarray(x, float), np.asarray(y, float)
         count, parameters = len(y), law.num_parameters + 1  # and the noise
         if count <= parameters + 1:
             return math.inf
-        problem = Problem.of(law, x, y, delta)
-        theta, _, _ = best_theta(problem)
-        residuals = problem.log_y - problem.log_values(theta)
+        scale = precision(np.asarray(errors[0], float), y) if errors else None
+        problem = Problem.of(law, x, y, delta, scale=scale)
+        thetas, _ = fit_each(problem, [np.ones(count, bool)])
+        residuals = problem.log_y - problem.log_values(thetas[0])
+        if scale is not None:
+            residuals = residuals * scale  # the sum of their logs is one for all laws
         total += count * math.log(max(float(np.mean(residuals**2)), 1e-300)) + 2 * parameters
         total += 2 * parameters * (parameters + 1) / (count - parameters - 1)
     return total

@@ -20,7 +20,7 @@ import numpy as np
 
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.noise import Noise, even, noise_of
-from t5scaling.analysis.fitting.problem import RESIDUALS, Problem, best_theta
+from t5scaling.analysis.fitting.problem import RESIDUALS, Problem, best_theta, precision
 from t5scaling.analysis.fitting.protocol import held_out_by
 from t5scaling.analysis.fitting.significance import student_half_width
 from t5scaling.analysis.laws.base import Frame, Law
@@ -229,7 +229,7 @@ def fit_curve(
         held_out = held_out_by(law, x, "rollout", hold_out)
     order = np.lexsort((y, *np.atleast_2d(x)[::-1]))
     x, y, fitted = x[..., order], y[order], ~np.asarray(held_out, bool)[order]
-    scale = None if errors is None else _scale(np.asarray(errors, float)[order], y)
+    scale = None if errors is None else precision(np.asarray(errors, float)[order], y)
     labels = None if seeds is None else np.asarray(seeds)[order]
     intervals.check_kind(interval, labels)
     _check_enough(law, x, fitted, x_name)
@@ -264,17 +264,6 @@ def _check_options(law: Law, delta, residual: str, worse_counts: float) -> None:
         raise UserError(f"delta = {delta:g}: Huber's threshold must be positive")
     if not 0 < worse_counts <= 1:
         raise UserError(f"worse_counts = {worse_counts:g}: expected above 0 and at most 1")
-
-
-def _scale(errors: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Factors of the residuals, (N,), with a root mean square of 1."""
-    if not np.all(errors > 0):
-        raise UserError(
-            f"a standard error of {errors[~(errors > 0)][0]:g}: points are weighted by its inverse "
-            "square, which needs errors > 0"
-        )
-    weights = y / errors
-    return weights / np.sqrt(np.mean(weights**2))
 
 
 def check_positive(law: Law, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:

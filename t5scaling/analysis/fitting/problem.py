@@ -17,12 +17,15 @@ import numpy as np
 
 from t5scaling.analysis.fitting.least_squares import Solution, minimise
 from t5scaling.analysis.laws.base import Frame, Law
+from t5scaling.errors import UserError
 
 FINALISTS = 4  # of all starts, that are followed to their end; of a law with many coefficients 8
 MANY = 5  # coefficients
 SAME = 1e-2  # starts whose parameters come so close lead to the same minimum
 SOME_POINTS = 48
 LONG = 300  # steps, which hardly any start takes
+FIRST_STEPS = 5  # of a copy's starts, after which most of them are dropped
+FEW = 2  # points for each coefficient: fewer leave flat valleys, and starts need all their steps
 PROBLEMS_AT_ONCE = 8192  # more do not fit a processor's caches
 # What is made small: the difference of log values; of values, over the largest fitted one; or of
 # logs of what lies above the law's own floor (M2 of Alabdulmohsin et al., arXiv 2209.06640).
@@ -63,19 +66,31 @@ class Problem:
         return self.law.log_value(theta, self.log_x, self.frame)
 
 
+def precision(errors: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Factors of the residuals of log values, (N,), from the standard errors of y, with a root mean
+    square of 1. Raises UserError for an error that is not positive."""
+    if not np.all(errors > 0):
+        raise UserError(
+            f"a standard error of {errors[~(errors > 0)][0]:g}: points are weighted by its inverse "
+            "square, which needs errors > 0"
+        )
+    weights = y / errors
+    return weights / np.sqrt(np.mean(weights**2))
+
+
 def best_theta(problem: Problem) -> tuple[np.ndarray, float, bool]:
     """-> (theta (P,), objective, converged): the best of all starts, without intervals."""
     starts, inside = problem.starts(), problem.residual == "reducible"
-    few = len(problem.log_y) <= SOME_POINTS
+    parameters = problem.law.num_parameters
+    few = len(problem.log_y) < FEW * parameters
     if not inside and len(starts) > FINALISTS:
         # Most starts lead to the same minimum: to see whose is the lowest a rough one is enough, of
-        # some of the points if they are many. Where they are few, valleys are flat and steps cheap.
+        # some of the points if they are many.
         some = _thinned(problem)
         rough = _solve(some, _copies(some, len(starts)), None, starts, offset=0.01,
                        max_iterations=LONG if few else rough_steps(problem.law))  # fmt: skip
-        number = FINALISTS if problem.law.num_parameters < MANY else 2 * FINALISTS
-        order = finalists(rough.theta, rough.objective, len(starts) if few else number)
-        starts = rough.theta[order]
+        number = FINALISTS if parameters < MANY else 2 * FINALISTS
+        starts = rough.theta[finalists(rough.theta, rough.objective, number)]
     solution = _solve(problem, _copies(problem, len(starts)), None, starts)
     best = _best(solution, problem, inside=inside)
     return solution.theta[best], float(solution.objective[best]), bool(solution.converged[best])
@@ -117,6 +132,7 @@ def refit(
     curves: np.ndarray,
     starts: np.ndarray,
     counts: np.ndarray | None = None,
+    keep: int | None = None,
     **limits: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fits many curves over the sizes of the problem, each from several starts.
@@ -125,6 +141,7 @@ def refit(
       curves: log values (R, N), in place of the problem's own.
       starts: (S, P) for all curves, or (R, S, P) for each its own.
       counts: (R, N) weights of the points' losses, a set for each curve.
+      keep: how many starts of a curve, the lowest after FIRST_STEPS, are followed to their end.
       limits: tolerance, offset and max_iterations of `minimise`.
 
     Returns:
@@ -138,9 +155,18 @@ def refit(
         goals = np.repeat(curves[block], many, axis=0)
         weights = None if counts is None else np.repeat(counts[block], many, axis=0)
         begin = starts[block].reshape(-1, starts.shape[2])
+        first = many * np.arange(len(block))[:, None]  # row of each curve's first start
+        if keep is not None and keep < many:
+            early = {**limits, "max_iterations": FIRST_STEPS}
+            solution = _solve(problem, goals, weights, begin, **early)
+            order = solution.objective.reshape(len(block), many).argsort(1, kind="stable")
+            rows = (order[:, :keep] + first).ravel()
+            begin, goals = solution.theta[rows], goals[rows]
+            weights = None if weights is None else weights[rows]
+            first = keep * np.arange(len(block))[:, None]
         solution = _solve(problem, goals, weights, begin, **limits)
         objective = solution.objective.reshape(len(block), -1)
-        best = objective.argmin(1) + many * np.arange(len(block))
+        best = objective.argmin(1) + first[:, 0]
         found.append([column[best] for column in solution])
     theta, objective, converged = (np.concatenate(column) for column in zip(*found, strict=True))
     return theta, objective, converged

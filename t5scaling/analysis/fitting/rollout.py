@@ -24,6 +24,7 @@ from t5scaling.analysis.fitting.problem import (
     MANY,
     Problem,
     finalists,
+    precision,
     residual_functions,
     rough_steps,
     side_weights,
@@ -122,14 +123,19 @@ def predictions(
     first: int | None = None,
     curve: int = 0,
     delta: float | None = None,
+    errors: np.ndarray | None = None,
     **options: Any,
 ) -> list[Prediction]:
     """What the protocol makes the law predict. Empty for a curve that is too short.
+
+    Intervals take the noise to be even, or as the standard errors say: the few points that most
+    fits have cannot show how it changes with size.
 
     Args:
       first: least number of sizes to fit; None: as many as the law has coefficients, and 3 at
         least.
       delta: Huber's threshold; None: the law's own. options: of `problem.Problem`.
+      errors: standard errors of y, (N,), as in `fit.fit_curve`; None: all points count alike.
 
     Raises:
       UserError: an unknown protocol.
@@ -140,18 +146,19 @@ def predictions(
     if not plan:
         return []
     seen = plan[0][0]
+    scale = None if errors is None else precision(np.asarray(errors, float), y)
     problem = replace(
-        Problem.of(law, x, y, delta, **options),
+        Problem.of(law, x, y, delta, scale=scale, **options),
         frame=law.frame(x[..., seen], y[seen]),
     )
-    thetas, converged = _fit_each(problem, [fitted for fitted, _ in plan])
+    thetas, converged = fit_each(problem, [fitted for fitted, _ in plan])
     found: list[Prediction] = []
     for (fitted, wanted), theta, ended in zip(plan, thetas, converged, strict=True):
         found += _predict(problem, theta, bool(ended), x, y, fitted, wanted, curve)
     return found
 
 
-def _fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def fit_each(problem: Problem, fitted: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The best of several starts for each set of fitted points: (thetas (M, P), converged (M,)).
 
     A log value of nan is a point that is not seen.
@@ -238,7 +245,7 @@ def _predict(
     with np.errstate(all="ignore"):
         log_places = np.log(places)  # -inf without tokens of a source
         values = law.log_value(theta, log_places, problem.frame)
-        half, leverage = half_widths(problem, theta, log_places, fitted)
+        half, leverage = half_widths(problem, theta, log_places, fitted, _noises(problem, places))
         low, high = np.exp(values - half), np.exp(values + half)
     one = len(rows) == 1
     order = main[fitted].min() if law.of_loss else main[fitted].max()
@@ -260,15 +267,33 @@ def _predict(
     return found
 
 
+def _noises(problem: Problem, places: np.ndarray) -> np.ndarray | float:
+    """The noise of a measurement at each place, relative to that of all points."""
+    if problem.scale is None:
+        return 1.0
+    at, rows = np.atleast_2d(places), np.atleast_2d(problem.log_x)
+    with np.errstate(divide="ignore"):
+        here = (np.log(at)[:, :, None] == rows[:, None]).all(axis=0)  # (places, points)
+    return np.sqrt((here / problem.scale**2).sum(1) / here.sum(1))
+
+
 def half_widths(
-    problem: Problem, theta: np.ndarray, log_x: np.ndarray, fitted: np.ndarray
+    problem: Problem,
+    theta: np.ndarray,
+    log_x: np.ndarray,
+    fitted: np.ndarray,
+    new_noise: np.ndarray | float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of the intervals of new log values at log_x, by the linearised law, and the standard
     deviation of their errors in the unit of the noise; inf without noise to go by. `fitted` picks
-    the points of the problem that theta was fitted to."""
+    the points of the problem that theta was fitted to; new_noise is the noise of each new value,
+    relative to that of the points."""
     law, frame = problem.law, problem.frame
     slopes = law.jacobian(theta, problem.log_x[..., fitted], frame)
     residuals = (problem.log_y - law.log_value(theta, problem.log_x, frame))[fitted]
+    if problem.scale is not None:
+        slopes = slopes * problem.scale[fitted, None]
+        residuals = residuals * problem.scale[fitted]
     lower, upper = law.bounds(frame)
     free = (theta > lower + 1e-9) & (theta < upper - 1e-9)
     count, free_count = len(residuals), int(free.sum())
@@ -289,7 +314,7 @@ def half_widths(
     prior = np.diag(12.0 * max(noise, 1e-12) ** 2 / (upper - lower)[free] ** 2)
     spread = np.linalg.inv(known.T @ known + prior) if free_count else np.zeros((0, 0))
     variance = np.einsum("np,pq,nq->n", here, spread, here) * _price(problem.delta, noise)
-    leverage = np.sqrt(1 + np.maximum(variance, 0.0))
+    leverage = np.sqrt(new_noise**2 + np.maximum(variance, 0.0))
     return student(degrees) * noise * leverage, leverage
 
 

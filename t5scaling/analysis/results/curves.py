@@ -93,6 +93,21 @@ class Curve:
         return x, np.array([p.value for p in self.points], float)
 
     @property
+    def errors(self) -> np.ndarray | None:
+        """Standard errors of the points' values, (N,); None unless each point has one."""
+        return _all_known([p.error for p in self.points])
+
+    @property
+    def seeds(self) -> np.ndarray | None:
+        """The points' seeds, (N,); None unless each point has one."""
+        return _all_known([p.seed for p in self.points])
+
+    @property
+    def measured(self) -> tuple[np.ndarray, ...]:
+        """(x, values) as in `arrays`, with the values' standard errors where all are known."""
+        return self.arrays if self.errors is None else (*self.arrays, self.errors)
+
+    @property
     def unit(self) -> str:
         """Of D_p."""
         return self.facts.get("unit", "text tokens")
@@ -107,6 +122,10 @@ class Curve:
         if not self.baseline:
             return None
         return math.fsum(p.value for p in self.baseline) / len(self.baseline)
+
+
+def _all_known(values: Sequence[Any]) -> np.ndarray | None:
+    return None if None in values else np.array(values)
 
 
 def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
