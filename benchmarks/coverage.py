@@ -38,9 +38,9 @@ import time
 
 import numpy as np
 
-from t5scaling.analysis.conclusions.choice_of_law import laws_for
 from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.conclusions.forecast import Outlook, chance_of_best, outlooks, overtakes
+from t5scaling.analysis.conclusions.named_law import laws_of
 from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.results.curves import Curve, Point
@@ -184,7 +184,7 @@ def scores(numbers: range) -> dict[str, float]:
             for i, (a, b) in enumerate(zip(x, y, strict=True))
         )
         curve = Curve(Place(), "bleu", "D_p", points)
-        curve_fit = fit_one(curve, laws_for([curve])[0])
+        curve_fit = fit_one(curve, laws_of(None, [curve])[0][1])
         assert curve_fit.fit is not None
         (expected,) = outlooks([curve_fit])[0].values()
         for t, at, measured in zip(TIMES, places, new, strict=True):

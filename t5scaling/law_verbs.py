@@ -2,6 +2,17 @@
 
 from t5scaling.verb import Argument, Verb
 
+
+def size(text: str) -> float:
+    """A size as people write it: 1.4e12, 70B."""
+    from t5scaling.analysis.results import cells
+
+    value = cells.size_of(text)
+    if value is None:
+        raise ValueError  # the parser says "invalid size value", and which
+    return value
+
+
 TABLE = Argument(
     "file",
     "a table (CSV, TSV, JSON, JSON lines, parquet or xlsx, packed or not; - for standard input), "
@@ -71,17 +82,10 @@ def _predict(file, **settings):
     predict.predict(file, _columns(settings), **settings)
 
 
-def _figures(file, at, **settings):
-    from t5scaling.analysis import draw, two_sizes
-    from t5scaling.errors import UserError
+def _figures(file, **settings):
+    from t5scaling.analysis import draw
 
-    columns = _columns(settings)
-    if len(columns.x) == 2:
-        if at is not None:
-            raise UserError("--at is for figures of one size")
-        two_sizes.draw(file, columns, **settings)
-    else:
-        draw.draw(file, columns, at=at, **settings)
+    draw.draw(file, _columns(settings), **settings)
 
 
 LAW_VERBS = {
@@ -114,7 +118,7 @@ LAW_VERBS = {
                 default="rollout",
             ),
             Argument("--hold_out", "hold out this many of the largest x instead", type=int),
-            Argument("--fit_below", "hold out x from this size on instead", type=float),
+            Argument("--fit_below", "hold out x from this size on instead", type=size),
             Argument(
                 "--interval",
                 "how intervals are made: noise (parametric bootstrap), points or seeds "
@@ -153,7 +157,7 @@ LAW_VERBS = {
         "Say what a table's law, fitted to all its points, expects at sizes of your own, with an "
         "interval and the distance from the data; and how a budget of compute is best split "
         "between a model's size and its data.",
-        "results.csv --x=parameters,tokens --y=loss --law=chinchilla --at=7e10,1.4e12 "
+        "results.csv --x=parameters,tokens --y=loss --law=chinchilla --at=70B,1.4T "
         "--compute=5.76e23",
         _predict,
         (
@@ -161,7 +165,7 @@ LAW_VERBS = {
             *COLUMNS,
             Argument(
                 "--at",
-                "a size, or two by a comma of a law of two; may be repeated",
+                "a size such as 1e9 or 70B, or two by a comma of a law of two; may be repeated",
                 action="append",
                 default=[],
                 metavar="X[,X2]",
@@ -171,7 +175,7 @@ LAW_VERBS = {
                 "a budget of floating-point operations; may be repeated",
                 action="append",
                 default=[],
-                type=float,
+                type=size,
                 metavar="C",
             ),
             Argument(
@@ -203,8 +207,8 @@ LAW_VERBS = {
             *COLUMNS,
             Argument(
                 "--at",
-                "the size to forecast, two separated by a comma where x is two columns "
-                "(default: 4x largest)",
+                "the size to forecast, such as 1e9 or 70B, two separated by a comma where x is two "
+                "columns (default: 4x largest)",
                 metavar="X[,X2]",
             ),
             Argument(
@@ -216,7 +220,7 @@ LAW_VERBS = {
             Argument(
                 "--compute",
                 "where x is a model's size and its data: operations to split between them",
-                type=float,
+                type=size,
                 metavar="C",
             ),
             Argument(
@@ -247,7 +251,7 @@ LAW_VERBS = {
             TABLE,
             *COLUMNS,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
-            Argument("--at", "the size to forecast, as for advise", type=float),
+            Argument("--at", "the size to forecast, as for advise", type=size),
             Argument("--law", "what curves are drawn with, as for fit (default: by the metric)"),
             BOUNDS,
             Argument("--json", "their files as JSON", dest="as_json", action="store_true"),

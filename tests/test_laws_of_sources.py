@@ -1,12 +1,14 @@
 """Laws of several sources: formula, derivatives, recovery from planted points, refusals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import of_sources
 from t5scaling.analysis.laws.several_sources import KINDS
+from t5scaling.command_line import main
 from t5scaling.errors import UserError
 
 NAMES = ("de", "en", "fr")
@@ -140,3 +142,46 @@ def test_names_of_sources():
         of_sources("sources", ("de", "de"))
     with pytest.raises(UserError, match="two or more different names"):
         of_sources("sources", ("de",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_figure_has_a_line_for_each_mixture(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(intervals, "REPLICATES", 60)
+    x, y = curve(kind)
+    unique = [f"unique_{name}" for name in NAMES] if kind == "sources-repeated" else []
+    rows = pd.DataFrame(x.T, columns=[*NAMES, *unique])
+    rows["loss"] = y * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(y)))
+    table, folder = tmp_path / "table.csv", tmp_path / "drawn"
+    rows.to_csv(table, index=False)
+    arguments = [str(table), f"--sources={','.join(NAMES)}", "--y=loss", f"--law={kind}"]
+    if unique:
+        arguments.append(f"--unique={','.join(unique)}")
+    assert main(["figures", *arguments, f"--output={folder}"]) == 0
+    assert "1 figure as .png" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {
+        f"sources--loss.{ending}" for ending in ("png", "svg", "csv")
+    }
+    drawn = pd.read_csv(folder / "sources--loss.csv")
+    assert (drawn.kind == "fitted").sum() == len(y)
+    law = drawn[drawn.kind == "law"]
+    assert set(law.mixture) == {
+        "de", "en", "fr", "50 % de, 50 % en", "50 % de, 50 % fr", "20 % de, 50 % en, 30 % fr",
+        "70 % de, 30 % en",
+    }  # fmt: skip
+    assert np.all((law.low <= law.value) & (law.value <= law.high))
+
+
+def test_figures_of_sources_refuse_what_is_not_theirs(tmp_path, capsys):
+    x, y = curve("sources")
+    table = tmp_path / "table.csv"
+    pd.DataFrame({**dict(zip(NAMES, x, strict=True)), "loss": y}).to_csv(table, index=False)
+    arguments = ["figures", str(table), f"--sources={','.join(NAMES)}", "--y=loss"]
+    for extra, message in (
+        ("--at=70B", "--at is for figures of one size"),
+        ("--law=power", "'power' is not one of --sources"),
+        ("--law=all", "figures takes one law"),
+    ):
+        assert main([*arguments, extra, f"--output={tmp_path / 'drawn'}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "drawn").exists()

@@ -55,7 +55,7 @@ def test_one_size(one, capsys):
 
 
 def test_two_sizes_and_a_budget_on_the_command_line(two, capsys):
-    arguments = ["predict", str(two), "--x=N,D", "--y=loss", "--at=7e10,1.4e12", "--at=1e9,1e10",
+    arguments = ["predict", str(two), "--x=N,D", "--y=loss", "--at=70B,1.4T", "--at=1e9,1e10",
                  "--compute=1e21", "--compute=1e24", "--json"]  # fmt: skip
     assert main(arguments) == 0
     record = json.loads(capsys.readouterr().out)
@@ -101,9 +101,9 @@ def test_curves_apart_and_a_formula(one, tmp_path):
     [
         ({}, "predict needs --at"),
         ({"at": ["1e9,1e9"]}, "2 numbers, but the power law with floor is a law of D"),
-        ({"at": ["big"]}, "--at=big: expected a number such as 1e9"),
-        ({"at": ["-1"]}, "a size of -1: expected a positive number"),
-        ({"at": ["nan"]}, "a size of nan"),
+        ({"at": ["big"]}, "--at=big: expected a size such as 1e9 or 70B"),
+        ({"at": ["-1"]}, "--at=-1: expected a size"),
+        ({"at": ["nan"]}, "--at=nan: expected a size"),
         ({"at": ["1e9"], "law": "all"}, "predict takes one law"),
         ({"at": ["1e9"], "law": "powr"}, "did you mean 'power'"),
         ({"at": ["1e9"], "law": "E + A/D**a"}, "does not hold tokens, the column of x"),

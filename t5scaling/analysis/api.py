@@ -26,8 +26,7 @@ from rich.console import Console
 from t5scaling.analysis.conclusions.choice_of_law import comparisons
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.frontier import FLOPS, Estimate, Optimum, frontier
-from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better
-from t5scaling.analysis.fit_table import laws_of
+from t5scaling.analysis.conclusions.named_law import check_name, laws_of, lower_is_better
 from t5scaling.analysis.fitting.compare import Comparison
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.presentation.terminal import coefficients, print_comparison, print_fit

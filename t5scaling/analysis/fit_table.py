@@ -1,24 +1,18 @@
 """Laws for somebody who has only a table, or a directory of runs."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from t5scaling.analysis.conclusions.choice_of_law import (
     Compared,
-    choices,
     comparisons,
-    direction_of,
-    kinds_of_sources,
-    law_of_metric,
 )
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, comparison_record, document
 from t5scaling.analysis.conclusions.many_curves import fit_all
-from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better, named_law
+from t5scaling.analysis.conclusions.named_law import check_name, laws_of, lower_is_better
 from t5scaling.analysis.fitting.protocol import check_protocol
-from t5scaling.analysis.laws import LAWS, of_sources
-from t5scaling.analysis.laws.base import Law
+from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.presentation.progress import tracked, working
 from t5scaling.analysis.presentation.summary import print_summary
 from t5scaling.analysis.presentation.terminal import (
@@ -138,32 +132,3 @@ def _held_out_from(
         replace(curve, points=tuple(replace(p, held_out=p.x >= size) for p in curve.points))
         for curve in curves
     ]
-
-
-def laws_of(
-    name: str | None,
-    curves: Sequence[Curve],
-    compared: Sequence[Compared] = (),
-    bounds: str | None = None,
-) -> list[tuple[Curve, Law, str]]:
-    """Each curve with its law, and why it is that."""
-    if name is not None and name != "all":
-        return [(curve, named_law(name, curve, bounds), "") for curve in curves]
-    best = {id(curve): one.comparison.families[0].law for one in compared for curve in one.curves}
-    rest = [curve for curve in curves if id(curve) not in best and not curve.place.data]
-    chosen = choices(rest)
-    found = []
-    for curve in curves:
-        if id(curve) in best:
-            found.append((curve, best[id(curve)], "the best of those compared below"))
-        elif curve.sources:
-            law = of_sources(kinds_of_sources(curve)[0], curve.sources)
-            found.append((curve, law, "chosen for several sources"))
-        elif curve.x2_name:
-            found.append((curve, LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}"))
-        elif curve.place.data:
-            found.append((curve, law_of_metric(curve.metric), ""))
-        else:
-            one = chosen[curve.metric, direction_of(curve)]
-            found.append((curve, one.law, f"chosen because {one.reason}"))
-    return found

@@ -24,15 +24,15 @@ from rich.text import Text
 import t5scaling
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.frontier import FLOPS, Estimate, Optimum, check, frontier
-from t5scaling.analysis.conclusions.named_law import check_name, lower_is_better
+from t5scaling.analysis.conclusions.named_law import check_name, laws_of, lower_is_better
 from t5scaling.analysis.conclusions.prediction import Expected, expected
-from t5scaling.analysis.fit_table import laws_of
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.sentences import INTERVAL
 from t5scaling.analysis.presentation.terminal import coefficients, console
+from t5scaling.analysis.results import cells
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.load import EVERYTHING, Columns, load_curves
 from t5scaling.analysis.wording import interval, number, open_size, size
@@ -66,7 +66,7 @@ def predict(
     """Fits the law of each curve of a table (see `load`) to all its points; prints what it expects.
 
     Args:
-      at: places, each a size, or the sizes of a law of two by a comma: "7e10,1.4e12".
+      at: places, each a size, or the sizes of a law of two by a comma: "7e10,1.4e12", "70B,1.4T".
       compute: budgets, whose best split is asked for (`conclusions.frontier`).
       flops: operations per unit of both sizes: C = flops * x * x2.
       law, bounds: as for `fit_table`; None: its choice, and with a budget the Chinchilla law.
@@ -121,13 +121,13 @@ def law_of_one(
 
 def place_of(text: str) -> tuple[float, ...]:
     """The sizes that `--at` names."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+    sizes = [cells.size_of(part) for part in text.split(",")]
+    if None in sizes:
         raise UserError(
-            f"--at={text}: expected a number such as 1e9, or two by a comma of a law of two sizes; "
-            "for several places give --at several times"
-        ) from None
+            f"--at={text}: expected a size such as 1e9 or 70B, or two by a comma of a law of two "
+            "sizes; for several places give --at several times"
+        )
+    return tuple(size for size in sizes if size is not None)
 
 
 def names_of(curve_fit: CurveFit) -> list[str]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from t5scaling.analysis.conclusions import next_experiment
-from t5scaling.analysis.conclusions.choice_of_law import laws_for
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, fit_one
 from t5scaling.analysis.conclusions.decisions import Answer, Decision, sign_of, suffices, worth_it
 from t5scaling.analysis.conclusions.diagnosis import Relation, relations
@@ -27,6 +26,7 @@ from t5scaling.analysis.conclusions.forecast import (
     outlooks,
     overtakes,
 )
+from t5scaling.analysis.conclusions.named_law import laws_of
 from t5scaling.analysis.conclusions.next_experiment import Cost, NextRun
 from t5scaling.analysis.conclusions.prices import (
     Gaps,
@@ -161,7 +161,7 @@ def advise_curves(
         {(curve_fit.curve.place, curve_fit.curve.metric): curve_fit for curve_fit in fitted},
         [],
     )
-    for curve, law in zip(curves, laws_for(curves), strict=True):
+    for curve, law, _ in laws_of(None, curves):
         known = at_hand.get((curve.place, curve.metric))
         same = known is not None and known.law is law
         fits.append(known if same else fit_one(curve, law, lower_is_better=law.direction < 0))

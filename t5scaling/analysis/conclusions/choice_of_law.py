@@ -103,15 +103,6 @@ def choices(curves: Sequence[Curve]) -> dict[tuple[str, int], Chosen]:
     return {key: _choose(members, key[1]) for key, members in groups.items()}
 
 
-def laws_for(curves: Sequence[Curve]) -> list[Law]:
-    """The law of each curve of one size: the paper's in a study, else the table's choice."""
-    chosen = choices([curve for curve in curves if not curve.place.data])
-    return [
-        law_for(curve) if curve.place.data else chosen[curve.metric, direction_of(curve)].law
-        for curve in curves
-    ]
-
-
 def _choose(members: Sequence[Curve], direction: int) -> Chosen:
     first = members[0]
     goes = f"{first.metric} rises with {first.x_name}"

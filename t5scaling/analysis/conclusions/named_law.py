@@ -1,10 +1,18 @@
-"""The law that a user names: one of the library, or a formula of one's own."""
+"""Which law each curve gets: the one that a user names, of the library or a formula of one's own,
+or the one that is chosen for it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from t5scaling.analysis.conclusions.choice_of_law import direction_of, is_known, law_of_metric
+from t5scaling.analysis.conclusions.choice_of_law import (
+    Compared,
+    choices,
+    direction_of,
+    is_known,
+    kinds_of_sources,
+    law_of_metric,
+)
 from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.laws.formula import Formula, is_formula, parsed_bounds
@@ -47,6 +55,40 @@ def named_law(name: str, curve: Curve, bounds: str | None = None) -> Law:
         return LAWS[name]
     sizes = (curve.x_name, *([curve.x2_name] if curve.x2_name else []))
     return Formula(name, sizes, parsed_bounds(bounds), _direction(curve))
+
+
+def laws_of(
+    name: str | None,
+    curves: Sequence[Curve],
+    compared: Sequence[Compared] = (),
+    bounds: str | None = None,
+) -> list[tuple[Curve, Law, str]]:
+    """Each curve with its law, and why it is that: the one that is named; the best of those that
+    `compared` compares it by; or the paper's in a study, in a table what `choice_of_law` chooses.
+
+    Raises:
+      UserError: see `named_law`.
+    """
+    if name is not None and name != "all":
+        return [(curve, named_law(name, curve, bounds), "") for curve in curves]
+    best = {id(curve): one.comparison.families[0].law for one in compared for curve in one.curves}
+    rest = [curve for curve in curves if id(curve) not in best and not curve.place.data]
+    chosen = choices(rest)
+    found = []
+    for curve in curves:
+        if id(curve) in best:
+            found.append((curve, best[id(curve)], "the best of those compared below"))
+        elif curve.sources:
+            law = of_sources(kinds_of_sources(curve)[0], curve.sources)
+            found.append((curve, law, "chosen for several sources"))
+        elif curve.x2_name:
+            found.append((curve, LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}"))
+        elif curve.place.data:
+            found.append((curve, law_of_metric(curve.metric), ""))
+        else:
+            one = chosen[curve.metric, direction_of(curve)]
+            found.append((curve, one.law, f"chosen because {one.reason}"))
+    return found
 
 
 def lower_is_better(curve: Curve, law: Law) -> bool:

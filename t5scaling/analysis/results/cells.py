@@ -42,6 +42,15 @@ def is_number(cell: Cell) -> bool:
     return any(_value(cell, mark, size=True) is not None for mark in (POINT, COMMA))
 
 
+def size_of(text: str) -> float | None:
+    """The size that an argument of the command line names, such as 1.4e12 or 70B; None for anything
+    but a finite number above 0."""
+    value = _value(text, POINT, size=True)
+    if value is None or text.strip().endswith("%") or not 0 < value < math.inf:
+        return None
+    return value
+
+
 def numbers_of(
     table: str,
     columns: Mapping[str, Sequence[tuple[int, Cell]]],
