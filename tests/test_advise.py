@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from t5scaling.analysis.conclusions.decisions import Answer, worth_it
 from t5scaling.analysis.conclusions.diagnosis import relate
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.draw import draw
+from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.presentation.advice import sentence_of_exchange, times
 from t5scaling.analysis.results.curves import Curve, Point
@@ -249,3 +251,32 @@ def test_effective_data_are_read_off_the_runs_without_pretraining():
     assert exchanges.transfers(fits[:1], pools[:1]) == []
     # Where more data without pretraining do not help, nothing can be read off.
     assert exchanges.transfers(fits, pools[::-1]) == []
+
+
+def test_many_curves_get_a_line_each(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(intervals, "REPLICATES", 60)
+
+    path, draw_ = tmp_path / "many.csv", np.random.default_rng(0)
+    rows = ["data,D_p,bleu"]
+    for i in range(34):  # more than are written in full, and than have a line of their own
+        falls = i % 2
+        for x in (0, *X):
+            value = 20.0 - 3.0 * falls * np.log(x / 1e5 if x else 1.0)
+            value = value if falls else 40 - 32 * (max(x, 1e5) / 1e5) ** -0.35
+            rows.append(
+                f"run{i},{int(x)},{float(max(value, 0.5)) * math.exp(0.01 * draw_.normal())!r}"
+            )
+    path.write_text("\n".join(rows))
+    columns = Columns(("D_p",), "bleu", ("data",))
+    found = advise(path, columns)
+    text = capsys.readouterr().out
+    assert len(found.curves) == 34
+    counts = re.search(r"34 curves, worth it: (.*)", text).group(1)
+    assert sum(map(int, re.findall(r"of (\d+)", counts))) == 34
+    assert "... and 4 more" in text and "--all: everything on every curve" in text
+    lines = [line for line in text.splitlines() if line.startswith("BLEU · run")]
+    assert len(lines) == 30 and len({line.split()[2] for line in lines}) == 30
+    assert len(text.splitlines()) < 60
+    advise(path, columns, every=True)
+    full = capsys.readouterr().out
+    assert all(f"run{i}" in full for i in range(34)) and len(full) > 4 * len(text)

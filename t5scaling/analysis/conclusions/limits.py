@@ -53,11 +53,11 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is "
             "the smallest or largest tried there: they may be under-tuned, which bends laws."
         )
-    repeated = {
-        run["pretrain_data"]: run["pretrain_unique_tokens"]
-        for run in runs
-        if "pretrain_unique_tokens" in run.record
-    }
+    repeated: dict[str, int] = {}
+    for run in runs:
+        if "pretrain_unique_tokens" in run.record:
+            data, tokens = run["pretrain_data"], run["pretrain_unique_tokens"]
+            repeated[data] = max(tokens, repeated.get(data, 0))
     if repeated:
         each = [f"{size(tokens)} in {data}" for data, tokens in sorted(repeated.items())]
         said.append(

@@ -236,7 +236,9 @@ class EncoderDecoder(Multiplicative):
 
 class Routed(Law):
     """log L = a log N + b log E + c log N log E + d: N parameters, E experts (Clark et al., arXiv
-    2202.01169), without the paper's saturation of E at both ends.
+    2202.01169, Eq. 1, and the notebook beside their data), without the paper's saturation of E at
+    both ends. Logs are natural: the paper's c, in logs of base 10, is ln 10 times as large, its d
+    is d / ln 10; a and b are the same.
 
     With c > 0 experts help larger models less, and at N = e^(-b / c) no longer; beyond, the law
     rises with E.
