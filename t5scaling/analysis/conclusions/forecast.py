@@ -219,7 +219,7 @@ def _crossing(
         share = np.nan_to_num(-before / (after - before), nan=0.5)
         return np.where(place >= 0, grid[place] + share * (grid[1] - grid[0]), np.nan)
 
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         here = last_change(families[0](grid, False))[0]
         spread = np.concatenate([last_change(gains(grid, True)) for gains in families])
     known = spread[np.isfinite(spread)]
