@@ -2,17 +2,6 @@
 
 from t5scaling.verb import Argument, Verb
 
-
-def size(text: str) -> float:
-    """A size as people write it: 1.4e12, 70B."""
-    from t5scaling.analysis.results import cells
-
-    value = cells.size_of(text)
-    if value is None:
-        raise ValueError  # the parser says "invalid size value", and which
-    return value
-
-
 TABLE = Argument(
     "file",
     "a table (CSV, TSV, JSON, JSON lines, parquet or xlsx, packed or not; - for standard input), "
@@ -45,17 +34,29 @@ def _columns(settings):
     return load.named(**{argument.name: settings.pop(argument.name) for argument in COLUMNS})
 
 
-def _fit(file, **settings):
+def _size(flag, text):
+    """A size as people write it: 1.4e12, 70B. None stays None."""
+    from t5scaling.analysis.results import cells
+    from t5scaling.errors import UserError
+
+    value = None if text is None else cells.size_of(text)
+    if text is not None and value is None:
+        raise UserError(f"{flag}={text}: expected a positive size such as 1e9 or 70B")
+    return value
+
+
+def _fit(file, fit_below, **settings):
     from t5scaling.analysis import fit_table
 
-    fit_table.fit_table(file, _columns(settings), **settings)
+    below = _size("--fit_below", fit_below)
+    fit_table.fit_table(file, _columns(settings), fit_below=below, **settings)
 
 
 def _advise(file, at, law, bounds, compute, **settings):
     from t5scaling.analysis import advise, predict, two_sizes
     from t5scaling.errors import UserError
 
-    columns = _columns(settings)
+    columns, compute = _columns(settings), _size("--compute", compute)
     place = predict.place_of(at) if at else None
     if len(columns.x) == 2:
         for name in ("cost_per_unit", "cost_per_run", "budget"):
@@ -76,16 +77,17 @@ def _advise(file, at, law, bounds, compute, **settings):
     advise.advise(file, columns, at=place[0] if place else None, **settings)
 
 
-def _predict(file, **settings):
+def _predict(file, compute, **settings):
     from t5scaling.analysis import predict
 
-    predict.predict(file, _columns(settings), **settings)
+    budgets = [_size("--compute", text) for text in compute]
+    predict.predict(file, _columns(settings), compute=budgets, **settings)
 
 
-def _figures(file, **settings):
+def _figures(file, at, **settings):
     from t5scaling.analysis import draw
 
-    draw.draw(file, _columns(settings), **settings)
+    draw.draw(file, _columns(settings), at=_size("--at", at), **settings)
 
 
 LAW_VERBS = {
@@ -118,7 +120,7 @@ LAW_VERBS = {
                 default="rollout",
             ),
             Argument("--hold_out", "hold out this many of the largest x instead", type=int),
-            Argument("--fit_below", "hold out x from this size on instead", type=size),
+            Argument("--fit_below", "hold out x from this size on instead"),
             Argument(
                 "--interval",
                 "how intervals are made: noise (parametric bootstrap), points or seeds "
@@ -175,7 +177,6 @@ LAW_VERBS = {
                 "a budget of floating-point operations; may be repeated",
                 action="append",
                 default=[],
-                type=size,
                 metavar="C",
             ),
             Argument(
@@ -220,7 +221,6 @@ LAW_VERBS = {
             Argument(
                 "--compute",
                 "where x is a model's size and its data: operations to split between them",
-                type=size,
                 metavar="C",
             ),
             Argument(
@@ -251,7 +251,7 @@ LAW_VERBS = {
             TABLE,
             *COLUMNS,
             Argument("--output", "(default: figures beside the table)", metavar="DIR"),
-            Argument("--at", "the size to forecast, as for advise", type=size),
+            Argument("--at", "the size to forecast, as for advise"),
             Argument("--law", "what curves are drawn with, as for fit (default: by the metric)"),
             BOUNDS,
             Argument("--json", "their files as JSON", dest="as_json", action="store_true"),

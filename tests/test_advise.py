@@ -260,7 +260,7 @@ def test_many_curves_get_a_line_each(tmp_path, capsys, monkeypatch):
     rows = ["data,D_p,bleu"]
     for i in range(34):  # more than are written in full, and than have a line of their own
         falls = i % 2
-        for x in (0, *X):
+        for x in (0, *X[:5]):
             value = 20.0 - 3.0 * falls * np.log(x / 1e5 if x else 1.0)
             value = value if falls else 40 - 32 * (max(x, 1e5) / 1e5) ** -0.35
             rows.append(
@@ -277,6 +277,3 @@ def test_many_curves_get_a_line_each(tmp_path, capsys, monkeypatch):
     lines = [line for line in text.splitlines() if line.startswith("BLEU · run")]
     assert len(lines) == 30 and len({line.split()[2] for line in lines}) == 30
     assert len(text.splitlines()) < 60
-    advise(path, columns, every=True)
-    full = capsys.readouterr().out
-    assert all(f"run{i}" in full for i in range(34)) and len(full) > 4 * len(text)

@@ -101,9 +101,9 @@ def test_curves_apart_and_a_formula(one, tmp_path):
     [
         ({}, "predict needs --at"),
         ({"at": ["1e9,1e9"]}, "2 numbers, but the power law with floor is a law of D"),
-        ({"at": ["big"]}, "--at=big: expected a size such as 1e9 or 70B"),
-        ({"at": ["-1"]}, "--at=-1: expected a size"),
-        ({"at": ["nan"]}, "--at=nan: expected a size"),
+        ({"at": ["big"]}, "--at=big: expected a positive size such as 1e9 or 70B"),
+        ({"at": ["-1"]}, "--at=-1: expected a positive size"),
+        ({"at": ["nan"]}, "--at=nan: expected a positive size"),
         ({"at": ["1e9"], "law": "all"}, "predict takes one law"),
         ({"at": ["1e9"], "law": "powr"}, "did you mean 'power'"),
         ({"at": ["1e9"], "law": "E + A/D**a"}, "does not hold tokens, the column of x"),

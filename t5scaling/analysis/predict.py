@@ -124,8 +124,8 @@ def place_of(text: str) -> tuple[float, ...]:
     sizes = [cells.size_of(part) for part in text.split(",")]
     if None in sizes:
         raise UserError(
-            f"--at={text}: expected a size such as 1e9 or 70B, or two by a comma of a law of two "
-            "sizes; for several places give --at several times"
+            f"--at={text}: expected a positive size such as 1e9 or 70B, or two by a comma of a "
+            "law of two sizes; for several places give --at several times"
         )
     return tuple(size for size in sizes if size is not None)
 

@@ -17,7 +17,7 @@ from t5scaling.analysis.conclusions.decisions import Answer, worth_it
 from t5scaling.analysis.conclusions.next_experiment import NextRun
 from t5scaling.analysis.fitting.compare import Comparison, compare
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
-from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS
+from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS, f_tail
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.results.places import Place
@@ -104,9 +104,7 @@ def lack_of_fit(
         return miss, 0.0, False
     sigmas, dfs = np.array(known).T
     noise = float(np.sqrt(np.average(sigmas**2, weights=dfs)))
-    from scipy.stats import f
-
-    return miss, noise, bool(f.sf((miss / noise) ** 2, freedom, dfs.sum()) >= SIGNIFICANCE)
+    return miss, noise, f_tail((miss / noise) ** 2, freedom, dfs.sum()) >= SIGNIFICANCE
 
 
 def marginal_rate(fit: Fit, at: np.ndarray, thetas: np.ndarray) -> np.ndarray:

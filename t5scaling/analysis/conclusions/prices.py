@@ -21,7 +21,12 @@ from t5scaling.analysis.conclusions.decisions import Answer
 from t5scaling.analysis.conclusions.exchange import lack_of_fit, marginal_rate, noises
 from t5scaling.analysis.fitting.fit import Fit, check_positive, fit_curve
 from t5scaling.analysis.fitting.problem import Problem, best_theta
-from t5scaling.analysis.fitting.significance import SIGNIFICANCE, TAILS, student_half_width
+from t5scaling.analysis.fitting.significance import (
+    SIGNIFICANCE,
+    TAILS,
+    f_tail,
+    student_half_width,
+)
 from t5scaling.analysis.laws import LAWS, of_sources
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.results.curves import Curve
@@ -202,12 +207,10 @@ def _residuals(law: Law, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _needed(residuals: Sequence[np.ndarray], larger: Law) -> bool:
     """Whether one more coefficient makes the second residuals smaller than chance does (F test)."""
-    from scipy.stats import f
-
     few, more = (float(np.sum(r**2)) for r in residuals)
     freedom = residuals[1].size - larger.num_parameters
     ratio = (few - more) / max(more / freedom, 1e-300)
-    return bool(f.sf(max(ratio, 0.0), 1, freedom) < SIGNIFICANCE)
+    return f_tail(max(ratio, 0.0), 1, freedom) < SIGNIFICANCE
 
 
 def best_mixture(fit: Fit, total: float) -> BestMixture:

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from t5scaling.analysis.fitting.least_squares import huber, minimise
+from t5scaling.analysis.fitting.least_squares import huber, huber_moments, minimise
 from t5scaling.analysis.fitting.noise import Noise
 from t5scaling.analysis.fitting.problem import Problem, refit, residual_functions, side_weights
 from t5scaling.analysis.fitting.significance import TAILS, student_quantile
@@ -311,12 +311,9 @@ def _limit(problem: Problem, sigma: float, df: int) -> float:
     """How much the objective may rise: half of t^2 sigma^2 for squares. Huber's loss is no log
     likelihood of normal noise; its likelihood ratio is scaled by E[psi^2] / E[psi'] (Huber 1981,
     section 7.10)."""
-    from scipy.stats import norm
-
     quantile = student_quantile(df) ** 2 / 2
     ratio = problem.delta / sigma if sigma else math.inf
     if math.isinf(ratio):
         return quantile * sigma**2
-    inside = 1 - 2 * norm.sf(ratio)
-    squares = inside - 2 * ratio * norm.pdf(ratio) + ratio**2 * (1 - inside)
+    inside, squares = huber_moments(ratio)
     return float(quantile * sigma**2 * squares / inside)

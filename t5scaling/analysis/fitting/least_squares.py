@@ -12,6 +12,7 @@ do ("case" weights of `rlm`; Venables and Ripley 2002, section 6.5). Put under t
 factor of the residual, it would count 1.41 times where Huber's loss is linear.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,6 +39,14 @@ def huber(residuals: np.ndarray, delta: float) -> np.ndarray:
         return 0.5 * residuals**2
     inside = np.minimum(size, delta)
     return inside * (size - 0.5 * inside)
+
+
+def huber_moments(ratio: float) -> tuple[float, float]:
+    """Of standard normal residuals and Huber's threshold `ratio`: the share within the threshold
+    (the mean of the loss's second derivative), and the mean square of its first derivative."""
+    inside = math.erf(ratio / math.sqrt(2))
+    density = math.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+    return inside, inside - 2 * ratio * density + ratio**2 * (1 - inside)
 
 
 def minimise(
@@ -73,16 +82,19 @@ def minimise(
         step that is left, as a share of the standard error of theta.
     """
     theta = np.clip(theta, lower, upper)
-    count, width = targets.shape[1], theta.shape[1]
+    count: int = targets.shape[1]
+    width: int = theta.shape[1]
 
-    def weights_of(residuals, rows):
+    def weights_of(residuals: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
         """None for 1."""
         own = None if weights is None else weights[rows]
         if weigh is None:
             return own
         return weigh(residuals) if own is None else own * weigh(residuals)
 
-    def objective_of(theta, targets, rows):
+    def objective_of(
+        theta: np.ndarray, targets: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """With the residuals."""
         residuals = residuals_of(theta, targets)
         losses, by = huber(residuals, delta), weights_of(residuals, rows)
@@ -91,19 +103,22 @@ def minimise(
 
     unit = np.eye(width)
     active = np.arange(len(theta))
-    at, goal = theta.copy(), targets  # of the active ones, and so are residuals
+    # Of the active ones, and so are residuals. Types are named where a checker would otherwise
+    # follow every array around the loop.
+    at: np.ndarray = theta.copy()
+    goal: np.ndarray = targets
     objective, residuals = objective_of(theta, targets, active)
     converged = np.zeros(len(theta), bool)
-    damping = np.full(len(theta), 1e-2)
+    damping: np.ndarray = np.full(len(theta), 1e-2)
     for iteration in range(max_iterations):
-        slopes = slopes_of(at, goal)
-        by = weights_of(residuals, active)
-        pull = np.clip(residuals, -delta, delta)
-        weighted_pull = pull if by is None else pull * by
-        downhill = (weighted_pull[:, None] @ slopes)[:, 0]
-        blocked = ((at <= lower) & (downhill < 0)) | ((at >= upper) & (downhill > 0))
+        slopes: np.ndarray = slopes_of(at, goal)
+        by: np.ndarray | None = weights_of(residuals, active)
+        pull: np.ndarray = np.clip(residuals, -delta, delta)
+        weighted_pull: np.ndarray = pull if by is None else pull * by
+        downhill: np.ndarray = (weighted_pull[:, None] @ slopes)[:, 0]
+        blocked: np.ndarray = ((at <= lower) & (downhill < 0)) | ((at >= upper) & (downhill > 0))
         downhill = np.where(blocked, 0.0, downhill)
-        done = np.abs(downhill).max(-1) <= tolerance * min(delta, 1.0)
+        done: np.ndarray = np.abs(downhill).max(-1) <= tolerance * min(delta, 1.0)
         if offset and count > width:
             free = slopes * ~blocked[:, None] if blocked.any() else slopes
             own = free if by is None else free * by[:, :, None]
@@ -113,7 +128,7 @@ def minimise(
             spread = (weighted_pull * pull).sum(-1) / (count - width)
             done |= (downhill * left).sum(-1) <= offset**2 * width * spread
         converged[active[done]] = True
-        going = ~done & (damping[active] < STUCK)
+        going: np.ndarray = ~done & (damping[active] < STUCK)
         if not going.any():
             break
         if not going.all():
@@ -127,8 +142,10 @@ def minimise(
         case = 1.0 if by is None else by
         inliers = np.abs(residuals) <= delta
         reweighted = case * np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
-        before = objective[active]
-        best_theta, best_objective, best_residuals = at, before, residuals
+        before: np.ndarray = objective[active]
+        best_theta: np.ndarray = at
+        best_objective: np.ndarray = before
+        best_residuals: np.ndarray = residuals
         scale = np.einsum("bn,bnp,bnp->bp", reweighted, slopes, slopes)
         floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
         ridge = damping[active, None] * (scale + floor) + blocked
@@ -145,8 +162,8 @@ def minimise(
             curvature = weighted @ slopes - correction
             least = 1e-14 * np.abs(curvature).max((1, 2))[:, None]  # what float64 can still see
             curvature += (ridge + least)[:, :, None] * unit
-            step = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
-            candidate = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
+            step: np.ndarray = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
+            candidate: np.ndarray = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
             value, there = objective_of(candidate, goal, active)
             better = value < best_objective
             best_theta = np.where(better[:, None], candidate, best_theta)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from t5scaling.analysis.fitting.least_squares import FIRST_NEWTON, Solution, minimise
+from t5scaling.analysis.fitting.least_squares import FIRST_NEWTON, Solution, huber_moments, minimise
 from t5scaling.analysis.fitting.problem import (
     MANY,
     Problem,
@@ -333,9 +333,7 @@ def _price(delta: float, noise: float) -> float:
     ratio = delta / noise if noise else math.inf
     if ratio > 10:
         return 1.0
-    inside = math.erf(ratio / math.sqrt(2))
-    density = math.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
-    squares = inside - 2 * ratio * density + ratio**2 * (1 - inside)
+    inside, squares = huber_moments(ratio)
     return squares / inside**2
 
 
