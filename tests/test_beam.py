@@ -33,9 +33,9 @@ def own_tasks(folder, bad_line=False):
     """Documents in two languages, in several files, and their mixture; its definitions."""
     definitions = {}
     for language, word in (("en", "Document"), ("de", "Dokument")):
-        for number in range(5):
+        for number in range(2):
             path = folder / f"{language}-{number}.jsonl"
-            lines = [{"text": f"{word} {number}, {i}: " + "x y z " * 5} for i in range(40)]
+            lines = [{"text": f"{word} {number}, {i}: " + "x y z " * 5} for i in range(100)]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             path.write_text(text + "{\n" * bad_line, encoding="utf-8")
         definitions[f"beam_{language}"] = {
@@ -106,7 +106,7 @@ def test_a_mistake_in_a_worker_is_one_clear_line(tmp_path):
     with pytest.raises(UserError) as error:
         write(tmp_path / "root", definitions, options=DIRECT)
     assert str(error.value) == (
-        f"beam_de train: {tmp_path / 'de-0.jsonl'}, line 41: broken JSON line"
+        f"beam_de train: {tmp_path / 'de-0.jsonl'}, line 101: broken JSON line"
     )
     assert not list((tmp_path / "root").iterdir())
 
@@ -116,7 +116,7 @@ def test_what_was_skipped_by_workers_is_counted(tmp_path):
     here = write(tmp_path / "here", definitions)
     there = write(tmp_path / "there", definitions, options=DIRECT)
     found = json.loads((there / "dataset.json").read_text())["skipped"]
-    assert {entry["task"]: entry["count"] for entry in found} == {"beam_en": 5, "beam_de": 5}
+    assert {entry["task"]: entry["count"] for entry in found} == {"beam_en": 2, "beam_de": 2}
     assert content(here) == content(there)
 
 

@@ -18,9 +18,10 @@ import pandas as pd
 import pytest
 
 import run
-from t5scaling import config, verbs
+from t5scaling import config, self_test, verbs
 from t5scaling.analysis.fitting.fit import fit_curve
 from tests.conftest import REPOSITORY
+from tests.test_doctor import SMALL
 
 ROOT = Path(REPOSITORY)
 DOCUMENTS = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -116,7 +117,12 @@ def execute(words, root, capsys):
     assert status == 0, f"python run.py {shlex.join([verb, *arguments])}\n{out}\n{err}"
 
 
-def test_the_readmes_commands_one_after_the_other(here, materialised_here, mini_root, capsys):
+def test_the_readmes_commands_one_after_the_other(
+    here, materialised_here, mini_root, capsys, monkeypatch
+):
+    # `doctor` trains what test_doctor trains: this machine's own workload takes a minute where
+    # programs are not optimised.
+    monkeypatch.setattr(self_test, "default_workload", lambda platform, memory: SMALL)
     sizes = np.repeat(1e6 * 2.0 ** np.arange(8), 2)
     factor = np.tile([1.0, 0.8], 8)
     score = factor * (0.5 * np.log(sizes / 1e4)) ** 1.5
