@@ -14,7 +14,7 @@ study: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(RUN) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check --fix .
