@@ -34,13 +34,13 @@ def _columns(settings):
     return load.named(**{argument.name: settings.pop(argument.name) for argument in COLUMNS})
 
 
-def _size(flag, text):
-    """A size as people write it: 1.4e12, 70B. None stays None."""
+def _size(flag: str, text: str) -> float:
+    """A size as people write it: 1.4e12, 70B."""
     from t5scaling.analysis.results import cells
     from t5scaling.errors import UserError
 
-    value = None if text is None else cells.size_of(text)
-    if text is not None and value is None:
+    value = cells.size_of(text)
+    if value is None:
         raise UserError(f"{flag}={text}: expected a positive size such as 1e9 or 70B")
     return value
 
@@ -48,7 +48,7 @@ def _size(flag, text):
 def _fit(file, fit_below, **settings):
     from t5scaling.analysis import fit_table
 
-    below = _size("--fit_below", fit_below)
+    below = fit_below and _size("--fit_below", fit_below)
     fit_table.fit_table(file, _columns(settings), fit_below=below, **settings)
 
 
@@ -56,7 +56,7 @@ def _advise(file, at, law, bounds, compute, **settings):
     from t5scaling.analysis import advise, predict, two_sizes
     from t5scaling.errors import UserError
 
-    columns, compute = _columns(settings), _size("--compute", compute)
+    columns, compute = _columns(settings), compute and _size("--compute", compute)
     place = predict.place_of(at) if at else None
     if len(columns.x) == 2:
         for name in ("cost_per_unit", "cost_per_run", "budget"):
@@ -87,7 +87,7 @@ def _predict(file, compute, **settings):
 def _figures(file, at, **settings):
     from t5scaling.analysis import draw
 
-    draw.draw(file, _columns(settings), at=_size("--at", at), **settings)
+    draw.draw(file, _columns(settings), at=at and _size("--at", at), **settings)
 
 
 LAW_VERBS = {

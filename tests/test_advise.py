@@ -15,7 +15,7 @@ from t5scaling.analysis.advise import advise
 from t5scaling.analysis.conclusions import exchange as exchanges
 from t5scaling.analysis.conclusions.curve_fit import fit_one
 from t5scaling.analysis.conclusions.decisions import Answer, worth_it
-from t5scaling.analysis.conclusions.diagnosis import relate
+from t5scaling.analysis.conclusions.diagnosis import agreement, relate
 from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.draw import draw
 from t5scaling.analysis.fitting import intervals
@@ -277,3 +277,15 @@ def test_many_curves_get_a_line_each(tmp_path, capsys, monkeypatch):
     lines = [line for line in text.splitlines() if line.startswith("BLEU · run")]
     assert len(lines) == 30 and len({line.split()[2] for line in lines}) == 30
     assert len(text.splitlines()) < 60
+
+
+def test_the_agreement_of_scores_and_losses_is_kendalls_tau():
+    """With ties, and beside SciPy's."""
+    from scipy.stats import kendalltau
+
+    draw_ = np.random.default_rng(0)
+    for _ in range(20):
+        scores, losses = draw_.integers(1, 6, (2, len(X))).astype(float)
+        found = agreement(curve("bleu", scores), curve("cross_entropy", losses))
+        expected = kendalltau(scores, -losses).statistic
+        assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)

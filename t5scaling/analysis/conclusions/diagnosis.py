@@ -24,6 +24,7 @@ from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.fit import Fit, fit_curve
 from t5scaling.analysis.laws import LAWS
 from t5scaling.analysis.metrics import LOWER_IS_BETTER, metric_name
+from t5scaling.analysis.results.curves import Curve
 from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import number
 from t5scaling.errors import UserError
@@ -103,7 +104,7 @@ def relate(score: CurveFit, loss: CurveFit) -> Relation:
         falls = fit.coefficients["k"][2] < 0 and not fit.at_bound
         falls = falls and not score.verdict.has_no_law
         exponential = bool(falls and fit.sigma <= max(2 * noise, EXPONENTIAL))
-    return Relation(score, loss, agree, _tau(score, loss), fit, exponential)
+    return Relation(score, loss, agree, agreement(score.curve, loss.curve), fit, exponential)
 
 
 def by_run(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
@@ -120,18 +121,21 @@ def by_run(score: CurveFit, loss: CurveFit) -> tuple[np.ndarray, np.ndarray]:
     return np.array([losses[p] for p in both]), np.array([scores[p] for p in both])
 
 
-def _tau(score: CurveFit, loss: CurveFit) -> float:
-    from scipy.stats import kendalltau
-
+def agreement(score: Curve, loss: Curve) -> float:
+    """Kendall's tau-b of the mean scores of the sizes and of their negative mean losses; nan of
+    fewer than three sizes, or where all means of one kind are equal."""
     means = []
-    for curve_fit in (score, loss):
+    for curve in (score, loss):
         by_size: dict[float, list[float]] = {}
-        for p in curve_fit.curve.points:
+        for p in curve.points:
             by_size.setdefault(p.x, []).append(p.value)
         means.append({x: float(np.mean(v)) for x, v in by_size.items()})
     sizes = [x for x in means[0] if x in means[1]]
     if len(sizes) < 3:
         return math.nan
-    found = kendalltau([means[0][x] for x in sizes], [-means[1][x] for x in sizes])
-    # SciPy makes the class of its result as it is imported, which hides its fields.
-    return float(found.statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    # scipy.stats.kendalltau is the same, but its import would take most of a report's time.
+    scores, losses = (np.array([of_size[x] for x in sizes]) for of_size in means)
+    better = np.sign(np.subtract.outer(scores, scores))
+    lower = np.sign(np.subtract.outer(-losses, -losses))
+    pairs = math.sqrt(float(np.sum(better**2) * np.sum(lower**2)))
+    return float(np.sum(better * lower)) / pairs if pairs else math.nan

@@ -13,7 +13,7 @@ factor of the residual, it would count 1.41 times where Huber's loss is linear.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -128,14 +128,13 @@ def minimise(
             spread = (weighted_pull * pull).sum(-1) / (count - width)
             done |= (downhill * left).sum(-1) <= offset**2 * width * spread
         converged[active[done]] = True
-        going: np.ndarray = ~done & (damping[active] < STUCK)
+        going = ~done & (damping[active] < STUCK)
         if not going.any():
             break
         if not going.all():
-            active, at, goal, residuals = active[going], at[going], goal[going], residuals[going]
-            slopes, weighted_pull, downhill, blocked = (
-                slopes[going], weighted_pull[going], downhill[going], blocked[going],
-            )  # fmt: skip
+            active, at, goal, residuals, slopes, weighted_pull, downhill, blocked = _rows(
+                going, active, at, goal, residuals, slopes, weighted_pull, downhill, blocked
+            )
             by = None if by is None else by[going]
         if blocked.any():
             slopes = slopes * ~blocked[:, None]
@@ -146,9 +145,6 @@ def minimise(
         best_theta: np.ndarray = at
         best_objective: np.ndarray = before
         best_residuals: np.ndarray = residuals
-        scale = np.einsum("bn,bnp,bnp->bp", reweighted, slopes, slopes)
-        floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
-        ridge = damping[active, None] * (scale + floor) + blocked
         models: list[tuple[np.ndarray, np.ndarray | float]] = [(reweighted, 0.0)]
         share = inliers.mean()  # all problems of a batch have about the same noise
         if share < MOSTLY_LINEAR:
@@ -157,12 +153,7 @@ def minimise(
             fixed = blocked[:, :, None] | blocked[:, None]
             bending = _second_derivatives(slopes_of, at, goal, weighted_pull, slopes) * ~fixed
             models.append((case * inliers, bending))
-        for factors, correction in models:
-            weighted = (slopes * factors[:, :, None]).transpose(0, 2, 1)
-            curvature = weighted @ slopes - correction
-            least = 1e-14 * np.abs(curvature).max((1, 2))[:, None]  # what float64 can still see
-            curvature += (ridge + least)[:, :, None] * unit
-            step: np.ndarray = np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
+        for step in _steps(models, slopes, downhill, blocked, damping[active]):
             candidate: np.ndarray = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
             value, there = objective_of(candidate, goal, active)
             better = value < best_objective
@@ -176,6 +167,31 @@ def minimise(
             improved, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4
         )
     return Solution(theta, objective, converged)
+
+
+def _rows(picked: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
+    return (array[picked] for array in arrays)
+
+
+def _steps(
+    models: Sequence[tuple[np.ndarray, np.ndarray | float]],
+    slopes: np.ndarray,
+    downhill: np.ndarray,
+    blocked: np.ndarray,
+    damping: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """The damped step of each model of the curvature, (b, P): factors of the residuals' products,
+    and what is taken off their sum. The first one, without a correction, scales the damping."""
+    unit = np.eye(slopes.shape[2])
+    scale = np.einsum("bn,bnp,bnp->bp", models[0][0], slopes, slopes)
+    floor = 1e-6 * scale.max(-1, keepdims=True) + 1e-30
+    ridge = damping[:, None] * (scale + floor) + blocked
+    for factors, correction in models:
+        weighted = (slopes * factors[:, :, None]).transpose(0, 2, 1)
+        curvature = weighted @ slopes - correction
+        least = 1e-14 * np.abs(curvature).max((1, 2))[:, None]  # what float64 can still see
+        curvature += (ridge + least)[:, :, None] * unit
+        yield np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
 
 
 def _second_derivatives(slopes_of, theta, targets, pull, slopes) -> np.ndarray:
