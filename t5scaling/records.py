@@ -22,6 +22,7 @@ MODEL, START, VOCABULARY, EXAMPLES = (
 )  # fmt: skip
 EVALUATIONS, INFERENCE = "eval.jsonl", "inference_eval"
 CHECKPOINTS, CLAIMS = "checkpoints", "claims"
+REPORTING = "reporting"  # in a study: the claim of the process that writes its report
 DONE, FAILED, JOB = "DONE", "FAILED", "JOB"
 LOG, STUDY, STUDY_CONFIG = "runs.jsonl", "study.json", "study.gin"
 RESULTS, REPORT = "results.csv", "report.html"

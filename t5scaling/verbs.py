@@ -89,7 +89,6 @@ def _convert(source, target, **settings):
 def _study(gin_files, settings, dry_run, detach, cancel, topology, utilization, output):
     """The runs and then the report on them; or what they would cost; or an end to their jobs."""
     from t5scaling import config
-    from t5scaling.analysis.results import harvest
     from t5scaling.study import dry_run as dry
     from t5scaling.study import runner
 
@@ -102,11 +101,34 @@ def _study(gin_files, settings, dry_run, detach, cancel, topology, utilization, 
         runner.cancel(**config.bindings_of(runner.run_study))
         return 0
     failed = config.call(runner.run_study, detach=detach)
-    if not detach and not harvest.is_reported(study_dir):
-        from t5scaling.analysis import report
-
-        report.report(study_dir)
+    if not detach:
+        _report_once(study_dir)
     return 1 if failed else 0
+
+
+def _report_once(study_dir):
+    """The report on the runs as they are, by one of the processes that share the study."""
+    import time
+
+    from t5scaling import records, storage
+    from t5scaling.analysis.results import harvest
+    from t5scaling.training import claim
+
+    place = str(storage.path(study_dir) / records.REPORTING)
+    waits = False
+    while not harvest.is_reported(study_dir):
+        try:
+            with claim.hold(place):
+                if not harvest.is_reported(study_dir):  # it was not when this one looked
+                    from t5scaling.analysis import report
+
+                    report.report(study_dir)
+                return
+        except claim.Taken:
+            if not waits:
+                print(f"{claim.holder(place) or 'another process'} writes the report: waiting")
+            waits = True
+            time.sleep(0.5)
 
 
 def _work(study_dir, runs, job):

@@ -215,6 +215,7 @@ def test_two_processes_share_one_study(finished, mini_root, tmp_path):
     done_here = [re.findall(r"\] (\S+): \d+ s", text) for text in said]
     done = [run for runs in done_here for run in runs]
     assert len(done) == len(set(done)) == 5
+    assert sum("test results" in text for text in said) == 1  # so was the report
     assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
 
 
