@@ -34,6 +34,11 @@ def _columns(settings):
     return load.named(**{argument.name: settings.pop(argument.name) for argument in COLUMNS})
 
 
+def _given(flag: str, text: str | None) -> float | None:
+    """The size, None where the flag is not given."""
+    return None if text is None else _size(flag, text)
+
+
 def _size(flag: str, text: str) -> float:
     """A size as people write it: 1.4e12, 70B."""
     from t5scaling.analysis.results import cells
@@ -48,7 +53,7 @@ def _size(flag: str, text: str) -> float:
 def _fit(file, fit_below, **settings):
     from t5scaling.analysis import fit_table
 
-    below = fit_below and _size("--fit_below", fit_below)
+    below = _given("--fit_below", fit_below)
     fit_table.fit_table(file, _columns(settings), fit_below=below, **settings)
 
 
@@ -56,7 +61,7 @@ def _advise(file, at, law, bounds, compute, **settings):
     from t5scaling.analysis import advise, predict, two_sizes
     from t5scaling.errors import UserError
 
-    columns, compute = _columns(settings), compute and _size("--compute", compute)
+    columns, compute = _columns(settings), _given("--compute", compute)
     place = predict.place_of(at) if at else None
     if len(columns.x) == 2:
         for name in ("cost_per_unit", "cost_per_run", "budget"):
@@ -87,7 +92,7 @@ def _predict(file, compute, **settings):
 def _figures(file, at, **settings):
     from t5scaling.analysis import draw
 
-    draw.draw(file, _columns(settings), at=at and _size("--at", at), **settings)
+    draw.draw(file, _columns(settings), at=_given("--at", at), **settings)
 
 
 LAW_VERBS = {

@@ -40,9 +40,13 @@ def test_a_point_does_not_change_the_predictions_before_it():
     x, y = saturating(0)
     changed = y.copy()
     changed[-1] *= 3
-    before, after = (predictions(LAWS["ceiling"], x, values) for values in (y, changed))
-    assert [s.log_error for s in before[:-1]] == [s.log_error for s in after[:-1]]
-    assert before[-1].log_error != after[-1].log_error
+    for errors in (None, 0.01 * y * (1 + np.arange(len(y)) % 3)):
+        before, after = (
+            predictions(LAWS["ceiling"], x, values, errors=errors) for values in (y, changed)
+        )
+        of_both = [[(s.predicted, s.low, s.high) for s in found[:-1]] for found in (before, after)]
+        assert np.allclose(*of_both, rtol=1e-12)
+        assert before[-1].log_error != after[-1].log_error
 
 
 def test_standard_errors_weigh_the_points_of_a_rollout():

@@ -11,6 +11,7 @@ from t5scaling.analysis.conclusions.choice_of_law import (
     direction_of,
     is_known,
     kinds_of_sources,
+    law_for,
     law_of_metric,
 )
 from t5scaling.analysis.laws import LAWS, of_sources
@@ -84,7 +85,7 @@ def laws_of(
         elif curve.x2_name:
             found.append((curve, LAWS["zhang"], f"chosen for {curve.x_name} and {curve.x2_name}"))
         elif curve.place.data:
-            found.append((curve, law_of_metric(curve.metric), ""))
+            found.append((curve, law_for(curve), ""))
         else:
             one = chosen[curve.metric, direction_of(curve)]
             found.append((curve, one.law, f"chosen because {one.reason}"))

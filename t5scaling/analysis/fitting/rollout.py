@@ -147,6 +147,8 @@ def predictions(
         return []
     seen = plan[0][0]
     scale = None if errors is None else precision(np.asarray(errors, float), y)
+    if scale is not None:  # in a unit that no later point has a say in
+        scale = scale / np.sqrt(np.mean(scale[seen] ** 2))
     problem = replace(
         Problem.of(law, x, y, delta, scale=scale, **options),
         frame=law.frame(x[..., seen], y[seen]),
@@ -306,6 +308,7 @@ def half_widths(
             return unknown, unknown
         line = np.polyfit(problem.log_x[fitted], problem.log_y[fitted], 1)
         residuals = problem.log_y[fitted] - np.polyval(line, problem.log_x[fitted])
+        residuals = residuals if problem.scale is None else residuals * problem.scale[fitted]
         degrees = count - 2
     noise = _scale(residuals, degrees)
     here = np.nan_to_num(law.jacobian(theta, log_x, frame))[:, free]
