@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from t5scaling.analysis.draw import draw
 from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import of_sources
 from t5scaling.analysis.laws.several_sources import KINDS
+from t5scaling.analysis.results.load import Columns
 from t5scaling.command_line import main
 from t5scaling.errors import UserError
 
@@ -169,6 +171,20 @@ def test_a_figure_has_a_line_for_each_mixture(kind, tmp_path, monkeypatch, capsy
         "70 % de, 30 % en",
     }  # fmt: skip
     assert np.all((law.low <= law.value) & (law.value <= law.high))
+
+
+def test_a_figure_of_many_mixtures_shows_points(tmp_path, monkeypatch):
+    monkeypatch.setattr(intervals, "REPLICATES", 60)
+    random = np.random.default_rng(0)
+    x = random.dirichlet((1, 1, 1), 60).T * 10 ** random.uniform(6, 7.5, 60)
+    y = of_sources("sources", NAMES).published(x, PLANTED["sources"])
+    table = tmp_path / "table.csv"
+    pd.DataFrame({**dict(zip(NAMES, x, strict=True)), "loss": y}).to_csv(table, index=False)
+    columns = Columns(y="loss", sources=NAMES)
+    (figure,) = draw(table, columns, output=tmp_path / "drawn")
+    rows = pd.read_csv(figure.stem.with_name(figure.stem.name + ".csv"))
+    assert (rows.kind == "fitted").sum() == (rows.kind == "law").sum() == 60
+    assert np.allclose(rows.value[rows.kind == "fitted"], rows.value[rows.kind == "law"], rtol=1e-3)
 
 
 def test_figures_of_sources_refuse_what_is_not_theirs(tmp_path, capsys):

@@ -79,7 +79,7 @@ class OfSources(Law):
     def _slope(self, log_x: np.ndarray, log_y: np.ndarray) -> float:
         """How steeply the values fall with the totals, at least a little."""
         total = np.log(self.total(np.exp(log_x)))
-        return max(-np.polyfit(total, log_y, 1)[0], 1e-2) if np.ptp(total) > 0 else 0.1
+        return max(-np.polyfit(total, log_y, 1)[0], 1e-2) if np.ptp(total) > 1e-3 else 0.1
 
 
 class EffectiveData(OfSources):

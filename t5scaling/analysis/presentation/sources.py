@@ -18,7 +18,8 @@ from t5scaling.analysis.metrics import metric_of
 from t5scaling.analysis.presentation.figures import CROWDED, LEGEND_COLUMNS, StudyFigure
 from t5scaling.analysis.presentation.style import STYLE, look, save, save_rows, size_axis, stem_of
 
-MIXTURES = 36  # with a look of their own; of more, the others are drawn in grey without a line
+MIXTURES = 36  # with a look and a line of their own; of more there are points alone, in grey
+LONG_NAME = 20  # characters, of which three columns are as wide as the page
 GREY = "#777777"
 APART = 1.1  # totals that differ by less are of one size
 
@@ -32,20 +33,25 @@ def draw_sources(curve_fit: CurveFit, folder: Path, taken: dict[str, str]) -> St
     metric = metric_of(curve.metric)
     groups = _mixtures(fit, len(curve.sources))
     one_size = np.ptp(np.log(_totals(fit, curve.sources))) < np.log(APART)
+    lines = not one_size and len(groups) <= MIXTURES
     with matplotlib.rc_context(STYLE):
-        rows = -(-(min(len(groups), MIXTURES) + 3) // LEGEND_COLUMNS)
+        named = [_name(shares, curve.sources) for shares in groups]
+        named = named if len(named) <= MIXTURES else [""]
+        longest = max(map(len, named))
+        columns = LEGEND_COLUMNS if longest <= LONG_NAME else LEGEND_COLUMNS - 1
+        rows = -(-(len(named) + 3) // columns)
         page = Figure(figsize=(6.4, 4.6 + 0.22 * rows), layout="constrained")
         axes = page.add_subplot()
-        handles = (_by_measured if one_size else _by_total)(axes, fit, curve.sources, groups)
-        axes.set_ylabel(metric.axis + (", by the law" if one_size else ""), fontsize=10)
+        handles = (_by_total if lines else _by_measured)(axes, fit, curve.sources, groups)
+        axes.set_ylabel(metric.axis + ("" if lines else ", by the law"), fontsize=10)
         axes.set_title("\n".join([curve_fit.law.formula, *where]), fontsize=10, loc="left")
         page.legend(
-            handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=10,
-            columnspacing=1.4,
+            handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4,
+            fontsize=10 if longest <= 1.5 * LONG_NAME else 8,
         )  # fmt: skip
     stem = stem_of(folder, ["sources", curve.metric, *where], taken)
     save(page, stem)
-    save_rows(_numbers(fit, curve.sources, groups), stem)
+    save_rows(_numbers(fit, curve.sources, groups, lines), stem)
     title = " · ".join([metric.name, *where])
     return StudyFigure(f"Law of several sources of {title}", stem, (), "", fit.law.formula)
 
@@ -67,7 +73,7 @@ def _name(shares: Sequence[float], sources: Sequence[str]) -> str:
 
 
 def _looks(groups: dict) -> list[tuple[str, str]]:
-    return [*look(min(len(groups), MIXTURES)), *([(GREY, ".")] * (len(groups) - MIXTURES))]
+    return look(len(groups)) if len(groups) <= MIXTURES else [(GREY, "o")] * len(groups)
 
 
 def _line(fit: Fit, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +93,6 @@ def _by_total(
     totals, handles = _totals(fit, sources), []
     for (shares, members), (colour, marker) in zip(groups.items(), _looks(groups), strict=True):
         axes.plot(totals[members], fit.y[members], marker, color=colour, markersize=7)
-        if colour == GREY:
-            continue
         grid, places = _line(fit, members)
         axes.plot(grid, fit.predict(places), color=colour)
         if len(groups) <= CROWDED:
@@ -111,13 +115,14 @@ def _by_total(
 def _by_measured(
     axes: Axes, fit: Fit, sources: Sequence[str], groups: dict[tuple[float, ...], np.ndarray]
 ) -> list[Artist]:
-    """Of one size there is no line along it: the law's value against the measured one."""
+    """Where there are no lines, of one size or too many mixtures: the law's value against the
+    measured one."""
     handles: list[Artist] = []
     values, (low, high) = fit.predict(fit.x), fit.band(fit.x)
     for (shares, members), (colour, marker) in zip(groups.items(), _looks(groups), strict=True):
         bars = np.abs(np.array([low, high])[:, members] - values[members])
         axes.errorbar(fit.y[members], values[members], bars, fmt=marker, color=colour,
-                      markersize=7, elinewidth=1)  # fmt: skip
+                      markersize=3 if colour == GREY else 7, elinewidth=1)  # fmt: skip
         if colour != GREY:
             handles.append(
                 Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=7,
@@ -131,17 +136,17 @@ def _by_measured(
 
 
 def _numbers(
-    fit: Fit, sources: Sequence[str], groups: dict[tuple[float, ...], np.ndarray]
+    fit: Fit, sources: Sequence[str], groups: dict[tuple[float, ...], np.ndarray], lines: bool
 ) -> Iterator[Sequence]:
-    """Rows (mixture, kind, tokens of each source, value, low, high)."""
+    """Rows (mixture, kind, tokens of each source, value, low, high); the law along the lines, or at
+    the points."""
+    count = len(sources)
     yield ["mixture", "kind", *sources, "value", "low", "high"]
     for shares, members in groups.items():
-        name = _name(shares, sources)
-        for place, value in zip(fit.x[: len(sources), members].T, fit.y[members], strict=True):
-            yield [name, "fitted", *map(float, place), float(value), "", ""]
+        for place, value in zip(fit.x[:count, members].T, fit.y[members], strict=True):
+            yield [_name(shares, sources), "fitted", *map(float, place), float(value), "", ""]
     for shares, members in groups.items():
-        _, places = _line(fit, members)
-        low, high = fit.band(places)
-        values = fit.predict(places)
-        for place, *value in zip(places[: len(sources)].T, values, low, high, strict=True):
-            yield [_name(shares, sources), "law", *map(float, place), *map(float, value)]
+        places = _line(fit, members)[1] if lines else fit.x[:, members]
+        values, ends = fit.predict(places), fit.band(places)
+        for place, *numbers in zip(places[:count].T, values, *ends, strict=True):
+            yield [_name(shares, sources), "law", *map(float, place), *map(float, numbers)]
