@@ -109,7 +109,8 @@ def test_gin_settings_where_nothing_reads_them(verb, tmp_path, capsys):
 
 @pytest.mark.parametrize("option", ["--at", "--budget", "--cost_per_unit", "--cost_per_run"])
 @pytest.mark.parametrize("value", ["inf", "nan", "0", "-1", "1e300"])
-def test_sizes_and_costs_that_cannot_be(option, value, tmp_path, capsys):
+def test_sizes_and_costs_that_cannot_be(option, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     table = tmp_path / "t.csv"
     table.write_text("x,y\n" + "".join(f"{10**i},{5 - i / 2}\n" for i in range(4)))
     if option != "--at" and value == "1e300":
@@ -118,6 +119,7 @@ def test_sizes_and_costs_that_cannot_be(option, value, tmp_path, capsys):
     assert option in line and "expected a positive" in line
     if option == "--at":
         assert "expected a positive" in error_of(capsys, "figures", str(table), f"--at={value}")
+    assert list(tmp_path.iterdir()) == [table]  # no figures either
 
 
 def test_a_file_where_a_folder_belongs(tmp_path, capsys):

@@ -62,9 +62,10 @@ def draw(
         for curve, one, _ in laws_of(law, curves, bounds=bounds)
     ]
     fits = list(tracked(fit_all(jobs), "curves", len(jobs)))
+    # Before anything is drawn: a size that is out of reach leaves no figures behind.
+    advice = advise_curves(curves, runs=runs_of(path), at=at, fitted=fits)
     with contextlib.closing(storage.Folder(folder)) as drawn:
         figures = draw_all(fits, drawn.local)
-        advice = advise_curves(curves, runs=runs_of(path), at=at, fitted=fits)
         if advice:
             figures += draw_advice(advice, drawn.local)
     if as_json:

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.fitting.fit import Fit
 from t5scaling.analysis.fitting.significance import LEVEL
+from t5scaling.analysis.laws.several_sources import ONE_SIZE
 from t5scaling.analysis.metrics import metric_of
 from t5scaling.analysis.presentation.figures import CROWDED, LEGEND_COLUMNS, StudyFigure
 from t5scaling.analysis.presentation.style import STYLE, look, save, save_rows, size_axis, stem_of
@@ -21,7 +22,6 @@ from t5scaling.analysis.presentation.style import STYLE, look, save, save_rows, 
 MIXTURES = 36  # with a look and a line of their own; of more there are points alone, in grey
 LONG_NAME = 20  # characters, of which three columns are as wide as the page
 GREY = "#777777"
-APART = 1.1  # totals that differ by less are of one size
 
 
 def draw_sources(curve_fit: CurveFit, folder: Path, taken: dict[str, str]) -> StudyFigure | None:
@@ -32,7 +32,7 @@ def draw_sources(curve_fit: CurveFit, folder: Path, taken: dict[str, str]) -> St
     where = list(map(str, curve.place.key.values()))
     metric = metric_of(curve.metric)
     groups = _mixtures(fit, len(curve.sources))
-    one_size = np.ptp(np.log(_totals(fit, curve.sources))) < np.log(APART)
+    one_size = np.ptp(np.log(_totals(fit, curve.sources))) < np.log(ONE_SIZE)
     lines = not one_size and len(groups) <= MIXTURES
     with matplotlib.rc_context(STYLE):
         named = [_name(shares, curve.sources) for shares in groups]
@@ -63,8 +63,7 @@ def _totals(fit: Fit, sources: Sequence[str]) -> np.ndarray:
 def _mixtures(fit: Fit, count: int) -> dict[tuple[float, ...], np.ndarray]:
     """Shares in whole per cent -> which points have them, that with most of the target first."""
     shares = np.round(100 * fit.x[:count] / fit.x[:count].sum(0)).T
-    groups = {row: (shares == row).all(1) for row in sorted(set(map(tuple, shares)), reverse=True)}
-    return groups
+    return {row: (shares == row).all(1) for row in sorted(set(map(tuple, shares)), reverse=True)}
 
 
 def _name(shares: Sequence[float], sources: Sequence[str]) -> str:
