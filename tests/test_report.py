@@ -234,6 +234,19 @@ def test_rate_is_chosen_by_validation_not_by_test(tmp_path):
     assert len(rows_of(tmp_path)) == 5 * 3 * 2 * 4
 
 
+def test_rates_are_compared_over_the_seeds_that_all_were_tried_with(tmp_path):
+    """A rate that was tried with one seed is not preferred because that seed is a lucky one."""
+    for tokens in SIZES[:5]:
+        for seed, luck in enumerate((-0.5, 0.3, 0.2)):
+            for rate, loss in ((0.005, 5.0), (0.01, 5.1)):
+                if rate == 0.005 or seed == 0:
+                    write_run(tmp_path, tokens, 1_000, rate, seed, cross_entropy=loss + luck)
+    (curve,) = (
+        c for c in curves_of(read_results(harvest(tmp_path))) if c.metric == "cross_entropy"
+    )
+    assert {(p.learning_rate, p.seed) for p in curve.points} == {(0.005, n) for n in range(3)}
+
+
 def test_an_edge_is_of_the_rates_tried_at_that_place(tmp_path):
     """Rates of another pool or D_p do not widen the grid of a point."""
     first, second = SIZES[1:3]

@@ -30,6 +30,9 @@ gain, low, high, answer) |
 place, metric, target, tokens, value, low, high (null beyond reach, 0 below least), least, reach |
 | gaps | of transfer, a list: place (without the pool), metric, law, miss, noise, fits_points, \
 pools (pool, pretrain, and with low and high each: gap, open, turn) |
+| steps | of scores by the step and the rate that are counted, a list: place, metric, ways \
+(learning_rate, null: chosen by validation, as everywhere else; at_last_step, not_pretrained, \
+smallest, largest (x, value), slope of a tenfold D_p, low, high), runs, better_later, ratio |
 | relations | of scores to losses, a list: place, score, loss, agree, tau, exponential, sentence |
 | claims | of the paper, a list: letter, title, paper, answer, needed, named, findings (pair, \
 answer, measured, needed, numbers of `claim_rules.Measurement`) |
@@ -55,6 +58,7 @@ from t5scaling.analysis.conclusions.evidence import Evidence
 from t5scaling.analysis.conclusions.headline import Headline, headline
 from t5scaling.analysis.conclusions.limits import limits_of
 from t5scaling.analysis.conclusions.selection import Selection
+from t5scaling.analysis.conclusions.step_choice import StepChoice, choices_of_step
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.results.harvest import RunRecord
@@ -69,7 +73,8 @@ FILE = "findings.json"
 class Findings:
     """study: its name. curve_fits: every curve with its law and shape. selection: what represents
     them. shown: the curves that figures show. advice: None if no curve can be fitted. absent:
-    claims that the study has no data for. limits: sentences."""
+    claims that the study has no data for. steps: how much the choice of the step matters. limits:
+    sentences."""
 
     study: str
     curve_fits: tuple[CurveFit, ...]
@@ -78,6 +83,7 @@ class Findings:
     advice: Advice | None
     claims: tuple[Claim, ...]
     absent: tuple[str, ...]
+    steps: tuple[StepChoice, ...]
     headline: Headline
     limits: tuple[str, ...]
 
@@ -96,6 +102,8 @@ def conclude(
         other_pools=[curve_fit for curve_fit in shown if curve_fit not in advised],
     )  # fmt: skip
     claims, absent = judge_claims(Evidence(curve_fits, runs, rows))
+    scores = {selection.score(task) for task in selection.tasks}
+    steps = choices_of_step([one for one in curve_fits if one.curve.metric in scores], rows)
     return Findings(
         study=str(curve_fits[0].curve.facts["study"]),
         curve_fits=tuple(curve_fits),
@@ -104,8 +112,9 @@ def conclude(
         advice=advice,
         claims=tuple(claims),
         absent=tuple(absent),
+        steps=tuple(steps),
         headline=headline(selection, advice),
-        limits=tuple(limits_of(runs, curve_fits)),
+        limits=tuple(limits_of(runs, curve_fits, steps)),
     )
 
 
@@ -117,6 +126,7 @@ def document(findings: Findings) -> dict[str, Any]:
     record |= {
         "claims": findings.claims,
         "claims_not_judged": findings.absent,
+        "steps": findings.steps,
         "headline": findings.headline,
         "limits": findings.limits,
     }

@@ -1,9 +1,11 @@
 """What limits the conclusions of a study: its size, its seeds, its learning rates, its pools."""
 
 from collections.abc import Sequence
+from statistics import median
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.representatives import TRANSLATES
+from t5scaling.analysis.conclusions.step_choice import StepChoice
 from t5scaling.analysis.metrics import is_bleu, metric_name
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.pools import pools
@@ -11,9 +13,14 @@ from t5scaling.analysis.wording import listed, size
 
 SMOKE_TOKENS = 100_000_000
 SMOKE_PARAMETERS = 50_000_000
+NOTABLE_RATIO = 1.1  # of a score at the last step to that at the step which is counted
 
 
-def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list[str]:
+def limits_of(
+    runs: Sequence[RunRecord],
+    curve_fits: Sequence[CurveFit],
+    steps: Sequence[StepChoice] = (),
+) -> list[str]:
     """Sentences on why the numbers should not be trusted further than they reach; they say what was
     found in this study and nothing that holds of all."""
     said = []
@@ -67,10 +74,32 @@ def limits_of(runs: Sequence[RunRecord], curve_fits: Sequence[CurveFit]) -> list
             "muennighoff, of all tokens and different ones, is for that)."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
+    said += _of_steps(steps)
     scores = [curve_fit for curve_fit in curve_fits if is_bleu(curve_fit.curve.metric)]
     highest = max(
         (p.value for curve_fit in scores for p in curve_fit.curve.points), default=TRANSLATES
     )
     if highest < TRANSLATES:
         said.append(f"BLEU stays below {TRANSLATES:g}: at this size the model does not translate.")
+    return said
+
+
+def _of_steps(steps: Sequence[StepChoice]) -> list[str]:
+    """A sentence on each score that another choice of the step would change."""
+    said = []
+    for metric in sorted({choice.metric for choice in steps}):
+        own = [choice for choice in steps if choice.metric == metric]
+        ratio = median(choice.ratio for choice in own)
+        if 1 / NOTABLE_RATIO < ratio < NOTABLE_RATIO:
+            continue
+        runs = sum(choice.runs for choice in own)
+        better = sum(choice.better_later for choice in own)
+        said.append(
+            f"The step of each finetuning and its learning rate are chosen by validation "
+            f"cross-entropy, which is not where {metric_name(metric)} is best: at the last step it "
+            f"is higher in {better} of {runs} runs with pretraining, {ratio:.1f} times as high in "
+            "the median. So part of what its curves say is said by the chosen steps. The table "
+            "“Scores by the step that is counted”, under Results, has them at the last step of all "
+            "runs."
+        )
     return said

@@ -6,7 +6,8 @@ seeds are several points at the same x.
 
 Which learning rate and which evaluated step count is decided by validation cross-entropy alone:
 within a run the step with the lowest one, and for each (curve, D_p) the rate with the lowest mean
-over seeds (Isik et al., arXiv 2402.04177, take the best of 5 rates). All rates stay in the table.
+over the seeds that all rates were tried with (Isik et al., arXiv 2402.04177, take the best of 5
+rates). All rates stay in the table.
 A best rate that is the smallest or largest of several tried at that place is flagged: the point may
 be under-tuned, and under-tuned points bend laws.
 
@@ -20,7 +21,7 @@ import io
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -316,20 +317,21 @@ def _chosen(
     }
     steps: dict[str, set[int]] = defaultdict(set)
     rates: dict[str, float | None] = {}
+    seeds: dict[str, Any] = {}
     for row in rows:
         if row["split"] == split_of[row["metric"]]:
             steps[row["run"]].add(row["steps"])
-            rates[row["run"]] = row["learning_rate"]
+            rates[row["run"]], seeds[row["run"]] = row["learning_rate"], row["seed"]
     best_step: dict[str, int] = {}
-    by_rate: dict[float | None, list[float]] = defaultdict(list)
+    by_rate: dict[float | None, list[tuple[Any, float]]] = defaultdict(list)  # (seed, loss)
     for run, candidates in steps.items():
         known = [(validation.get((run, step), math.nan), step) for step in sorted(candidates)]
         finite = [pair for pair in known if math.isfinite(pair[0])]
         loss, best_step[run] = min(finite) if finite else (math.nan, max(candidates))
-        by_rate[rates[run]].append(loss)
+        by_rate[rates[run]].append((seeds[run], loss))
     if not by_rate:
         return []
-    means = {rate: math.fsum(losses) / len(losses) for rate, losses in by_rate.items()}
+    means = {rate: _mean_over(losses, by_rate.values()) for rate, losses in by_rate.items()}
     finite_means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
     if len(means) > 1 and not finite_means:
         raise UserError(
@@ -344,6 +346,16 @@ def _chosen(
         and row["learning_rate"] == rate
         and row["steps"] == best_step[row["run"]]
     ]
+
+
+def _mean_over(
+    losses: Sequence[tuple[Any, float]], of_all: Iterable[Sequence[tuple[Any, float]]]
+) -> float:
+    """The mean of a rate's (seed, loss): of the seeds that every rate was tried with, so that no
+    rate wins by the luck of its seeds; of its own, where they share none."""
+    shared = set.intersection(*({seed for seed, _ in tried} for tried in of_all))
+    counted = [loss for seed, loss in losses if seed in shared or not shared]
+    return math.fsum(counted) / len(counted)
 
 
 def _point(row: Mapping[str, Any], tried: Mapping[tuple, set[float | None]]) -> Point:

@@ -34,7 +34,7 @@ def build(
         ("claims", "The paper's claims", claims.section(findings.claims, findings.absent)),
         ("pay", "What to pay for", advice.section(selection, findings.advice)),
         ("figures", "Figures", _figures(figures)),
-        ("results", "Results", results.results(curve_fits, rows)),
+        ("results", "Results", results.results(curve_fits, rows, findings.steps)),
         ("laws", "Laws", results.laws(curve_fits)),
         ("limits", "Limits", render("limits.html", sentences=limits) if limits else ""),
         ("study", "What was run", study.what_was_run(runs, rows)),

@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit, by_place
+from t5scaling.analysis.conclusions.step_choice import StepChoice
 from t5scaling.analysis.metrics import LOSS, metric_name
 from t5scaling.analysis.presentation.html.render import Table, render, shape_badge
 from t5scaling.analysis.presentation.sentences import (
@@ -14,11 +15,17 @@ from t5scaling.analysis.presentation.sentences import (
     objective_of,
     place_of,
 )
+from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.wording import capitalised, interval, number, size, values
 
 
-def results(curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """One table per (data, task, pool), and cross-entropy at every learning rate."""
+def results(
+    curve_fits: Sequence[CurveFit],
+    rows: Sequence[Mapping[str, Any]],
+    steps: Sequence[StepChoice],
+) -> Markup:
+    """One table per (data, task, pool), cross-entropy at every learning rate, and scores by the
+    step that is counted."""
     by_task: dict[str, list[tuple[str, Table]]] = {}
     for members in by_place(curve_fits):
         curve = members[0].curve
@@ -29,7 +36,14 @@ def results(curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]) -
     note = "Shaded: held out from the fits. Means over seeds."
     if any(p.at_edge for t in curve_fits for p in (*t.curve.points, *t.curve.baseline)):
         note += " * the smallest or largest learning rate tried there: possibly under-tuned."
-    return render("results.html", note=note, tasks=by_task.items(), rates=_all_rates(rows))
+    places = {(one.curve.place, one.curve.metric): place_of(one) for one in curve_fits}
+    return render(
+        "results.html",
+        note=note,
+        tasks=by_task.items(),
+        rates=_all_rates(rows),
+        steps=_by_step(steps, places),
+    )
 
 
 def _measurements(members: Sequence[CurveFit]) -> Table:
@@ -72,6 +86,28 @@ def _all_rates(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     ]  # fmt: skip
     head = ["task", "pretrained on", "D_p", "pool", "rate", "seed", "step", "validation", "test"]
     return Table(head, body, numbers=(2, 3, 4, 5, 6, 7, 8))
+
+
+def _by_step(
+    choices: Sequence[StepChoice], places: Mapping[tuple[Place, str], str]
+) -> Table | None:
+    """Scores against D_p, counted at the step and rate that validation chooses, and at the last
+    step of each rate."""
+    body = []
+    for choice in choices:
+        for way in choice.ways:
+            rate = "chosen" if way.learning_rate is None else f"{way.learning_rate:g}"
+            body.append([
+                metric_name(choice.metric), places[choice.place, choice.metric], rate,
+                "last" if way.at_last_step else "chosen", number(way.not_pretrained),
+                *(f"{number(end.value)} at {size(end.x)}" for end in (way.smallest, way.largest)),
+                f"{way.slope:+.2f}", interval(way.low, way.high),
+            ])  # fmt: skip
+    head = [
+        "metric", "curve", "rate", "step", "not pretrained", "smallest D_p", "largest D_p",
+        "ten times D_p adds", INTERVAL,
+    ]  # fmt: skip
+    return Table(head, body, numbers=(2, 4, 5, 6, 7), wrap=(1,)) if body else None
 
 
 def laws(curve_fits: Sequence[CurveFit]) -> Markup:
