@@ -86,11 +86,13 @@ def _convert(source, target, **settings):
 # --- studies --------------------------------------------------------------------------------------
 
 
-def _study(gin_files, settings, dry_run, detach, cancel, topology, utilization, output):
+def _study(gin_files, settings, dry_run, detach, cancel, processes, topology, utilization, output):
     """The runs and then the report on them; or what they would cost; or an end to their jobs."""
     from t5scaling import config
+    from t5scaling.errors import UserError
     from t5scaling.study import dry_run as dry
-    from t5scaling.study import runner
+    from t5scaling.study import runner, sharing
+    from t5scaling.study.executors import local
 
     config.load(gin_files, settings)
     if dry_run:
@@ -100,9 +102,18 @@ def _study(gin_files, settings, dry_run, detach, cancel, topology, utilization, 
     if cancel:
         runner.cancel(**config.bindings_of(runner.run_study))
         return 0
-    failed = config.call(runner.run_study, detach=detach)
-    if not detach:
-        _report_once(study_dir)
+    executor = config.bindings_of(runner.run_study).get("executor")
+    if processes != 1 and not (executor is None or isinstance(executor, local.Local)):
+        raise UserError(
+            "--processes is for a study that this machine does by itself, and the study has an "
+            "executor; leave one of them out"
+        )
+    command = ["study", *(f"--gin_file={name}" for name in gin_files)]
+    command += [f"--gin.{name}={value}" for name, value in settings.items()]
+    with sharing.shared(processes, command, study_dir):
+        failed = config.call(runner.run_study, detach=detach)
+        if not detach:
+            _report_once(study_dir)
     return 1 if failed else 0
 
 
@@ -255,6 +266,14 @@ VERBS = {
             ),
             Argument("--detach", "do not wait for the jobs of a cluster", action="store_true"),
             Argument("--cancel", "end the jobs of a cluster", action="store_true"),
+            Argument(
+                "--processes",
+                "processes of this machine that share the runs (default: 1): more use a GPU better "
+                "that one small model leaves idle, and several cores better than one process does",
+                type=int,
+                default=1,
+                metavar="N",
+            ),
             _topology(None, "that of the study's executor, or else local"),
             UTILIZATION,
             Argument(

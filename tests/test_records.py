@@ -222,6 +222,9 @@ def test_what_is_not_done_is_named(study):
     said = harvest.left_out(study, harvest.read_runs(study))
     assert said.startswith("2 of the study's 5 runs are not done and not in these results: ")
     assert "finetune/more (not begun)" in said and "seed=0 (failed)" in said
+    assert "1 would be a further learning rate of a point that is shown" in said.replace(
+        "Of these, ", ""
+    )
 
 
 def test_a_table_and_a_log_of_different_runs(study):

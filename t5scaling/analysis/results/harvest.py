@@ -53,6 +53,7 @@ COLUMNS = (
 )  # fmt: skip
 STATE = "report.json"  # of which runs the report was made
 _NAMED = 10  # runs that a message names
+_RATE = re.compile(r"/lr=[^/]+/")  # in a run's id
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_runs(study_dir: str | os.PathLike) -> list[RunRecord]:
 
 
 def left_out(study_dir: str | os.PathLike, runs: Sequence[RunRecord]) -> str:
-    """A sentence on the runs of a study that its results do not hold; "" if they hold all."""
+    """Sentences on the runs of a study that its results do not hold; "" if they hold all."""
     listed = records.study_list(study_dir) or {"runs": []}
     state = {run["id"]: "done" if run.done else "failed" if run.failure else "not finished"
              for run in runs}  # fmt: skip
@@ -98,10 +99,18 @@ def left_out(study_dir: str | os.PathLike, runs: Sequence[RunRecord]) -> str:
     absent = [f"{run_id} ({word})" for run_id, word in sorted(state.items()) if word != "done"]
     if not absent:
         return ""
-    return (
+    said = (
         f"{len(absent)} of the study's {len(state)} runs are not done and not in these results: "
         f"{_named(absent)}."
     )
+    tried = {_RATE.sub("/", run_id) for run_id, word in state.items() if word == "done"}
+    open_rates = [i for i, word in state.items() if word != "done" and _RATE.sub("/", i) in tried]
+    if open_rates:
+        said += (
+            f" Of these, {len(open_rates)} would be a further learning rate of a point that is "
+            "shown: the best of its rates may still be another one, and its results better."
+        )
+    return said
 
 
 def check_agree(rows: Sequence[dict[str, Any]], study_dir: str | os.PathLike) -> None:
