@@ -20,8 +20,9 @@ from t5scaling.analysis.presentation.sentences import (
     sentence_of_check,
     sentences_of_coefficients,
     sentences_of_scale,
+    undetermined,
 )
-from t5scaling.analysis.wording import interval, number, size
+from t5scaling.analysis.wording import interval, listed, number, size
 
 SHOWN = 12  # predictions of a check; all are in --json
 
@@ -183,5 +184,8 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
 
 
 def coefficients(fit: Fit) -> str:
-    """`alpha 0.21, beta 1.7, D0 1,200`: values alone, for one line."""
-    return ", ".join(f"{name} {number(v[0])}" for name, v in fit.coefficients.items())
+    """`beta 1.7, D0 1,200; A and alpha not determined`: values alone, for one line."""
+    open_ones = undetermined(fit)
+    known = [f"{n} {number(v[0])}" for n, v in fit.coefficients.items() if n not in open_ones]
+    unknown = [f"{listed(open_ones)} not determined"] if open_ones else []
+    return "; ".join([*([", ".join(known)] if known else []), *unknown])
