@@ -4,6 +4,7 @@ A command that can be run nowhere but on a cluster is looked at by `--dry_run`, 
 read and the test that does run its like is named here.
 """
 
+import csv
 import importlib
 import json
 import re
@@ -264,6 +265,57 @@ def test_the_numbers_of_our_study_are_those_of_its_files():
     assert (
         f"worth {min(few):.0f} to {max(few):.0f} times the pairs where there are about 600, and "
         f"{min(more):.1f} to {max(more):.1f} times where there are ten times as many"
+    ) in said
+
+
+def test_the_numbers_of_our_study_of_bleu_are_those_of_its_files():
+    """What README.md says of results/transfer, from what its report is made of."""
+    found = (ROOT / "README.md").read_text().partition("A second study asks about it")[2]
+    said = " ".join(found.partition("\n## ")[0].split())
+    results = ROOT / "results/transfer"
+    findings = json.loads((results / "findings.json").read_text())
+    curves = [
+        curve
+        for curve in json.loads((results / "fits.json").read_text())["curves"]
+        if curve["model"] == "mini" and curve["pretrain_data"] == "techdoc_span_en50_fr50"
+    ]
+    losses = {c["finetune_examples"]: c for c in curves if c["metric"] == "cross_entropy"}
+    few, more = sorted(losses)
+    end = max(p["x"] for p in losses[few]["points"])
+    largest = [p["value"] for p in losses[few]["points"] if p["x"] == end]
+    assert f"by {losses[few]['baseline'] - sum(largest) / len(largest):.2f} nats" in said
+    means = {x: [p["value"] for p in losses[few]["points"] if p["x"] == x]
+             for x in sorted({p["x"] for p in losses[few]["points"]})}  # fmt: skip
+    falling = [sum(values) / len(values) for values in means.values()]
+    assert falling == sorted(falling, reverse=True) and len(falling) == 6
+
+    slopes = {
+        (choice["place"]["model"], choice["place"]["pretrain_data"]): choice["ways"][0]
+        for choice in findings["steps"]
+        if choice["place"]["finetune_examples"] == few
+    }
+    for model, sentence in (
+        ("mini", "adds {:.2f} (90 % interval {:.2f} to {:.2f}). After German"),
+        ("tiny", "of 2.9M parameters, a tenfold D_p adds {:.2f} ({:.2f} to {:.2f})"),
+    ):
+        way = slopes[model, "techdoc_span_en50_fr50"]
+        assert sentence.format(way["slope"], way["low"], way["high"]) in said
+    german = slopes["mini", "techdoc_span_de"]
+    fall = [-german[name] for name in ("slope", "high", "low")]
+    assert "it falls, by {:.2f} ({:.2f} to {:.2f})".format(*fall) in said
+
+    bleu = {c["finetune_examples"]: c["baseline"] for c in curves if c["metric"] == "bleu"}
+    every = 61_164  # without a curve: pretraining was not tried with all pairs
+    at_end = [
+        float(row["value"])
+        for row in csv.DictReader((results / "results.csv").read_text().splitlines())
+        if (row["finetune_examples"], row["pretrain_tokens"]) == (str(every), "0")
+        and (row["learning_rate"], row["steps"]) == ("0.03", "2000")
+        and (row["split"], row["metric"]) == ("test", "bleu")
+    ]
+    assert (
+        f"{few:,} pairs reach BLEU {bleu[few]:.1f}, {more:,} reach {bleu[more]:.1f} and {every:,} "
+        f"reach {sum(at_end) / len(at_end):.1f}"
     ) in said
 
 

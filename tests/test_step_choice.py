@@ -1,4 +1,4 @@
-"""Whether a score's curve is made by the step that validation chooses."""
+"""At which step metrics count, and whether a score's curve is made by that."""
 
 import pytest
 
@@ -51,28 +51,45 @@ def early_where_pretrained(tokens, step):
     return 4.0 + abs(step - (100 if tokens else 300)) / 100
 
 
-def test_a_score_that_only_the_chosen_step_makes_fall():
+def test_a_score_that_only_an_early_step_makes_fall():
+    """It counts at the last step, though validation cross-entropy is lowest before."""
+
     def score(tokens, rate, step):
         return step / 10 + 100 * rate
 
     rows = rows_of((100, 200, 300), score, rates=(0.01, 0.03), loss=early_where_pretrained)
-    (choice,) = choices_of_step(fits_of(rows), rows)  # cross-entropy is not asked
+    (choice,) = choices_of_step(fits_of(rows), rows, {"bleu"})
     assert choice.metric == "bleu"
-    assert [(way.learning_rate, way.at_last_step) for way in choice.ways] == [
-        (None, False),
-        (0.01, True),
-        (0.03, True),
-    ]
-    chosen, _, last = choice.ways
-    assert (chosen.not_pretrained, chosen.largest.value) == pytest.approx((31.05, 11.05))
+    ways = [(way.learning_rate, way.at_last_step) for way in choice.ways]
+    assert ways == [(None, True), (0.01, True), (0.03, True), (None, False)]
+    counted, _, last, early = choice.ways
+    assert (early.not_pretrained, early.largest.value) == pytest.approx((31.05, 11.05))
+    assert (counted.not_pretrained, counted.largest.value) == pytest.approx((31.05, 31.05))
     assert last.not_pretrained == pytest.approx(33.05)
     assert [last.smallest.x, last.largest.x] == [1e6, 1e9]
     assert [last.smallest.value, last.largest.value] == pytest.approx([33.05, 33.05])
     assert last.slope == pytest.approx(0, abs=1e-9) and last.low < 0 < last.high
     assert (choice.runs, choice.better_later) == (8, 8)
     assert choice.ratio == pytest.approx((31 / 11 + 31.1 / 11.1) / 2)
-    (said,) = [text for text in limits_of([], fits_of(rows), [choice]) if "chosen by" in text]
-    assert "higher in 8 of 8 runs with pretraining, 2.8 times as high" in said
+    (said,) = [text for text in limits_of([], fits_of(rows), [choice]) if "last step" in text]
+    assert "higher at the last one in 8 of 8 runs with pretraining, 2.8 times as high" in said
+
+
+def test_where_each_metric_counts():
+    """Cross-entropy at its best step; scores at the last, at the rate that is best there."""
+
+    def loss(tokens, step, rate):
+        return {(0.01, 100): 4.0, (0.01, 300): 6.0, (0.03, 100): 4.5, (0.03, 300): 5.0}[rate, step]
+
+    rows = rows_of((100, 300), lambda tokens, rate, step: rate * step, rates=(0.01, 0.03))
+    for row in rows:
+        if row["metric"] == "cross_entropy":
+            row["value"] = loss(row["pretrain_tokens"], row["steps"], row["learning_rate"])
+    counted = {
+        curve.metric: {(point.learning_rate, point.step) for point in curve.points}
+        for curve in curves_of(rows)
+    }
+    assert counted == {"cross_entropy": {(0.01, 100)}, "bleu": {(0.03, 300)}}
 
 
 def test_a_slope_and_its_interval():
@@ -82,7 +99,7 @@ def test_a_slope_and_its_interval():
         return 2.0 * len(str(tokens)) + step / 1000
 
     rows = rows_of((100, 300), score, loss=early_where_pretrained)
-    (choice,) = choices_of_step(fits_of(rows), rows)
+    (choice,) = choices_of_step(fits_of(rows), rows, {"bleu"})
     last = choice.ways[1]
     assert last.slope == pytest.approx(2.0)
     # The points' variance is 8 * 0.05^2 / 6, the squares of log10 D_p sum up to 10, and Student's
@@ -93,10 +110,10 @@ def test_a_slope_and_its_interval():
 @pytest.mark.parametrize("steps", [(100,), (100, 200, 300)])
 def test_nothing_to_ask_where_the_last_step_is_chosen(steps):
     rows = rows_of(steps, lambda tokens, rate, step: 5.0)
-    assert choices_of_step(fits_of(rows), rows) == []
+    assert choices_of_step(fits_of(rows), rows, {"bleu"}) == []
 
 
 def test_too_few_sizes():
     rows = rows_of((100, 300), lambda tokens, rate, step: step, loss=early_where_pretrained)
     rows = [row for row in rows if row["pretrain_tokens"] < 1e8]
-    assert choices_of_step(fits_of(rows), rows) == []
+    assert choices_of_step(fits_of(rows), rows, {"bleu"}) == []

@@ -31,8 +31,9 @@ place, metric, target, tokens, value, low, high (null beyond reach, 0 below leas
 | gaps | of transfer, a list: place (without the pool), metric, law, miss, noise, fits_points, \
 pools (pool, pretrain, and with low and high each: gap, open, turn) |
 | steps | of scores by the step and the rate that are counted, a list: place, metric, ways \
-(learning_rate, null: chosen by validation, as everywhere else; at_last_step, not_pretrained, \
-smallest, largest (x, value), slope of a tenfold D_p, low, high), runs, better_later, ratio |
+(the first as everywhere else; learning_rate, null: chosen by validation; at_last_step, \
+not_pretrained, smallest, largest (x, value), slope of a tenfold D_p, low, high), runs, \
+better_later, ratio |
 | relations | of scores to losses, a list: place, score, loss, agree, tau, exponential, sentence |
 | claims | of the paper, a list: letter, title, paper, answer, needed, named, findings (pair, \
 answer, measured, needed, numbers of `claim_rules.Measurement`) |
@@ -103,7 +104,7 @@ def conclude(
     )  # fmt: skip
     claims, absent = judge_claims(Evidence(curve_fits, runs, rows))
     scores = {selection.score(task) for task in selection.tasks}
-    steps = choices_of_step([one for one in curve_fits if one.curve.metric in scores], rows)
+    steps = choices_of_step(curve_fits, rows, scores)
     return Findings(
         study=str(curve_fits[0].curve.facts["study"]),
         curve_fits=tuple(curve_fits),

@@ -95,11 +95,10 @@ def _of_steps(steps: Sequence[StepChoice]) -> list[str]:
         runs = sum(choice.runs for choice in own)
         better = sum(choice.better_later for choice in own)
         said.append(
-            f"The step of each finetuning and its learning rate are chosen by validation "
-            f"cross-entropy, which is not where {metric_name(metric)} is best: at the last step it "
-            f"is higher in {better} of {runs} runs with pretraining, {ratio:.1f} times as high in "
-            "the median. So part of what its curves say is said by the chosen steps. The table "
-            "“Scores by the step that is counted”, under Results, has them at the last step of all "
-            "runs."
+            f"Cross-entropy counts at the step where validation has the lowest, "
+            f"{metric_name(metric)} at the last step of all runs, as in the paper. They are best "
+            f"at different steps: {metric_name(metric)} is higher at the last one in {better} of "
+            f"{runs} runs with pretraining, {ratio:.1f} times as high in the median. The table "
+            "“Scores by the step that is counted”, under Results, has both."
         )
     return said

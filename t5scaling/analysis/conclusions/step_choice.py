@@ -1,14 +1,14 @@
 """Whether what a score says of pretraining depends on which step and learning rate are counted.
 
-Validation cross-entropy chooses both (`results.curves`). Where it turns before a score does, as in
-small finetuning pools, the step that it chooses is early, and comes earlier the more was
-pretrained: the score then falls with D_p because less was finetuned. Here each score's curve
-stands beside itself at the last step of all runs, at each learning rate.
+Scores count at the last step of all runs, cross-entropy where validation has the lowest
+(`results.curves`). Here each score's curve stands beside itself at every learning rate, and at the
+steps of cross-entropy: where that turns before the score does, as in small finetuning pools, these
+come earlier the more was pretrained, and the score falls with D_p because less was finetuned.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.fitting.significance import student_half_width
-from t5scaling.analysis.metrics import better
+from t5scaling.analysis.metrics import LOSS
 from t5scaling.analysis.results.curves import Curve, Point
 from t5scaling.analysis.results.places import Place
 
@@ -37,9 +37,9 @@ class Counted:
     """A score against D_p, one step and one rate of each run being counted.
 
     learning_rate: None for the one that validation chooses at each D_p. at_last_step: else at the
-    step that validation chooses. not_pretrained: its mean without pretraining, None if unknown.
-    smallest, largest: its means at the ends of D_p. slope: what a tenfold D_p adds to the score, by
-    least squares over all points; low, high: its 90 % interval, by Student's t.
+    step where validation cross-entropy is lowest. not_pretrained: its mean without pretraining,
+    None if unknown. smallest, largest: its means at the ends of D_p. slope: what a tenfold D_p adds
+    to the score, by least squares over all points; low, high: its 90 % interval, by Student's t.
     """
 
     learning_rate: float | None
@@ -54,10 +54,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class StepChoice:
-    """A score's curve counted in several ways, the first as everywhere else in the report.
+    """A score's curve counted in several ways: first as everywhere else, last at the steps and
+    rates of cross-entropy.
 
-    runs: whose values it counts. better_later: those that score higher at their last step, and
-    ratio: the median of how many times as high (1 where no score is positive).
+    runs: those of the cross-entropy's curve. better_later: those that score higher at their last
+    step, and ratio: the median of how many times as high (1 where no score is positive).
     """
 
     place: Place
@@ -69,66 +70,76 @@ class StepChoice:
 
 
 def choices_of_step(
-    curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]]
+    curve_fits: Sequence[CurveFit], rows: Sequence[Mapping[str, Any]], scores: Collection[str]
 ) -> list[StepChoice]:
-    """Of every score among the curves whose runs were evaluated at several steps, and at
-    FEWEST_SIZES or more D_p. Losses are chosen by their own minimum, so there is nothing to ask."""
-    by_curve: dict[tuple, list[Mapping[str, Any]]] = defaultdict(list)
+    """Of these scores, where runs were evaluated at several steps and at FEWEST_SIZES or more
+    D_p, and cross-entropy does not count at the last step everywhere."""
+    losses = {one.curve.place: one.curve for one in curve_fits if one.curve.metric == LOSS}
+    values: dict[tuple[str, str], dict[tuple[str, int], Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
-        key = (row["model"], row["task"], row["finetune_examples"], row["metric"], row["split"])
-        by_curve[key].append(row)
+        values[row["metric"], row["split"]][row["run"], row["steps"]] = row
     found = []
-    for curve_fit in curve_fits:
-        curve = curve_fit.curve
-        if better(curve.metric) < 0:
-            continue
-        place = curve.place
-        split = curve.facts.get("split", "test")
-        own = by_curve[place.model, place.task, place.pool, curve.metric, split]
-        choice = _choice(curve, own)
-        if choice:
-            found.append(choice)
+    for curve in (one.curve for one in curve_fits if one.curve.metric in scores):
+        if curve.place in losses:
+            own = values[curve.metric, curve.facts.get("split", "test")]
+            choice = _choice(curve, losses[curve.place], own)
+            if choice:
+                found.append(choice)
     return found
 
 
-def _choice(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> StepChoice | None:
-    """`rows`: of the curve's metric, for all pretraining data and none."""
-    data = curve.place.data
-    rows = [
-        row
-        for row in rows
-        if (not row["pretrain_tokens"] or row["pretrain_data"] == data)
-        and math.isfinite(row["value"])
-    ]
+def _choice(
+    curve: Curve, loss: Curve, rows: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> StepChoice | None:
+    """`rows`: of the curve's metric and split, by run and step."""
+    place = curve.place
     last: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        if row["run"] not in last or row["steps"] > last[row["run"]]["steps"]:
-            last[row["run"]] = row
-    counted = [p for p in curve.points if p.run in last]
-    if not any(p.step is not None and p.step < last[p.run]["steps"] for p in counted):
+    for (run, step), row in rows.items():
+        of_curve = (row["model"], row["task"], row["finetune_examples"]) == (
+            place.model, place.task, place.pool
+        ) and (not row["pretrain_tokens"] or row["pretrain_data"] == place.data)  # fmt: skip
+        later = run not in last or step > last[run]["steps"]
+        if of_curve and later and math.isfinite(row["value"]):
+            last[run] = row
+    pairs = [
+        (rows[point.run, point.step]["value"], last[point.run]["value"])
+        for point in loss.points
+        if point.step is not None and point.run in last and (point.run, point.step) in rows
+    ]
+    if all(point.run in last and point.step == last[point.run]["steps"] for point in loss.points):
         return None
-    ways = [_way(None, False, curve.points, [p.value for p in curve.baseline])]
-    for rate in sorted({row["learning_rate"] for row in rows if row["learning_rate"] is not None}):
+    ways = [_way(None, True, curve.points, [p.value for p in curve.baseline])]
+    for rate in sorted({r["learning_rate"] for r in last.values() if r["learning_rate"]}):
         here = [row for row in last.values() if row["learning_rate"] == rate]
-        points = [
-            Point(x=row["pretrain_tokens"], value=row["value"])
-            for row in here
-            if row["pretrain_tokens"]
-        ]
-        none = [row["value"] for row in here if not row["pretrain_tokens"]]
-        ways.append(_way(rate, True, points, none))
+        ways.append(_way(rate, True, *_points(here)))
+    early = [
+        rows[point.run, point.step]
+        for point in (*loss.baseline, *loss.points)
+        if point.step is not None and (point.run, point.step) in rows
+    ]
+    ways.append(_way(None, False, *_points(early)))
     known = [way for way in ways if way]
-    if not ways[0] or len(known) < 2:
+    if not ways[0] or not ways[-1]:
         return None
-    ratios = [last[p.run]["value"] / p.value for p in counted if p.value > 0]
+    ratios = [late / soon for soon, late in pairs if soon > 0]
     return StepChoice(
-        place=curve.place,
+        place=place,
         metric=curve.metric,
         ways=tuple(known),
-        runs=len(counted),
-        better_later=sum(last[p.run]["value"] > p.value for p in counted),
+        runs=len(pairs),
+        better_later=sum(late > soon for soon, late in pairs),
         ratio=median(ratios) if ratios else 1.0,
     )
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Point], list[float]]:
+    """The points with pretraining, and the values without."""
+    points = [
+        Point(x=row["pretrain_tokens"], value=row["value"])
+        for row in rows
+        if row["pretrain_tokens"]
+    ]
+    return points, [row["value"] for row in rows if not row["pretrain_tokens"]]
 
 
 def _way(

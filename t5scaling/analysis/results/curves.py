@@ -4,10 +4,13 @@ In a study's table a curve is one (model, pretraining data, task, finetuning poo
 on the test split, with pretrain_tokens > 0 as x. Runs without pretraining are its baseline. Several
 seeds are several points at the same x.
 
-Which learning rate and which evaluated step count is decided by validation cross-entropy alone:
-within a run the step with the lowest one, and for each (curve, D_p) the rate with the lowest mean
-over the seeds that all rates were tried with (Isik et al., arXiv 2402.04177, take the best of 5
-rates). All rates stay in the table.
+Which learning rate and which evaluated step count is decided by validation cross-entropy alone.
+Cross-entropy and other losses count at the step where a run's validation cross-entropy is lowest.
+Scores count at the last step of all runs, as in the paper, which finetunes for 300: they often rise
+long after cross-entropy has turned, which after more pretraining is earlier, so that at that step a
+score would fall with D_p for being finetuned less. At each (curve, D_p) the rate counts with the
+lowest mean, at these steps, over the seeds that all rates were tried with (Isik et al., arXiv
+2402.04177, take the best of 5 rates). All rates and steps stay in the table.
 A best rate that is the smallest or largest of several tried at that place is flagged: the point may
 be under-tuned, and under-tuned points bend laws.
 
@@ -28,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from t5scaling import storage
-from t5scaling.analysis.metrics import PARTS
+from t5scaling.analysis.metrics import LOSS, PARTS, better
 from t5scaling.analysis.results.harvest import COLUMNS
 from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
@@ -308,29 +311,45 @@ def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str
 def _chosen(
     rows: Sequence[Mapping[str, Any]], split_of: Mapping[str, str]
 ) -> list[Mapping[str, Any]]:
-    """Of all rows at one D_p, those of each metric's split at the best rate and each run's best
-    step."""
+    """Of all rows at one D_p, those of each metric's split at the step of each run and the rate
+    that count: losses at their best step, scores at the last."""
     validation = {
         (row["run"], row["steps"]): row["value"]
         for row in rows
-        if _whole(row["split"]) == "validation" and row["metric"] == "cross_entropy"
+        if _whole(row["split"]) == "validation" and row["metric"] == LOSS
     }
-    steps: dict[str, set[int]] = defaultdict(set)
-    rates: dict[str, float | None] = {}
-    seeds: dict[str, Any] = {}
+    shown = [row for row in rows if row["split"] == split_of[row["metric"]]]
+    found = []
+    for at_last in (False, True):
+        own = [row for row in shown if (better(row["metric"]) > 0) == at_last]
+        if own:
+            rate, steps = _best(own, validation, at_last)
+            found += [
+                row for row in own
+                if row["learning_rate"] == rate and row["steps"] == steps[row["run"]]
+            ]  # fmt: skip
+    return found
+
+
+def _best(
+    rows: Sequence[Mapping[str, Any]], validation: Mapping[tuple[str, int], float], at_last: bool
+) -> tuple[float | None, dict[str, int]]:
+    """The learning rate, and the step of each run, with the lowest validation cross-entropy; the
+    last step of all runs, if `at_last`."""
+    evaluated: dict[str, set[int]] = defaultdict(set)
+    about = {}
     for row in rows:
-        if row["split"] == split_of[row["metric"]]:
-            steps[row["run"]].add(row["steps"])
-            rates[row["run"]], seeds[row["run"]] = row["learning_rate"], row["seed"]
-    best_step: dict[str, int] = {}
+        evaluated[row["run"]].add(row["steps"])
+        about[row["run"]] = row["learning_rate"], row["seed"]
+    steps: dict[str, int] = {}
     by_rate: dict[float | None, list[tuple[Any, float]]] = defaultdict(list)  # (seed, loss)
-    for run, candidates in steps.items():
-        known = [(validation.get((run, step), math.nan), step) for step in sorted(candidates)]
+    for run, candidates in evaluated.items():
+        tried = [max(candidates)] if at_last else sorted(candidates)
+        known = [(validation.get((run, step), math.nan), step) for step in tried]
         finite = [pair for pair in known if math.isfinite(pair[0])]
-        loss, best_step[run] = min(finite) if finite else (math.nan, max(candidates))
-        by_rate[rates[run]].append((seeds[run], loss))
-    if not by_rate:
-        return []
+        loss, steps[run] = min(finite) if finite else (math.nan, max(candidates))
+        rate, seed = about[run]
+        by_rate[rate].append((seed, loss))
     means = {rate: _mean_over(losses, by_rate.values()) for rate, losses in by_rate.items()}
     finite_means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
     if len(means) > 1 and not finite_means:
@@ -338,14 +357,7 @@ def _chosen(
             f"{rows[0]['run']}: {len(means)} learning rates and no validation cross-entropy to "
             "choose between them; evaluate on the validation split too"
         )
-    rate = min(finite_means or means, key=lambda r: (means[r], r or 0.0))
-    return [
-        row
-        for row in rows
-        if row["split"] == split_of[row["metric"]]
-        and row["learning_rate"] == rate
-        and row["steps"] == best_step[row["run"]]
-    ]
+    return min(finite_means or means, key=lambda r: (means[r], r or 0.0)), steps
 
 
 def _mean_over(

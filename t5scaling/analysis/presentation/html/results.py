@@ -91,15 +91,14 @@ def _all_rates(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 def _by_step(
     choices: Sequence[StepChoice], places: Mapping[tuple[Place, str], str]
 ) -> Table | None:
-    """Scores against D_p, counted at the step and rate that validation chooses, and at the last
-    step of each rate."""
+    """Scores against D_p: as they count, at each rate, and where cross-entropy counts."""
     body = []
     for choice in choices:
         for way in choice.ways:
             rate = "chosen" if way.learning_rate is None else f"{way.learning_rate:g}"
             body.append([
                 metric_name(choice.metric), places[choice.place, choice.metric], rate,
-                "last" if way.at_last_step else "chosen", number(way.not_pretrained),
+                "last" if way.at_last_step else "of lowest loss", number(way.not_pretrained),
                 *(f"{number(end.value)} at {size(end.x)}" for end in (way.smallest, way.largest)),
                 f"{way.slope:+.2f}", interval(way.low, way.high),
             ])  # fmt: skip
