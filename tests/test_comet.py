@@ -1,6 +1,8 @@
 """COMET's side of the process boundary is a stub package, installed by the real set-up."""
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import time
@@ -78,8 +80,33 @@ def offline():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, wheel, offline):
-    return str(comet.setup(tmp_path_factory.mktemp("comet"), requirements=[wheel]))
+def repeated(tmp_path_factory, wheel, offline):
+    """The folder of a set-up that failed and was repeated; what pip said, what the second said.
+
+    All tests use this one: making an environment takes seconds.
+    """
+    folder, pip = tmp_path_factory.mktemp("comet"), tmp_path_factory.mktemp("said") / "pip"
+    stderr = os.dup(2)
+    with open(pip, "wb") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            with pytest.raises(UserError, match="pip could not install COMET"):
+                comet.setup(folder, requirements=["unbabel-comet"])  # and no index to get it from
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    with pytest.raises(Unavailable, match="is not installed"):
+        Comet(folder=str(folder))(["a"], ["A"], ["1"])
+    # Nor is one that says it is whole, but of which something is gone.
+    (folder / "comet.json").write_text('{"state": "ready"}')
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        comet.setup(folder, requirements=[wheel])
+    return str(folder), pip.read_text(), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(repeated):
+    return repeated[0]
 
 
 @pytest.fixture
@@ -234,20 +261,12 @@ def test_two_setups_do_not_share_a_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_setup_is_not_taken_for_whole_and_can_be_repeated(
-    tmp_path, wheel, model, offline, capfd
-):
-    with pytest.raises(UserError, match="pip could not install COMET"):
-        comet.setup(tmp_path, requirements=["unbabel-comet"])  # and no index to get it from
-    assert "unbabel-comet" in capfd.readouterr().err  # pip's own words
-    with pytest.raises(Unavailable, match="is not installed"):
-        Comet(folder=str(tmp_path))(["a"], ["A"], ["1"])
-    # Nor is one that says it is whole, but of which something is gone.
-    (tmp_path / "comet.json").write_text('{"state": "ready"}')
-    comet.setup(tmp_path, requirements=[wheel])
-    assert "no longer works" in capfd.readouterr().out
+def test_a_failed_setup_is_not_taken_for_whole_and_can_be_repeated(repeated, model):
+    folder, pip_said, said = repeated
+    assert "unbabel-comet" in pip_said  # pip's own words
+    assert "no longer works" in said
     path = model("scores")
-    assert Comet(folder=str(tmp_path), model_file=path)(["a"], ["A"], ["1"])["comet"] == 100.0
+    assert Comet(folder=folder, model_file=path)(["a"], ["A"], ["1"])["comet"] == 100.0
 
 
 def test_a_missing_interpreter_is_named(tmp_path):

@@ -278,12 +278,6 @@ def test_the_command_answers_on_stdout(tmp_path, capsys):
     assert "not JSON" in capsys.readouterr().out
 
 
-def test_a_mistake_found_in_the_child_is_raised_here(tmp_path):
-    spec = DataSpec("techdoc_span_em", "train", LENGTHS)
-    with pytest.raises(UserError, match=r"^unknown task .*did you mean 'techdoc_span_en'\?$"):
-        find_examples(spec, tmp_path)
-
-
 def test_examples_made_by_a_child_are_found(mini_root):
     from tests import mini
 

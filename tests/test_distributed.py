@@ -20,7 +20,7 @@ from t5scaling.training import agreement, distributed
 from tests import mini
 from tests.conftest import REPOSITORY, xla_flags
 
-STEPS = 30
+STEPS = 12
 
 
 def _arguments(model_dir, root, **changes):
@@ -32,7 +32,7 @@ def _arguments(model_dir, root, **changes):
         "BATCH_SIZE": 8,
         "TRAIN_STEPS": STEPS,
         "MAX_EPOCHS": None,
-        "LOG_EVERY": 10,  # a multiple of STEPS_PER_CALL: single steps are another program
+        "LOG_EVERY": 4,  # a multiple of STEPS_PER_CALL: single steps are another program
         "MODEL_DIR": str(model_dir),
         **changes,
     }
@@ -71,7 +71,7 @@ def _launch(arguments):
 def test_two_processes_train_as_one_and_survive_a_kill(mini_root, tmp_path):
     two = tmp_path / "two"
     first, second = _launch(_arguments(two, mini_root, STEPS_PER_CALL=2, CHECKPOINT_MINUTES=0.0))
-    saved = two / "checkpoints/checkpoint_10"
+    saved = two / "checkpoints/checkpoint_4"
     while not saved.exists() and first.poll() is None and second.poll() is None:
         time.sleep(0.05)
     second.send_signal(signal.SIGKILL)

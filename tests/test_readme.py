@@ -43,7 +43,7 @@ SMALLER = {
         **MODULES, "BATCH_SIZE": 8, "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
     },
     "gin/runs/finetune.gin": {
-        **MODULES, "BATCH_SIZE": 8, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 16,
+        **MODULES, "BATCH_SIZE": 4, "EVAL_BATCH_SIZE": 8, "MAX_DECODE_LENGTH": 16,
         "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 64},
         "EVAL_FEATURE_LENGTHS": {"inputs": 160, "targets": 160},
     },
