@@ -67,3 +67,19 @@ def test_few_sizes(tmp_path):
     few = limits(tmp_path / "a", sizes=(0, 100_000, 200_000, 400_000, 800_000))
     assert "4 pretraining sizes are few" in one_with("are few", few)
     assert not any("are few" in sentence for sentence in limits(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_rates_of_one_side_alone(tmp_path, pretrained):
+    def change(record):
+        if record["kind"] == "finetune" and (record["pretrain_tokens"] > 0) == pretrained:
+            record["learning_rate"] = 0.015
+
+    assert not any("unequal grids" in text for text in limits(tmp_path / "plain"))
+    without, with_it = (0.005, 0.015) if pretrained else (0.015, 0.005)
+    said = [text for text in limits(tmp_path / "changed", change) if "unequal grids" in text]
+    assert said and all(
+        f"on one side alone: {without:g} only without pretraining and {with_it:g} only with "
+        "pretraining." in text
+        for text in said
+    )

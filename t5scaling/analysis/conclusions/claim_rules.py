@@ -33,6 +33,7 @@ from t5scaling.analysis.results.roles import ALIGNED, BALANCED, MIXED, SOURCE, T
 from t5scaling.analysis.wording import capitalised, interval, size
 
 NEARLY_NONE = 0.25  # of the gain in the smallest pool
+FLAT = 1e-4  # of log scores per nat: an exponential that does not fall
 PENALTY = 0.05  # of log BLEU: a brevity penalty of 0.95
 PAPER_ERROR = 0.061
 FARTHER = 2.0  # times as many examples seen: pools below that hardly differ
@@ -365,11 +366,14 @@ def exponential(evidence: Evidence, pair: str) -> Finding:
             known = relation.exponential is not None and clear
             votes.append(relation.exponential == holds if known else None)
             if relation.fit:
-                k = relation.fit.coefficients["k"]
+                # At the end of its bounds k is no number but says that the score does not fall.
+                k, low, high = (
+                    0.0 if abs(end) < FLAT else end for end in relation.fit.coefficients["k"]
+                )
                 numbers.append(
                     Measurement(
                         score, evidence.place_words(curve_fit), "k of C * e^(k * cross-entropy)",
-                        *k, vote=Answer.by(votes[-1]), place=curve_fit.curve.place,
+                        k, low, high, vote=Answer.by(votes[-1]), place=curve_fit.curve.place,
                     )
                 )  # fmt: skip
         results.append(majority(votes))

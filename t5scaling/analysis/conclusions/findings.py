@@ -103,7 +103,7 @@ def conclude(
         other_pools=[curve_fit for curve_fit in shown if curve_fit not in advised],
     )  # fmt: skip
     claims, absent = judge_claims(Evidence(curve_fits, runs, rows))
-    scores = {selection.score(task) for task in selection.tasks}
+    scores = {score for task in selection.tasks if (score := selection.score(task))}
     steps = choices_of_step(curve_fits, rows, scores)
     return Findings(
         study=str(curve_fits[0].curve.facts["study"]),

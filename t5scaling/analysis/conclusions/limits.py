@@ -9,7 +9,7 @@ from t5scaling.analysis.conclusions.step_choice import StepChoice
 from t5scaling.analysis.metrics import is_bleu, metric_name
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.pools import pools
-from t5scaling.analysis.wording import listed, size
+from t5scaling.analysis.wording import listed, size, values
 
 SMOKE_TOKENS = 100_000_000
 SMOKE_PARAMETERS = 50_000_000
@@ -74,6 +74,7 @@ def limits_of(
             "muennighoff, of all tokens and different ones, is for that)."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
+    said += _of_rates(runs)
     said += _of_steps(steps)
     scores = [curve_fit for curve_fit in curve_fits if is_bleu(curve_fit.curve.metric)]
     highest = max(
@@ -81,6 +82,31 @@ def limits_of(
     )
     if highest < TRANSLATES:
         said.append(f"BLEU stays below {TRANSLATES:g}: at this size the model does not translate.")
+    return said
+
+
+def _of_rates(runs: Sequence[RunRecord]) -> list[str]:
+    """A sentence on each pool where pretraining and none were not tried with the same learning
+    rates: the side with more of them has the advantage."""
+    tried: dict[tuple, tuple[set[float], set[float]]] = {}
+    for run in runs:
+        if run.done and run["kind"] == "finetune" and run["learning_rate"] is not None:
+            place = run["task"], run["finetune_examples"], run["model"]
+            without, with_it = tried.setdefault(place, (set(), set()))
+            (with_it if run["pretrain_tokens"] else without).add(run["learning_rate"])
+    said = []
+    for (task, pool, model), (without, with_it) in sorted(tried.items()):
+        if not without or not with_it or without == with_it:
+            continue
+        sides = [
+            f"{values(rates)} only {how} pretraining"
+            for rates, how in ((without - with_it, "without"), (with_it - without, "with"))
+            if rates
+        ]
+        said.append(
+            f"In {task}, pool of {pool:,}, {model}, learning rates were tried on one side alone: "
+            f"{listed(sides)}. What pretraining gains there is compared at unequal grids."
+        )
     return said
 
 
