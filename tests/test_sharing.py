@@ -40,7 +40,7 @@ while what == "wait" or not os.path.exists(f"{place}/go"):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """The arguments of the program that stands for run.py, up to what it is to do."""
+    """The first argument of a program that stands in for run.py; a test adds what it shall do."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     monkeypatch.setattr(sys, "argv", [str(program)])
@@ -138,7 +138,7 @@ def test_cores(monkeypatch, usable, processes):
 
 CONTROL = """#!/bin/sh
 if [ "$1" = -d ]; then echo "$CUDA_MPS_PIPE_DIRECTORY" > {place}/began; exit {status}; fi
-cat > {place}/told
+cat > {place}/commands
 """
 
 
@@ -161,14 +161,14 @@ def test_the_service_of_a_gpu(command, tmp_path, monkeypatch, capsys, status, pr
     pipes = (tmp_path / "began").read_text().strip()
     assert other["pipes"] == (pipes if works else None)
     assert ("take turns" in capsys.readouterr().out) == (not works)
-    told = tmp_path / "told"
-    assert told.exists() == (not status and probed == 1)
+    commands = tmp_path / "commands"
+    assert commands.exists() == (not status and probed == 1)
     watched.kill()
     watched.wait()
     until = time.monotonic() + 20
-    while works and not (told.exists() and told.read_text()) and time.monotonic() < until:
+    while works and not (commands.exists() and commands.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not works or told.read_text() == "quit\n"
+    assert not works or commands.read_text() == "quit\n"
 
 
 def test_no_service(command, monkeypatch, tmp_path, capsys):

@@ -64,25 +64,25 @@ def shared(processes: int, command: Sequence[str], study_dir: str) -> Iterator[N
         shares = cores_of(processes)
     logs = _log_folder(study_dir)
     others = []
-    for number in range(2, processes + 1):
-        if shares:
-            os.sched_setaffinity(0, shares[number - 1])  # what it starts inherits it
-        with open(logs / f"process-{number}.log", "ab") as log:
-            # In a session of its own: a Ctrl-C of the terminal is for this process, which asks the
-            # others to end once.
-            others.append(
-                subprocess.Popen(
-                    [sys.executable, sys.argv[0], *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
+    try:  # from the first that is started on, none is left behind
+        for number in range(2, processes + 1):
+            if shares:
+                os.sched_setaffinity(0, shares[number - 1])  # what it starts inherits it
+            with open(logs / f"process-{number}.log", "ab") as log:
+                # In a session of its own: a Ctrl-C of the terminal is for this process, which asks
+                # the others to end once.
+                others.append(
+                    subprocess.Popen(
+                        [sys.executable, sys.argv[0], *command],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
                 )
-            )
-    if shares:
-        os.sched_setaffinity(0, shares[0])
-    print(f"{processes} processes share the study; those beside this one write to {logs}")
-    try:
+        if shares:
+            os.sched_setaffinity(0, shares[0])
+        print(f"{processes} processes share the study; those beside this one write to {logs}")
         # While it waits for the others, SIGTERM would end this process and leave them at work.
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _stop)

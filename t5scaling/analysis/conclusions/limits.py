@@ -13,7 +13,7 @@ from t5scaling.analysis.wording import listed, size, values
 
 SMOKE_TOKENS = 100_000_000
 SMOKE_PARAMETERS = 50_000_000
-NOTABLE_RATIO = 1.1  # of a score at the last step to that at the step which is counted
+NOTABLE_RATIO = 1.1  # of a score at the last step to that where cross-entropy is lowest
 
 
 def limits_of(
