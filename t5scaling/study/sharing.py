@@ -24,7 +24,7 @@ from t5scaling.errors import Stopped, UserError
 
 ENDING_S = 60.0  # for the others to save their runs, when this process is stopped
 _PIPES, _LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
-_USUAL_PIPES = "/tmp/nvidia-mps"
+_USUAL_PIPES = "/tmp/nvidia-mps"  # where NVIDIA puts them by default
 _CONTROL = "nvidia-cuda-mps-control"
 _FOLDERS = "/usr/local/nvidia/bin", "/usr/bin"  # beside those of $PATH
 _PROBE = (
