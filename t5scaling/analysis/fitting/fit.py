@@ -255,7 +255,7 @@ def fit_curve(
     return _with_held_out(fit, x[..., ~fitted], y[~fitted])
 
 
-def _check_options(law: Law, delta, residual: str, worse_counts: float) -> None:
+def _check_options(law: Law, delta: float | None, residual: str, worse_counts: float) -> None:
     if residual not in RESIDUALS:
         raise UserError(f"residual {residual!r}: unknown{nearest(residual, RESIDUALS)}")
     if residual == "reducible" and type(law).floor is Law.floor:
@@ -351,7 +351,7 @@ def _profile_of(fit: Fit, name: str, seen: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(seen, [0.05, 0.95], method="inverted_cdf")
     wide = low > 0 and high > 10 * low
 
-    def quantity(theta):
+    def quantity(theta: np.ndarray) -> np.ndarray:
         value = fit.law.coefficients(theta, fit.frame)[name]
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.log(value) if wide else value
@@ -368,7 +368,7 @@ def _determined(fit: Fit) -> dict[str, tuple[float, float, float]]:
     centre = np.asarray(fit.frame.log_centre, float).reshape(len(fit.law.sizes), 1)
     one = len(fit.law.sizes) == 1
 
-    def at(shift):
+    def at(shift: np.ndarray | float) -> np.ndarray:
         return np.exp((centre + shift)[0] if one else centre + shift)
 
     def interval_of(quantity: Callable, transform=lambda v: v):
@@ -380,7 +380,7 @@ def _determined(fit: Fit) -> dict[str, tuple[float, float, float]]:
         shift = np.zeros_like(centre)
         shift[i] = step
 
-        def slope(theta, shift=shift):
+        def slope(theta: np.ndarray, shift: np.ndarray = shift) -> np.ndarray:
             up, down = fit.log_values(at(shift), theta), fit.log_values(at(-shift), theta)
             return (up - down)[..., 0] / (2 * step)
 

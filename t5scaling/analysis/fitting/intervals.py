@@ -247,7 +247,14 @@ def profile(
     return ends[0], ends[1]
 
 
-def _constrained(problem, theta, replicates, quantity, goals, unit):
+def _constrained(
+    problem: Problem,
+    theta: np.ndarray,
+    replicates: np.ndarray,
+    quantity: Callable[[np.ndarray], np.ndarray],
+    goals: np.ndarray,
+    unit: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """The best fits with the quantity held at each goal -> (values reached, objectives)."""
     plain, plain_slopes = residual_functions(problem)
     stiffness = 300 * min(problem.delta, 1.0) / unit
@@ -264,11 +271,11 @@ def _constrained(problem, theta, replicates, quantity, goals, unit):
     )
 
     # The goal is one more residual. Within the linear part of Huber's loss it still pulls.
-    def residuals_of(theta, targets):
+    def residuals_of(theta: np.ndarray, targets: np.ndarray) -> np.ndarray:
         held = stiffness * (targets[:, -1] - quantity(theta))
         return np.column_stack([plain(theta, targets[:, :-1]), held])
 
-    def slopes_of(theta, targets):
+    def slopes_of(theta: np.ndarray, targets: np.ndarray) -> np.ndarray:
         own = plain_slopes(theta, targets[:, :-1])
         step = 1e-6
         columns = [
@@ -280,7 +287,7 @@ def _constrained(problem, theta, replicates, quantity, goals, unit):
 
     side = side_weights(problem)
 
-    def weigh(residuals):
+    def weigh(residuals: np.ndarray) -> np.ndarray:
         own = np.ones(residuals[:, :-1].shape) if side is None else side(residuals[:, :-1])
         return np.column_stack([own, np.ones(len(own))])
 

@@ -194,7 +194,13 @@ def _steps(
         yield np.linalg.solve(curvature, downhill[:, :, None])[:, :, 0]
 
 
-def _second_derivatives(slopes_of, theta, targets, pull, slopes) -> np.ndarray:
+def _second_derivatives(
+    slopes_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    theta: np.ndarray,
+    targets: np.ndarray,
+    pull: np.ndarray,
+    slopes: np.ndarray,
+) -> np.ndarray:
     """sum_n pull_n * d slopes_n / d theta, shape (b, P, P), by forward differences."""
     step, (count, width) = 1e-6, theta.shape
     shifts = step * np.eye(width)

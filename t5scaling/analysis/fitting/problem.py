@@ -51,7 +51,9 @@ class Problem:
     scale: np.ndarray | None = None
 
     @staticmethod
-    def of(law: Law, x: np.ndarray, y: np.ndarray, delta: float | None = None, **more):
+    def of(
+        law: Law, x: np.ndarray, y: np.ndarray, delta: float | None = None, **more: Any
+    ) -> "Problem":
         """delta None: the law's own."""
         delta = law.huber_delta if delta is None else delta
         with np.errstate(divide="ignore"):  # no tokens of a source
@@ -219,10 +221,10 @@ def _plain(problem: Problem) -> tuple[Callable, Callable]:
         )
     unit = np.exp(frame.log_high)
 
-    def value(theta):
+    def value(theta: np.ndarray) -> np.ndarray:
         return np.exp(law.log_value(theta, log_x, frame))
 
-    def value_slopes(theta):
+    def value_slopes(theta: np.ndarray) -> np.ndarray:
         return value(theta)[..., None] * law.jacobian(theta, log_x, frame)
 
     if problem.residual == "value":
@@ -231,11 +233,11 @@ def _plain(problem: Problem) -> tuple[Callable, Callable]:
             lambda theta, log_y: value_slopes(theta) / unit,
         )
 
-    def reducible(theta, log_y):
+    def reducible(theta: np.ndarray, log_y: np.ndarray) -> np.ndarray:
         floor = law.floor(theta, frame)[0][..., None]
         return np.log(np.exp(log_y) - floor) - np.log(value(theta) - floor)
 
-    def reducible_slopes(theta, log_y):
+    def reducible_slopes(theta: np.ndarray, log_y: np.ndarray) -> np.ndarray:
         floor, by_theta = law.floor(theta, frame)
         floor, by_theta = floor[..., None], by_theta[..., None, :]
         measured, fitted = np.exp(log_y) - floor, value(theta) - floor

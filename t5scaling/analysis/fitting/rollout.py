@@ -209,10 +209,10 @@ def _followed(
     part = replace(problem, log_x=problem.log_x[..., used], log_y=problem.log_y[used], scale=scale)
     residuals, slopes = residual_functions(part)
 
-    def residuals_of(theta, goal):
+    def residuals_of(theta: np.ndarray, goal: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(goal), 0.0, residuals(theta, goal))
 
-    def slopes_of(theta, goal):
+    def slopes_of(theta: np.ndarray, goal: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(goal)[..., None], 0.0, slopes(theta, goal))
 
     goals = np.repeat(np.array(targets)[:, used], [len(grid) for grid in starts], axis=0)

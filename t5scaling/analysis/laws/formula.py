@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from t5scaling.analysis.laws.base import Coefficient, Law
+from t5scaling.analysis.laws.base import Coefficient, Frame, Law
 from t5scaling.errors import UserError
 
 LONGEST = 400  # characters of a formula
@@ -128,14 +128,14 @@ class Formula(Law):
     def _sizes_of(self, log_x: np.ndarray) -> list[np.ndarray]:
         return list(np.exp(np.atleast_2d(log_x)))
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         natural = self._natural(theta)
         with np.errstate(all="ignore"):
             value, _ = _evaluate(self.tree, self._sizes_of(log_x), natural, derive=False)
             shape = (*theta.shape[:-1], np.shape(log_x)[-1])
             return np.log(np.broadcast_to(value, shape))
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         natural, near = self._natural(theta), np.clip(theta, -700, 700)
         with np.errstate(all="ignore"):
             value, slopes = _evaluate(self.tree, self._sizes_of(log_x), natural, derive=True)
@@ -147,25 +147,25 @@ class Formula(Law):
             ]
             return np.stack([np.broadcast_to(column, shape) for column in columns], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         ends = np.array(self.limits).T
         with np.errstate(divide="ignore"):
             inner = np.where(self.logs, np.log(np.where(self.logs, ends, 1.0)), np.arcsinh(ends))
         low, high = np.clip(inner, -_FARTHEST, _FARTHEST)
         return low, high
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         natural = self._natural(theta)
         return {name: natural[..., i] for i, name in enumerate(self.names)}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         coefficients = np.array([c[name] for name in self.names], float)
         value, _ = _evaluate(self.tree, list(np.atleast_2d(x)), coefficients, derive=False)
         return np.broadcast_to(value, np.shape(x)[-1:])
 
     # --- starts -------------------------------------------------------------------------------
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         """The best of many draws, and others spread over the better quarter of them.
 
         Raises UserError where the formula is positive nowhere, or its points do not

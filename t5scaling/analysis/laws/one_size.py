@@ -4,11 +4,12 @@ They stand beside the log-law and the power law with floor, so that held-out poi
 family a curve follows. u = log D - log D_c is the log size from the centre of the fitted points.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis.laws.base import Coefficient, Law, sigmoid
+from t5scaling.analysis.laws.base import Coefficient, Frame, Law, sigmoid
 
 _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
 
@@ -54,28 +55,28 @@ class PurePower(Law):
     )
     at_bound: ClassVar = {("exponent", "low"): "the fitted value does not fall with D"}
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         return theta[..., 0, None] - theta[..., 1, None] * (log_x - frame.log_centre)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         shape = (*theta.shape[:-1], len(log_x))
         u = np.broadcast_to(log_x - frame.log_centre, shape)
         return np.stack([np.ones(shape), -u], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return np.array([frame.log_low - width, 1e-6]), np.array([frame.log_high + width, 10.0])
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(-np.polyfit(log_x, log_y, 1)[0], 1e-3)
         return np.array([(log_y.mean(), steepness * f) for f in (0.1, 0.5, 1.0, 1.5)])
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, c = theta[..., 0], theta[..., 1]
         with np.errstate(over="ignore"):
             return {"b": np.exp(value + c * frame.log_centre), "c": c}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["b"] / x ** c["c"]
 
 
@@ -109,13 +110,13 @@ class ShiftedPower(Law):
         ("log g", "high"): "the fitted curve levels off before its centre",
     }
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, slope, log_g = (theta[..., i, None] for i in range(3))
         power = slope * (1 + np.exp(log_g))
         u = log_x - frame.log_centre
         return value + power * (np.log(np.exp(-u) + np.exp(log_g)) - np.logaddexp(0.0, log_g))
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         _, slope, log_g = (theta[..., i, None] for i in range(3))
         g, u = np.exp(log_g), log_x - frame.log_centre
         total = np.exp(-u) + g
@@ -125,14 +126,14 @@ class ShiftedPower(Law):
             [np.ones_like(drop), (1 + g) * drop, slope * (g * drop + (1 + g) * share)], axis=-1
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-6, -12.0]),
             np.array([frame.log_high + width, 10.0, 6.0]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(-np.polyfit(log_x, log_y, 1)[0], 1e-3)
         grid = [
             (log_y.mean(), steepness * factor, log_g)
@@ -141,7 +142,7 @@ class ShiftedPower(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, slope, log_g = (theta[..., i] for i in range(3))
         power = slope * (1 + np.exp(log_g))
         with np.errstate(over="ignore"):
@@ -152,7 +153,7 @@ class ShiftedPower(Law):
                 "floor": np.exp(value + power * (log_g - np.logaddexp(0.0, log_g))),
             }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["b"] * (1 / x + c["g"]) ** c["c"]
 
 
@@ -189,7 +190,7 @@ class BrokenPower(Law):
         ("log rho", "low"): "no floor is visible in the fitted points (a = 0 fits best)",
     }
 
-    def _parts(self, theta, log_x, frame):
+    def _parts(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> tuple[np.ndarray, ...]:
         value, early, late, at, log_f, log_rho = (theta[..., i, None] for i in range(6))
         u, width = log_x - frame.log_centre, np.exp(log_f)
         bend = width * (np.logaddexp(0.0, (u - at) / width) - np.logaddexp(0.0, -at / width))
@@ -197,11 +198,11 @@ class BrokenPower(Law):
         log_floor = np.log(np.maximum(-np.expm1(-log_rho), 1e-300))
         return value, early, late, at, width, log_rho, u, bend, decay, log_floor
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, *_, log_rho, _, _, decay, log_floor = self._parts(theta, log_x, frame)
         return value + np.logaddexp(log_floor, -log_rho - decay)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         parts = self._parts(theta, log_x, frame)
         _, early, late, at, width, log_rho, u, bend, decay, log_floor = parts
         share = sigmoid(-log_rho - decay - log_floor)  # of the reducible part in the value
@@ -221,7 +222,7 @@ class BrokenPower(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         reach = 1.5 * (frame.log_centre - frame.log_min) + 0.1
         return (
@@ -229,7 +230,7 @@ class BrokenPower(Law):
             np.array([frame.log_high + width, 10.0, 10.0, reach, np.log(3.0), np.log(1e3)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(-np.polyfit(log_x, log_y, 1)[0], 1e-3)
         reach = frame.log_centre - frame.log_min
         grid = [
@@ -241,7 +242,7 @@ class BrokenPower(Law):
         ]
         return np.clip(np.array(grid), *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, early, late, at, log_f, log_rho = (theta[..., i] for i in range(6))
         width = np.exp(log_f)
         with np.errstate(over="ignore"):
@@ -257,7 +258,7 @@ class BrokenPower(Law):
                 "f1": width,
             }  # fmt: skip
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         bend = (1 + (x / c["d1"]) ** (1 / c["f1"])) ** (-c["c1"] * c["f1"])
         return c["a"] + c["b"] * x ** -c["c0"] * bend
 
@@ -296,7 +297,7 @@ class Sigmoidal(Law):
         ("log tau", "high"): "e0 lies far above all fitted points",
     }
 
-    def _natural(self, theta, frame):
+    def _natural(self, theta: np.ndarray, frame: Frame) -> tuple[np.ndarray, ...]:
         """L(D_c), e, e0, L(D_c) - e, e0 - L(D_c), a, c; each (..., 1)."""
         value, slope, log_rho, log_tau, kappa = (theta[..., i, None] for i in range(5))
         centre = np.exp(value)
@@ -306,18 +307,20 @@ class Sigmoidal(Law):
         a, c = kappa * under / over, slope * np.exp(log_rho) * (1 + kappa)
         return centre, centre - over, e0, over, under, a, c
 
-    def _logit(self, theta, log_x, frame):
+    def _logit(
+        self, theta: np.ndarray, log_x: np.ndarray, frame: Frame
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """log((L - e) / (e0 - L)), shape (..., N); e, e0."""
         _, e, e0, over, under, a, c = self._natural(theta, frame)
         width = e0 - e
         goal = np.log(over / width) - a * np.log(under / width) - c * (log_x - frame.log_centre)
         return _root(a, goal), e, e0
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         z, e, e0 = self._logit(theta, log_x, frame)
         return np.log(e + (e0 - e) * sigmoid(z))
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         z, e, e0 = self._logit(theta, log_x, frame)
         centre, _, _, over, under, a, c = self._natural(theta, frame)
         _, slope, log_rho, log_tau, kappa = (theta[..., i, None] for i in range(5))
@@ -337,14 +340,14 @@ class Sigmoidal(Law):
         ]
         return np.stack([np.broadcast_to(column / y, y.shape) for column in columns], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-6, 0.0, np.log(1e-3), 0.0]),
             np.array([frame.log_high, 10.0, np.log(1e3), np.log(1e2), 20.0]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(-np.polyfit(log_x, log_y, 1)[0], 1e-3)
         grid = [
             (log_y.mean(), steepness * factor, log_rho, np.log(tau), kappa)
@@ -355,13 +358,13 @@ class Sigmoidal(Law):
         ]
         return np.clip(np.array(grid), *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         _, e, e0, over, under, a, c = (x[..., 0] for x in self._natural(theta, frame))
         with np.errstate(over="ignore", under="ignore"):
             b = np.exp(np.log(over) - a * np.log(under) + c * frame.log_centre)
         return {"e": e, "e0": e0, "a": a, "b": b, "c": c}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         low, high = np.full(np.shape(x), c["e"]), np.full(np.shape(x), c["e0"])
         for _ in range(200):
             y = (low + high) / 2
@@ -402,26 +405,28 @@ class Ceiling(Law):
     }
 
     @staticmethod
-    def _range(frame):
+    def _range(frame: Frame) -> tuple[float | np.ndarray, float | np.ndarray]:
         """Where v is 0, and the span in which it grows by 1."""
         return frame.log_min, 2 * (frame.log_centre - frame.log_min)
 
-    def _place(self, log_x, frame):
+    def _place(self, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         start, span = self._range(frame)
         return (log_x - start) / span
 
-    def _shape(self, theta, log_x, frame):
+    def _shape(
+        self, theta: np.ndarray, log_x: np.ndarray, frame: Frame
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         k, v = np.exp(theta[..., 2, None]), self._place(log_x, frame)
         with np.errstate(over="ignore"):
             return k, v, np.expm1(-k * v) / np.expm1(-k)
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         _, _, s = self._shape(theta, log_x, frame)
         inside = np.exp(theta[..., 1, None]) * s
         with np.errstate(divide="ignore"):
             return theta[..., 0, None] + np.log1p(np.maximum(inside, -1.0))
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         k, v, s = self._shape(theta, log_x, frame)
         gain = np.exp(theta[..., 1, None])
         by_k = (v * np.exp(-k * v) * -np.expm1(-k) + np.expm1(-k * v) * np.exp(-k)) / (
@@ -430,14 +435,14 @@ class Ceiling(Law):
         share = gain / (1 + gain * s)
         return np.stack([np.ones_like(s), share * s, share * k * by_k], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 2.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, -9.0, np.log(1e-2)]),
             np.array([frame.log_high + width, 9.0, np.log(50.0)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         at_min = log_y[log_x == log_x.min()].mean()
         gain = max(np.exp(log_y[log_x == log_x.max()].mean() - at_min) - 1, 1e-3)
         grid = [
@@ -447,7 +452,7 @@ class Ceiling(Law):
         ]
         return np.clip(np.array(grid), *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, log_gain, log_k = (theta[..., i] for i in range(3))
         start, span = self._range(frame)
         k = np.exp(log_k)
@@ -458,7 +463,7 @@ class Ceiling(Law):
         names = (c.name for c in self.coefficient_table)
         return dict(zip(names, (limit, factor, rate), strict=True))
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["C"] - c["A"] / x ** c["alpha"]
 
 
@@ -488,14 +493,14 @@ class Hill(Law):
         ("w", "low"): "the fitted curve is flat at its ceiling",
     }
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, slope, w = (theta[..., i, None] for i in range(3))
         steep = slope / sigmoid(w)
         return (
             value + np.logaddexp(0.0, w) - np.logaddexp(0.0, w - steep * (log_x - frame.log_centre))
         )
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         _, slope, w = (theta[..., i, None] for i in range(3))
         share, u = sigmoid(w), log_x - frame.log_centre
         steep = slope / share
@@ -505,14 +510,14 @@ class Hill(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 2.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-5, -6.0]),
             np.array([frame.log_high + width, 20.0, 9.0]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(np.polyfit(log_x, log_y, 1)[0], 1e-2)
         grid = [
             (log_y.mean(), steepness * factor, w)
@@ -521,7 +526,7 @@ class Hill(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, slope, w = (theta[..., i] for i in range(3))
         steep = slope / sigmoid(w)
         with np.errstate(over="ignore"):
@@ -531,7 +536,7 @@ class Hill(Law):
                 "k": steep,
             }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["C"] / (1 + (c["D_half"] / x) ** c["k"])
 
 

@@ -1,10 +1,11 @@
 """The two laws that the paper fits (Isik et al., arXiv 2402.04177): of scores and of losses."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis.laws.base import Coefficient, Law
+from t5scaling.analysis.laws.base import Coefficient, Frame, Law
 
 
 class LogLaw(Law):
@@ -45,14 +46,14 @@ class LogLaw(Law):
         "and beta mean little one by one",
     }
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, slope, t = (theta[..., i, None] for i in range(3))
         h = frame.log_centre - frame.log_min + np.exp(t)
         inside = np.maximum((log_x - frame.log_centre) / h, -1.0)
         with np.errstate(divide="ignore"):
             return value + slope * h * np.log1p(inside)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         slope, span = theta[..., 1, None], np.exp(theta[..., 2, None])
         h = frame.log_centre - frame.log_min + span
         ratio = (log_x - frame.log_centre) / h
@@ -61,14 +62,14 @@ class LogLaw(Law):
             [np.ones_like(log), h * log, slope * span * (log - ratio / (1 + ratio))], axis=-1
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 2.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-4, -5.0]),
             np.array([frame.log_high + width, 20.0, 6.0]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(np.polyfit(log_x, log_y, 1)[0], 1e-2)
         grid = [
             (log_y.mean(), steepness * factor, t)
@@ -77,7 +78,7 @@ class LogLaw(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, slope, t = (theta[..., i] for i in range(3))
         h = frame.log_centre - frame.log_min + np.exp(t)
         beta = slope * h
@@ -92,7 +93,7 @@ class LogLaw(Law):
                 "D0": np.exp(log_d0),
             }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return (np.log(c["A"]) + c["alpha"] * np.log(x)) ** c["beta"]
 
 
@@ -127,7 +128,7 @@ class PowerLaw(Law):
         ("log rho", "high"): "the fitted curve drops at once and is flat afterwards",
     }
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, log_rho = theta[..., 0, None], theta[..., 2, None]
         inside = self._rise(theta, log_x, frame)
         # log(exp(rise) + rho - 1), in place: np.logaddexp would take several times as long.
@@ -138,7 +139,7 @@ class PowerLaw(Law):
         inside += value - log_rho
         return inside
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         rise, log_rho = self._rise(theta, log_x, frame), theta[..., 2, None]
         power = np.exp(rise)
         total = power + np.expm1(log_rho)
@@ -148,19 +149,19 @@ class PowerLaw(Law):
         return slopes
 
     @staticmethod
-    def _rise(theta, log_x, frame):
+    def _rise(theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         """-alpha * (log D - log D_c), (..., N), as far as a float64 holds its exponential."""
         rise = -theta[..., 1, None] * np.exp(theta[..., 2, None]) * (log_x - frame.log_centre)
         return np.clip(rise, -500, 500, out=rise)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-6, 0.0]),
             np.array([frame.log_high + width, 10.0, np.log(1e3)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(-np.polyfit(log_x, log_y, 1)[0], 1e-3)
         grid = [
             (log_y.mean(), steepness * factor, log_rho)
@@ -169,7 +170,7 @@ class PowerLaw(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, slope, log_rho = (theta[..., i] for i in range(3))
         alpha = slope * np.exp(log_rho)
         with np.errstate(over="ignore"):
@@ -179,13 +180,13 @@ class PowerLaw(Law):
                 "alpha": alpha,
             }
 
-    def floor(self, theta, frame):
+    def floor(self, theta: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         value, log_rho = np.exp(theta[..., 0]), theta[..., 2]
         floor = -value * np.expm1(-log_rho)
         by_rho = value * np.exp(-log_rho)
         return floor, np.stack([floor, np.zeros_like(floor), by_rho], axis=-1)
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["E"] + c["A"] / x ** c["alpha"]
 
 

@@ -5,8 +5,11 @@ that they measure, with c near 0.5. It is a law of decline read from the other s
 of C.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
+
+import numpy as np
 
 from t5scaling.analysis.laws.base import Coefficient, Frame, Law
 from t5scaling.analysis.laws.one_size import PurePower
@@ -21,13 +24,13 @@ def _mirrored(frame: Frame) -> Frame:
 class _Mirrored(Law):
     """A law that falls, read from right to left: of 1 / C. Its class comes before the law's."""
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         return super().log_value(theta, -log_x, _mirrored(frame))
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         return super().jacobian(theta, -log_x, _mirrored(frame))
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         return super().starts(-log_x, log_y, _mirrored(frame))
 
 
@@ -48,10 +51,10 @@ class RisingPower(_Mirrored, PurePower):
     )
     at_bound: ClassVar = {("exponent", "low"): "the fitted value does not rise with C"}
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         return super().coefficients(theta, _mirrored(frame))
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["b"] * x ** c["c"]
 
 
@@ -77,11 +80,11 @@ class RisingFromFloor(_Mirrored, PowerLaw):
         ("log rho", "high"): "the fitted values rise at the end alone",
     }
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         found = super().coefficients(theta, _mirrored(frame))
         return {"e": found["E"], "b": found["A"], "c": found["alpha"]}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["e"] + c["b"] * x ** c["c"]
 
 

@@ -5,7 +5,7 @@ made for the sources at hand (`laws.of_sources`). The weights of effective data 
 tokens of the target a token of another source is worth. `log_x` is -inf where there are no tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class OfSources(Law):
                 f"sources {','.join(self.sources)}: expected two or more different names"
             )
 
-    def frame(self, x, y):
+    def frame(self, x: np.ndarray, y: np.ndarray) -> Frame:
         """The centre is the mean mixture, at the mean of the logs of the totals."""
         total = self.total(x)
         shares = (x / total).mean(1)
@@ -44,13 +44,13 @@ class OfSources(Law):
         """Tokens of all sources together, (N,)."""
         return x[: len(self.sources)].sum(0)
 
-    def main_size(self, x):
+    def main_size(self, x: np.ndarray) -> np.ndarray:
         """The totals to two digits: runs that were meant to be of one size differ by little."""
         total = self.total(np.asarray(x, float))
         unit = 10 ** (np.floor(np.log10(np.maximum(total, 1e-300))) - 1)
         return np.round(total / unit) * unit
 
-    def check_sizes(self, x, x_name):
+    def check_sizes(self, x: np.ndarray, x_name: str) -> None:
         if not np.all(x >= 0):
             raise UserError(f"{x[~(x >= 0)][0]:g} tokens of a source: expected 0 or more")
         if not np.all(self.total(x) > 0):
@@ -59,7 +59,7 @@ class OfSources(Law):
                 "without pretraining, it is not a point of the law"
             )
 
-    def check_design(self, places, besides=""):
+    def check_design(self, places: np.ndarray, besides: str = "") -> None:
         tokens = places[: len(self.sources)]
         if places.shape[1] < self.num_parameters:
             raise UserError(
@@ -94,7 +94,7 @@ class EffectiveData(OfSources):
     title = "law of effective data"
     formula = "L = E + A / D_eff^alpha, D_eff = D_target + sum of w_i D_i"
 
-    def __init__(self, sources):
+    def __init__(self, sources: Sequence[str]):
         super().__init__(sources)
         target, *others = self.sources
         self._weights = tuple(f"w_{name}" for name in others)
@@ -127,27 +127,29 @@ class EffectiveData(OfSources):
         """What the weights are of, (m, N), the target's tokens first."""
         return tokens
 
-    def _effective(self, theta, log_x):
+    def _effective(self, theta: np.ndarray, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log D_eff (..., N), and its derivatives by the parameters after log rho (..., N, m-1)."""
         features = self._features(np.exp(log_x))
         others = np.exp(theta[..., 3 : 2 + len(features)])
         size = features[0] + others @ features[1:]
         return np.log(size), others[..., None, :] * features[1:].T / size[..., None]
 
-    def _decay(self, theta, log_x, frame):
+    def _decay(
+        self, theta: np.ndarray, log_x: np.ndarray, frame: Frame
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """rho slope u, and the derivatives of u, the log effective size from its centre."""
         size, by_rest = self._effective(theta, log_x)
-        centre, centre_by_rest = self._effective(theta, frame.log_centre)
+        centre, centre_by_rest = self._effective(theta, np.asarray(frame.log_centre))
         slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
         return size - centre, slope * rho * (size - centre), by_rest - centre_by_rest
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, log_rho = theta[..., 0, None], theta[..., 2, None]
         with np.errstate(divide="ignore"):
             _, decay, _ = self._decay(theta, log_x, frame)
             return value + np.logaddexp(np.log1p(-np.exp(-log_rho)), -log_rho - decay)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
         u, decay, by_rest = self._decay(theta, log_x, frame)
         reducible = np.exp(np.clip(-decay, -FAR, FAR)) / rho
@@ -160,7 +162,7 @@ class EffectiveData(OfSources):
         falls = (-reducible * slope * rho / total)[..., None] * by_rest
         return np.concatenate([np.stack(own, axis=-1), falls], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         low, high = [frame.log_low - width, 1e-6, 0.0], [frame.log_high + width, 10.0, np.log(1e3)]
         weights = self.num_parameters - 3
@@ -169,7 +171,7 @@ class EffectiveData(OfSources):
             np.array(high + weights * [np.log(1e4)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         slope, count = self._slope(log_x, log_y), self.num_parameters - 3
         weights = [np.full(count, np.log(w)) for w in (0.03, 0.3, 1.0, 3.0)]
         for i in range(count):
@@ -183,10 +185,10 @@ class EffectiveData(OfSources):
         ]
         return np.clip(np.array(grid), *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, slope, log_rho = (theta[..., i] for i in range(3))
         alpha = slope * np.exp(log_rho)
-        centre = self._effective(theta, frame.log_centre)[0][..., 0]
+        centre = self._effective(theta, np.asarray(frame.log_centre))[0][..., 0]
         with np.errstate(over="ignore"):
             found = {
                 "E": -np.exp(value) * np.expm1(-log_rho),
@@ -196,14 +198,14 @@ class EffectiveData(OfSources):
         rest = [c.name for c in self.coefficient_table[3:]]
         return found | {name: np.exp(theta[..., 3 + i]) for i, name in enumerate(rest)}
 
-    def floor(self, theta, frame):
+    def floor(self, theta: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         value, log_rho = np.exp(theta[..., 0]), theta[..., 2]
         floor = -value * np.expm1(-log_rho)
         by_theta = np.zeros((*np.shape(floor), self.num_parameters))
         by_theta[..., 0], by_theta[..., 2] = floor, value * np.exp(-log_rho)
         return floor, by_theta
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         features = self._features(x)
         size = features[0] + sum(
             c[k.name] * row for k, row in zip(self.coefficient_table[3:], features[1:], strict=True)
@@ -223,7 +225,7 @@ class Paired(EffectiveData):
     title = "law of effective data of a pair"
     formula = "L = E + A / D_eff^alpha, D_eff = D_target + sum of w_i D_i + w_pair D_1 D_2 / D"
 
-    def __init__(self, sources):
+    def __init__(self, sources: Sequence[str]):
         super().__init__(sources)
         pair = "+".join(self.sources[:2])
         meaning = f"tokens of {self.sources[0]} that the product of both shares of {pair} is worth"
@@ -232,7 +234,7 @@ class Paired(EffectiveData):
         alone = {("log w_pair", "low"): f"no gain from {pair} together is visible"}
         self.at_bound = {**self.at_bound, **alone}
 
-    def _features(self, tokens):
+    def _features(self, tokens: np.ndarray) -> np.ndarray:
         both = tokens[0] * tokens[1] / tokens.sum(0)
         return np.concatenate([tokens, both[None]])
 
@@ -249,7 +251,7 @@ class Saturating(EffectiveData):
     title = "law of repeated effective data"
     formula = "L = E + A / D_eff^alpha, D_eff = S(D_target, U_target) + sum of w_i S(D_i, U_i)"
 
-    def __init__(self, sources):
+    def __init__(self, sources: Sequence[str]):
         super().__init__(sources)
         self.sizes = (*self.sources, *(f"unique {name}" for name in self.sources))
         meaning = "how fast repeated tokens lose their worth"
@@ -261,14 +263,14 @@ class Saturating(EffectiveData):
         }
         self.at_bound = {**self.at_bound, **repeated}
 
-    def frame(self, x, y):
+    def frame(self, x: np.ndarray, y: np.ndarray) -> Frame:
         """The centre has as many unique tokens as tokens: it repeats nothing."""
         count = len(self.sources)
         frame = super().frame(x[:count], y)
         twice = np.concatenate([frame.log_centre, frame.log_centre])
         return Frame(twice, twice, frame.log_low, frame.log_high)
 
-    def check_sizes(self, x, x_name):
+    def check_sizes(self, x: np.ndarray, x_name: str) -> None:
         count = len(self.sources)
         super().check_sizes(x[:count], x_name)
         for name, tokens, unique in zip(self.sources, x[:count], x[count:], strict=True):
@@ -276,7 +278,9 @@ class Saturating(EffectiveData):
                 raise UserError(f"tokens of {name} at a point where none of them are unique")
 
     @staticmethod
-    def _seen(tokens, unique, rate):
+    def _seen(
+        tokens: np.ndarray, unique: np.ndarray, rate: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """S and its derivative by log lambda, for lambda (..., 1)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             repeats = np.maximum(np.where(unique > 0, tokens / unique, 0.0) - 1, 0.0)
@@ -286,7 +290,7 @@ class Saturating(EffectiveData):
             repeats * np.exp(-rate * repeats) - gone / rate
         )
 
-    def _effective(self, theta, log_x):
+    def _effective(self, theta: np.ndarray, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count, rate = len(self.sources), np.exp(theta[..., -1, None])
         tokens, unique = np.exp(log_x[:count]), np.exp(log_x[count:])
         others = np.exp(theta[..., 3 : 2 + count])
@@ -298,12 +302,12 @@ class Saturating(EffectiveData):
         rows = [np.broadcast_to(row / size, shape) for row in (*worth, by_rate)]
         return np.log(size), np.stack(rows, axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         low, high = super().bounds(frame)
         low[-1], high[-1] = np.log(1e-3), np.log(30.0)
         return low, high
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         count, rate = len(self.sources), np.asarray(c["lambda"])[..., None]
         seen = [self._seen(x[i], x[count + i], rate)[0] for i in range(count)]
         size = seen[0] + sum(
@@ -325,7 +329,7 @@ class Mixture(OfSources):
     title = "mixture law at one size"
     formula = "L = c + k * e^(sum of t_i h_i), t_target = 0"
 
-    def __init__(self, sources):
+    def __init__(self, sources: Sequence[str]):
         super().__init__(sources)
         target, *others = self.sources
         self.theta_names = (
@@ -344,7 +348,7 @@ class Mixture(OfSources):
             ("logit of the floor", "high"): "the mixtures make no visible difference",
         }
 
-    def check_sizes(self, x, x_name):
+    def check_sizes(self, x: np.ndarray, x_name: str) -> None:
         super().check_sizes(x, x_name)
         total = self.total(x)
         if total.max() > ONE_SIZE * total.min():
@@ -353,30 +357,30 @@ class Mixture(OfSources):
                 f"{total.min():g} to {total.max():g} tokens: fit one size alone, or another law"
             )
 
-    def main_size(self, x):
+    def main_size(self, x: np.ndarray) -> np.ndarray:
         """One size: nothing can be held out along it."""
         return np.ones(np.shape(x)[1])
 
-    def _shares(self, log_x, frame):
+    def _shares(self, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         """Shares of the others less those of the mean mixture, (k - 1, N)."""
         own, centre = (np.exp(log) / np.exp(log).sum(0) for log in (log_x, frame.log_centre))
         return (own - centre)[1:]
 
-    def _moving(self, theta, log_x, frame):
+    def _moving(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         return np.exp(np.clip(theta[..., 2:] @ self._shares(log_x, frame), -FAR, FAR))
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, moving = sigmoid(theta[..., 1, None]), self._moving(theta, log_x, frame)
         return theta[..., 0, None] + np.log(floor + (1 - floor) * moving)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, moving = sigmoid(theta[..., 1, None]), self._moving(theta, log_x, frame)
         total = floor + (1 - floor) * moving
         own = [np.ones_like(total), floor * (1 - floor) * (1 - moving) / total]
         by_share = ((1 - floor) * moving / total)[..., None] * self._shares(log_x, frame).T
         return np.concatenate([np.stack(own, axis=-1), by_share], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         others = self.num_parameters - 2
         return (
@@ -384,7 +388,7 @@ class Mixture(OfSources):
             np.array([frame.log_high + width, 7.0, *others * [50.0]]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         shares = self._shares(log_x, frame)
         columns = np.column_stack([np.ones(len(log_y)), *shares])
         plane = np.linalg.lstsq(columns, log_y, rcond=None)[0][1:]
@@ -395,7 +399,7 @@ class Mixture(OfSources):
         ]
         return np.clip(np.array(grid), *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         centre = np.exp(frame.log_centre) / np.exp(frame.log_centre).sum(0)
         shift = (theta[..., 2:] @ centre[1:])[..., 0]
         found = {
@@ -405,7 +409,7 @@ class Mixture(OfSources):
         names = [c.name for c in self.coefficient_table[2:]]
         return found | {name: theta[..., 2 + i] for i, name in enumerate(names)}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         shares = x / x.sum(0)
         names = [k.name for k in self.coefficient_table[2:]]
         return c["c"] + c["k"] * np.exp(
@@ -426,7 +430,7 @@ class MixtureAndSize(OfSources):
     title = "additive law of mixture and size"
     formula = "L = E + 1 / (sum of C_i h_i^gamma_i) + B / D^beta"
 
-    def __init__(self, sources):
+    def __init__(self, sources: Sequence[str]):
         super().__init__(sources)
         self.theta_names = (
             "log value at the centre", "logit of the floor", "logit of the mixture", "log beta",
@@ -447,7 +451,7 @@ class MixtureAndSize(OfSources):
             ("logit of the mixture", "high"): "the total makes no visible difference",
         }
 
-    def _parts(self, theta, log_x, frame):
+    def _parts(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> tuple[np.ndarray, ...]:
         """floor, mixture's share (..., 1), and of the mixture its value and its terms at the points
         (..., N) and (..., k, N); beta u and the data's part (..., N)."""
         count = len(self.sources)
@@ -464,18 +468,18 @@ class MixtureAndSize(OfSources):
             np.exp(np.clip(-growth, -FAR, FAR)),
         )  # fmt: skip
 
-    def _uses(self, theta):
+    def _uses(self, theta: np.ndarray) -> np.ndarray:
         """C_i h_i^gamma_i at the centre, as shares that add up to 1, (..., k)."""
         logits = theta[..., 4 : 3 + len(self.sources)]
         odds = np.exp(np.concatenate([np.zeros_like(logits[..., :1]), logits], axis=-1))
         return odds / odds.sum(-1, keepdims=True)
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, mixed, mixture, _, _, _, data = self._parts(theta, log_x, frame)
         rest = mixed * mixture + (1 - mixed) * data
         return theta[..., 0, None] + np.log(floor + (1 - floor) * rest)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, mixed, mixture, terms, bent, growth, data = self._parts(theta, log_x, frame)
         rest = mixed * mixture + (1 - mixed) * data
         total = floor + (1 - floor) * rest
@@ -492,7 +496,7 @@ class MixtureAndSize(OfSources):
         rows = np.concatenate([np.stack(own, axis=-2), by_logit[..., 1:, :], by_gamma], axis=-2)
         return np.swapaxes(rows, -1, -2)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width, count = 1.0 + frame.log_high - frame.log_low, len(self.sources)
         low = [frame.log_low - width, -12.0, -12.0, np.log(1e-3)]
         high = [frame.log_high + width, 7.0, 12.0, np.log(5.0)]
@@ -501,7 +505,7 @@ class MixtureAndSize(OfSources):
             np.array(high + (count - 1) * [12.0] + count * [np.log(5.0)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         count = len(self.sources)
         leanings = [np.zeros(count - 1), *(s * row for s in (-2, 2) for row in np.eye(count - 1))]
         grid = [
@@ -513,7 +517,7 @@ class MixtureAndSize(OfSources):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         count, value = len(self.sources), theta[..., 0]
         centre = np.exp(frame.log_centre)
         shares = np.log(centre / centre.sum(0))[:, 0]
@@ -530,7 +534,7 @@ class MixtureAndSize(OfSources):
         found |= {f"C_{name}": uses[..., i] for i, name in enumerate(self.sources)}
         return found | {f"gamma_{name}": gamma[..., i] for i, name in enumerate(self.sources)}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         total = x.sum(0)
         use = sum(
             c[f"C_{name}"] * (row / total) ** c[f"gamma_{name}"]

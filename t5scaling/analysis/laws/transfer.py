@@ -5,11 +5,12 @@ checkpoint; the last two are of sizes of a model. `theta` holds the value at the
 points and the shares of its parts there, as for the additive law of two sizes.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis.laws.base import Coefficient, Law, sigmoid
+from t5scaling.analysis.laws.base import Coefficient, Frame, Law, sigmoid
 from t5scaling.analysis.laws.two_sizes import Multiplicative
 
 FAR = 500.0  # an exponent whose power a float64 still holds
@@ -55,18 +56,18 @@ class TransferGap(Law):
     }
 
     @staticmethod
-    def _parts(theta, log_x, frame):
+    def _parts(theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> tuple[np.ndarray, ...]:
         """floor, gap (..., 1); alpha u_p, beta u_f; e^ of minus each, (..., N)."""
         floor, gap = sigmoid(theta[..., 1, None]), sigmoid(theta[..., 2, None])
         u = log_x - frame.log_centre
         decays = [np.exp(theta[..., 3 + i, None]) * u[i] for i in (0, 1)]
         return floor, gap, *decays, *(np.exp(np.clip(-d, -FAR, FAR)) for d in decays)
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, gap, _, _, pre, fine = self._parts(theta, log_x, frame)
         return theta[..., 0, None] + np.log(floor + (1 - floor) * (gap + (1 - gap) * pre) * fine)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, gap, decay_pre, decay_fine, pre, fine = self._parts(theta, log_x, frame)
         inner = gap + (1 - gap) * pre
         rest = (1 - floor) * inner * fine
@@ -82,14 +83,14 @@ class TransferGap(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, -12.0, -12.0, np.log(1e-3), np.log(1e-3)]),
             np.array([frame.log_high + width, 7.0, 12.0, np.log(5.0), np.log(5.0)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         grid = [
             (log_y.mean(), floor, gap, np.log(a), np.log(b))
             for floor in (-4.0, -0.5, 1.5)
@@ -99,7 +100,7 @@ class TransferGap(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, floor, gap = theta[..., 0], sigmoid(theta[..., 1]), sigmoid(theta[..., 2])
         rest = sigmoid(-theta[..., 1])
         alpha, beta = np.exp(theta[..., 3]), np.exp(theta[..., 4])
@@ -115,7 +116,7 @@ class TransferGap(Law):
                 "beta": beta,
             }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return (c["A"] / x[0] ** c["alpha"] + c["G"]) / x[1] ** c["beta"] + c["E"]
 
 
@@ -155,18 +156,18 @@ class Rectified(Law):
     }
 
     @staticmethod
-    def _parts(theta, log_x, frame):
+    def _parts(theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> tuple[np.ndarray, ...]:
         """floor, q (..., 1), beta u, e^(beta u) and what the reducible part is divided by."""
         floor, known = sigmoid(theta[..., 1, None]), sigmoid(theta[..., 2, None])
         growth = np.exp(theta[..., 3, None]) * (log_x - frame.log_centre)
         power = np.exp(np.clip(growth, -FAR, FAR))
         return floor, known, growth, power, known + sigmoid(-theta[..., 2, None]) * power
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, _, _, _, divisor = self._parts(theta, log_x, frame)
         return theta[..., 0, None] + np.log(floor + (1 - floor) / divisor)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, known, growth, power, divisor = self._parts(theta, log_x, frame)
         total = floor + (1 - floor) / divisor
         bent = (1 - floor) / divisor**2 / total
@@ -180,14 +181,14 @@ class Rectified(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, -12.0, -12.0, np.log(1e-3)]),
             np.array([frame.log_high + width, 7.0, 12.0, np.log(5.0)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         grid = [
             (log_y.mean(), floor, known, np.log(beta))
             for floor in (-4.0, -0.5, 1.5)
@@ -196,7 +197,7 @@ class Rectified(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, odds, beta = theta[..., 0], theta[..., 2], np.exp(theta[..., 3])
         grown = beta * frame.log_centre
         with np.errstate(over="ignore"):
@@ -207,13 +208,13 @@ class Rectified(Law):
                 "beta": beta,
             }
 
-    def floor(self, theta, frame):
+    def floor(self, theta: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         value, share = np.exp(theta[..., 0]), sigmoid(theta[..., 1])
         none = np.zeros_like(share)
         by_share = value * share * (1 - share)
         return value * share, np.stack([value * share, by_share, none, none], axis=-1)
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["B"] / (c["D_l"] + x ** c["beta"]) + c["E"]
 
 
@@ -265,31 +266,31 @@ class Routed(Law):
         ("slope in E", "low"): "the fitted value does not fall with the experts",
     }
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         return np.einsum("...p,np->...n", theta, self._columns(log_x, frame))
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         columns = self._columns(log_x, frame)
         return np.broadcast_to(columns, (*theta.shape[:-1], *columns.shape))
 
     @staticmethod
-    def _columns(log_x, frame):
+    def _columns(log_x: np.ndarray, frame: Frame) -> np.ndarray:
         u = log_x - frame.log_centre
         return np.stack([np.ones_like(u[0]), -u[0], -u[1], u[0] * u[1]], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-6, 1e-6, -1.0]),
             np.array([frame.log_high + width, 10.0, 10.0, 1.0]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         columns = self._columns(log_x, frame)
         plane = np.linalg.lstsq(columns, log_y, rcond=None)[0]
         return np.clip([plane, [log_y.mean(), 0.1, 0.1, 0.0]], *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, by_model, by_experts, c = (theta[..., i] for i in range(4))
         model, experts = np.ravel(frame.log_centre)
         return {
@@ -299,7 +300,7 @@ class Routed(Law):
             "d": value + by_model * model + by_experts * experts + c * model * experts,
         }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         model, experts = np.log(x)
         return np.exp(c["a"] * model + c["b"] * experts + c["c"] * model * experts + c["d"])
 

@@ -6,11 +6,12 @@ a floor, end at it. As for the laws of one size, `theta` holds what the points p
 and the slopes at the centre.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis.laws.base import Coefficient, Law
+from t5scaling.analysis.laws.base import Coefficient, Frame, Law
 
 
 def _slope(log_x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
@@ -48,14 +49,14 @@ class Multiplicative(Law):
         ("log rho", "high"): "the fitted values drop at once and are flat afterwards",
     }
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, first, second, log_rho = (theta[..., i, None] for i in range(4))
         u = log_x - frame.log_centre
         decay = np.exp(log_rho) * (first * u[0] + second * u[1])
         with np.errstate(divide="ignore"):
             return value + np.logaddexp(np.log1p(-np.exp(-log_rho)), -log_rho - decay)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         first, second = theta[..., 1, None], theta[..., 2, None]
         rho, u = np.exp(theta[..., 3, None]), log_x - frame.log_centre
         decay = rho * (first * u[0] + second * u[1])
@@ -71,14 +72,14 @@ class Multiplicative(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-6, 1e-6, 0.0]),
             np.array([frame.log_high + width, 10.0, 10.0, np.log(1e3)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         first, second = np.maximum(-_slope(log_x, log_y), 1e-3)
         grid = [
             (log_y.mean(), first * p, second * q, log_rho)
@@ -88,7 +89,7 @@ class Multiplicative(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, first, second, log_rho = (theta[..., i] for i in range(4))
         rho, centre = np.exp(log_rho), np.ravel(frame.log_centre)
         a, b = first * rho, second * rho
@@ -101,7 +102,7 @@ class Multiplicative(Law):
             )
         return dict(zip((c.name for c in self.coefficient_table), numbers, strict=True))
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         floor, part, first, second = (c[k.name] for k in self.coefficient_table)
         return floor + part / (x[0] ** first * x[1] ** second)
 
@@ -142,7 +143,9 @@ class Additive(Law):
     }
 
     @staticmethod
-    def _shares(theta, log_x, frame):
+    def _shares(
+        theta: np.ndarray, log_x: np.ndarray, frame: Frame
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Shares of L_c at the centre, (..., 1), and the parts that move, (..., N)."""
         floor, first = (1 / (1 + np.exp(-theta[..., i, None])) for i in (1, 2))
         a, b = np.exp(theta[..., 3, None]), np.exp(theta[..., 4, None])
@@ -150,11 +153,11 @@ class Additive(Law):
         falls = [np.exp(np.clip(-e * u[i], -500, 500)) for i, e in enumerate((a, b))]
         return floor, first, (1 - floor) * first * falls[0], (1 - floor) * (1 - first) * falls[1]
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, _, one, two = self._shares(theta, log_x, frame)
         return theta[..., 0, None] + np.log(floor + one + two)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         floor, first, one, two = self._shares(theta, log_x, frame)
         a, b = np.exp(theta[..., 3, None]), np.exp(theta[..., 4, None])
         u, total = log_x - frame.log_centre, floor + one + two
@@ -169,14 +172,14 @@ class Additive(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, -12.0, -12.0, np.log(1e-3), np.log(1e-3)]),
             np.array([frame.log_high + width, 7.0, 12.0, np.log(5.0), np.log(5.0)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         grid = [
             (log_y.mean(), floor, first, np.log(a), np.log(b))
             for floor in (-4.0, -0.5, 1.5)
@@ -186,7 +189,7 @@ class Additive(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, floor, first = (theta[..., i] for i in range(3))
         floor, first = 1 / (1 + np.exp(-floor)), 1 / (1 + np.exp(-first))
         a, b = np.exp(theta[..., 3]), np.exp(theta[..., 4])
@@ -201,7 +204,7 @@ class Additive(Law):
             )
         return dict(zip((c.name for c in self.coefficient_table), numbers, strict=True))
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         floor, first, second, a, b = (c[k.name] for k in self.coefficient_table)
         return floor + first / x[0] ** a + second / x[1] ** b
 
@@ -254,7 +257,9 @@ class Kaplan(Law):
     }
 
     @staticmethod
-    def _terms(theta, log_x, frame):
+    def _terms(
+        theta: np.ndarray, log_x: np.ndarray, frame: Frame
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         share = 1 / (1 + np.exp(-theta[..., 1, None]))
         by_model, by_data = np.exp(theta[..., 2, None]), np.exp(theta[..., 3, None])
         u = log_x - frame.log_centre
@@ -262,11 +267,11 @@ class Kaplan(Law):
         data = (1 - share) * np.exp(np.clip(-u[1], -500, 500))
         return share, by_model, by_data, u, model, data
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         _, _, by_data, _, model, data = self._terms(theta, log_x, frame)
         return theta[..., 0, None] + by_data * np.log(model + data)
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         share, by_model, by_data, u, model, data = self._terms(theta, log_x, frame)
         total = model + data
         slope = by_model * model * u[0] / total
@@ -280,14 +285,14 @@ class Kaplan(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, -12.0, np.log(1e-3), np.log(1e-3)]),
             np.array([frame.log_high + width, 12.0, np.log(5.0), np.log(5.0)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         grid = [
             (log_y.mean(), share, np.log(a), np.log(b))
             for share in (-2.0, 0.0, 2.0)
@@ -296,7 +301,7 @@ class Kaplan(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, logit = theta[..., 0], theta[..., 1]
         by_model, by_data = np.exp(theta[..., 2]), np.exp(theta[..., 3])
         centre = np.ravel(frame.log_centre)
@@ -310,7 +315,7 @@ class Kaplan(Law):
                 "aD": by_data,
             }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return ((c["Nc"] / x[0]) ** (c["aN"] / c["aD"]) + c["Dc"] / x[1]) ** c["aD"]
 
 
@@ -337,33 +342,33 @@ class Transferred(Law):
     )
     at_bound: ClassVar = {}
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         u = log_x - frame.log_centre
         return theta[..., 0, None] + theta[..., 1, None] * u[0] + theta[..., 2, None] * u[1]
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         u = log_x - frame.log_centre
         columns = [np.ones_like(u[0]), u[0], u[1]]
         shape = (*theta.shape[:-1], u.shape[1])
         return np.stack([np.broadcast_to(column, shape) for column in columns], axis=-1)
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 2.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, -5.0, -5.0]),
             np.array([frame.log_high + width, 5.0, 5.0]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         return np.clip([[log_y.mean(), *_slope(log_x, log_y)]], *self.bounds(frame))
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, a, b = (theta[..., i] for i in range(3))
         centre = np.ravel(frame.log_centre)
         with np.errstate(over="ignore"):
             return {"k": np.exp(value - a * centre[0] - b * centre[1]), "a": a, "b": b}
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["k"] * x[0] ** c["a"] * x[1] ** c["b"]
 
 
@@ -398,7 +403,7 @@ class Repeated(Law):
     }
 
     @staticmethod
-    def _effective(theta, log_x):
+    def _effective(theta: np.ndarray, log_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log D_eff, and its derivative by log R*."""
         limit = np.exp(theta[..., 3, None])
         repeats = np.maximum(np.exp(log_x[0] - log_x[1]) - 1, 0.0)
@@ -407,7 +412,7 @@ class Repeated(Law):
         worth = 1 + limit * gone
         return log_x[1] + np.log(worth), limit * (gone - ratio * np.exp(-ratio)) / worth
 
-    def log_value(self, theta, log_x, frame):
+    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         value, slope, log_rho = (theta[..., i, None] for i in range(3))
         u = self._effective(theta, log_x)[0] - np.ravel(frame.log_centre)[0]
         with np.errstate(divide="ignore"):
@@ -415,7 +420,7 @@ class Repeated(Law):
                 np.log1p(-np.exp(-log_rho)), -log_rho - slope * np.exp(log_rho) * u
             )
 
-    def jacobian(self, theta, log_x, frame):
+    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
         slope, rho = theta[..., 1, None], np.exp(theta[..., 2, None])
         effective, by_limit = self._effective(theta, log_x)
         u = effective - np.ravel(frame.log_centre)[0]
@@ -432,14 +437,14 @@ class Repeated(Law):
             axis=-1,
         )
 
-    def bounds(self, frame):
+    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
         width = 1.0 + frame.log_high - frame.log_low
         return (
             np.array([frame.log_low - width, 1e-6, 0.0, np.log(0.1)]),
             np.array([frame.log_high + width, 10.0, np.log(1e3), np.log(1e3)]),
         )
 
-    def starts(self, log_x, log_y, frame):
+    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
         steepness = max(-np.polyfit(log_x[0], log_y, 1)[0], 1e-3)
         grid = [
             (log_y.mean(), steepness * factor, log_rho, np.log(limit))
@@ -449,7 +454,7 @@ class Repeated(Law):
         ]
         return np.array(grid)
 
-    def coefficients(self, theta, frame):
+    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, slope, log_rho = (theta[..., i] for i in range(3))
         beta = slope * np.exp(log_rho)
         with np.errstate(over="ignore"):
@@ -460,7 +465,7 @@ class Repeated(Law):
                 "R*": np.exp(theta[..., 3]),
             }
 
-    def published(self, x, c):
+    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         worth = 1 + c["R*"] * -np.expm1(-(x[0] / x[1] - 1) / c["R*"])
         return c["E"] + c["B"] / (x[1] * worth) ** c["beta"]
 
