@@ -64,6 +64,32 @@ def interval(low: float, high: float) -> str:
     return f"{number(low)} to {number(high)}"
 
 
+def with_interval(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    *,
+    signed: bool = False,
+    unit: str = "",
+) -> str:
+    """ "0.17 (-1.02 to 1.35)": all with the decimals that give the largest of them three digits, as
+    more of the value would say more than the interval does. Without an interval: three digits."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    ends = [end for end in (low, high) if end is not None and math.isfinite(end)]
+    largest = max(map(abs, (value, *ends)))
+    decimals = max(2 - math.floor(math.log10(largest)), 0) if largest else 0
+
+    def written(one: float) -> str:
+        if not math.isfinite(one) or decimals > 6 or largest >= 1e7:
+            return number(float(f"{one:.3g}"))
+        rounded = round(one, decimals) + 0.0  # and no minus zero
+        return f"{rounded:{'+' if signed and rounded else ''},.{decimals if rounded else 0}f}"
+
+    text = f"{written(value)} {unit}".rstrip()
+    return text if low is None or high is None else f"{text} ({written(low)} to {written(high)})"
+
+
 def hours(seconds: float) -> str:
     """A duration in seconds, minutes or hours."""
     if seconds < 90:

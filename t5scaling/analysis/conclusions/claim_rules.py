@@ -30,7 +30,7 @@ from t5scaling.analysis.metrics import (
 )
 from t5scaling.analysis.results.places import Place
 from t5scaling.analysis.results.roles import ALIGNED, BALANCED, MIXED, SOURCE, TARGET, UNRELATED
-from t5scaling.analysis.wording import capitalised, interval, size
+from t5scaling.analysis.wording import capitalised, size, with_interval
 
 NEARLY_NONE = 0.25  # of the gain in the smallest pool
 FLAT = 1e-4  # of log scores per nat: an exponential that does not fall
@@ -210,7 +210,7 @@ def _gains_shrink(
     words = [
         f"{name}: the gain {'shrinks' if shrinks.value >= 0 else 'grows'} from {small.value:+.3g}"
         f"{_factor(first)} in the smallest pool to {large.value:+.3g}{_factor(last)} in the "
-        f"largest, by {_range(apart)}"
+        f"largest, by {with_interval(apart.value, apart.low, apart.high)}"
     ]
     if math.isfinite(seen[0]) and seen[1] < FARTHER * seen[0]:
         words.append("a run draws hardly more from the largest pool than from the smallest")
@@ -457,10 +457,6 @@ def counted(what: str, votes: Sequence[Vote]) -> str:
     return f"{what} in {ayes} of {len(votes)} {curves}" + (
         f", {undecided} undecided" if undecided else ""
     )
-
-
-def _range(gain: Range) -> str:
-    return f"{gain.value:.3g} ({interval(float(f'{gain.low:.3g}'), float(f'{gain.high:.3g}'))})"
 
 
 def _by_data(curves: Sequence[CurveFit]) -> list[list[CurveFit]]:

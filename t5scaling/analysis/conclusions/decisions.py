@@ -21,6 +21,7 @@ from t5scaling.analysis.conclusions.shapes import Shape
 from t5scaling.analysis.fitting.significance import student_half_width
 from t5scaling.analysis.metrics import LOWER_IS_BETTER, resolution_of
 from t5scaling.analysis.results.curves import Curve
+from t5scaling.analysis.wording import with_interval
 
 
 class Answer(StrEnum):
@@ -57,6 +58,13 @@ class Decision:
             return None
         return self.value, self.low, self.high
 
+    def turned(self, sign: float) -> tuple[float | None, float | None, float | None]:
+        """(value, low, high) times +1 or -1: a gain in a loss is a change downwards."""
+        if self.value is None or self.low is None or self.high is None:
+            return None if self.value is None else sign * self.value, None, None
+        low, high = sorted((sign * self.low, sign * self.high))
+        return sign * self.value, low, high
+
 
 def sign_of(curve: Curve, direction: int) -> int:
     """+1 if more is better."""
@@ -71,10 +79,10 @@ def worth_it(curve_fit: CurveFit) -> Decision:
     largest = max(p.x for p in curve.points)
     best = [p.value for p in curve.points if p.x == largest]
     base = [p.value for p in curve.baseline]
-    gain = sign_of(curve, curve_fit.law.direction) * (np.mean(best) - np.mean(base))
+    gain = sign_of(curve, curve_fit.law.direction) * float(np.mean(best) - np.mean(base))
     noise, df = curve_fit.verdict.noise, curve_fit.verdict.noise_df
     if not noise and curve_fit.verdict.shape is None:
-        return Decision(Answer.OPEN, "too few sizes to know the noise of a point", float(gain))
+        return Decision(Answer.OPEN, "too few sizes to know the noise of a point", gain)
     half = student_half_width(noise * math.sqrt(1 / len(best) + 1 / len(base)), df)
     low, high, least = gain - half, gain + half, resolution_of(curve.metric)
     answer = Answer.YES if low > least else Answer.NO if high < max(least, 1e-12) else Answer.OPEN
@@ -85,9 +93,9 @@ def worth_it(curve_fit: CurveFit) -> Decision:
     }  # fmt: skip
     return Decision(
         answer,
-        f"{gain:+.3g} over no pretraining at the largest size ({low:+.3g} to {high:+.3g}): "
+        f"{with_interval(gain, low, high, signed=True)} over no pretraining at the largest size: "
         f"{words[answer]}",
-        float(gain), float(low), float(high),
+        gain, low, high,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from t5scaling.analysis.conclusions.headline import BestData, Gain, Headline, Re
 from t5scaling.analysis.metrics import LOSS, better, metric_name
 from t5scaling.analysis.presentation.advice import times
 from t5scaling.analysis.results.roles import Roles
-from t5scaling.analysis.wording import interval, listed, short_size
+from t5scaling.analysis.wording import listed, short_size, with_interval
 
 
 def answers(headline: Headline, roles: Roles) -> list[tuple[str, str]]:
@@ -38,11 +38,8 @@ def _gains(headline: Headline, roles: Roles) -> str:
 
 def _gain(one: Gain, roles: Roles) -> str:
     # A gain is positive where things get better; here they go up or down.
-    sign, gain, known = better(one.metric), one.gain, ""
-    if gain.low is not None and gain.high is not None:
-        low, high = sorted((sign * gain.low, sign * gain.high))
-        known = f" ({interval(_short(low), _short(high))})"
-    return f"{sign * (gain.value or 0.0):+.3g}{known} in {roles.pair(one.place)}"
+    change = with_interval(*one.gain.turned(better(one.metric)), signed=True)
+    return f"{change} in {roles.pair(one.place)}"
 
 
 def _worth(headline: Headline, roles: Roles) -> str:
@@ -73,7 +70,7 @@ def _best(one: BestData, roles: Roles) -> str:
     if one.ahead is None:
         return f"{pair} {first}, before {second}"
     unit = "nats" if one.metric == LOSS else metric_name(one.metric)
-    by = f"{one.ahead.value:.2g} {unit} ({interval(_short(one.ahead.low), _short(one.ahead.high))})"
+    by = with_interval(one.ahead.value, one.ahead.low, one.ahead.high, unit=unit)
     if one.answer.is_open:
         return f"{pair} {first}, but {second} may be as good ({by} behind)"
     return f"{pair} {first}, by {by} over {second}"
@@ -95,7 +92,3 @@ def _laws(reach: Reach) -> str:
         f"{reach.predictable} of {reach.curves} {'curve' if reach.curves == 1 else 'curves'}{none}."
         f" {limit}"
     )
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.3g}")

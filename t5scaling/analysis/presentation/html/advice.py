@@ -21,7 +21,7 @@ from t5scaling.analysis.presentation.advice import (
 )
 from t5scaling.analysis.presentation.html.render import Table, render, shape_badge
 from t5scaling.analysis.results.places import Place
-from t5scaling.analysis.wording import interval, number, short_size
+from t5scaling.analysis.wording import interval, number, short_size, with_interval
 
 
 def section(selection: Selection, advice: Advice | None) -> Markup | str:
@@ -90,10 +90,7 @@ def _group(selection: Selection, advice: Advice, members: Sequence[CurveAdvice])
     rows = []
     for one in members:
         gain, sign = one.worth_it, better(metric)
-        change = "–" if gain.value is None else f"{sign * gain.value:+.3g}"
-        if gain.low is not None and gain.high is not None:
-            low, high = sorted((sign * gain.low, sign * gain.high))
-            change += f" ({low:+.3g} to {high:+.3g})"
+        change = with_interval(*gain.turned(sign), signed=True)
         forecast, even = one.forecast, one.break_even
         rows.append(
             [

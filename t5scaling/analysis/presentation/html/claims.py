@@ -12,7 +12,7 @@ from t5scaling.analysis.conclusions.decisions import Answer
 from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.metrics import metric_name
 from t5scaling.analysis.presentation.html.render import Badge, Range, Table, render
-from t5scaling.analysis.wording import capitalised, listed, number
+from t5scaling.analysis.wording import capitalised, listed, with_interval
 
 WORDS = {
     Answer.YES: "reproduced", Answer.NO: "not reproduced", Answer.OPEN: "cannot tell",
@@ -73,7 +73,7 @@ def _overview(claim: Claim) -> tuple[str, Table] | None:
     body, before = [], ""
     for (pair, one), (_, _, pool) in zip(shown, split, strict=True):
         body.append([
-            pair if pair != before else "", pool if same else one.what, _with_interval(one),
+            pair if pair != before else "", pool if same else one.what, _value(one),
             Range.of(low, high, one.value, one.low, one.high),
         ])  # fmt: skip
         before = pair
@@ -121,20 +121,14 @@ def _table(title: str, rows: Sequence[Measurement]) -> Table:
     head = ["data", title, *["curve"] * shapes, *["for the claim?"] * votes]
     body = []
     for one in rows:
-        value = _with_interval(one)
+        value = _value(one)
         shape = Badge("word", one.shape) if one.shape else "–"
         body.append([one.what, value, *[shape] * shapes, *[VOTES[one.vote]] * votes])
     return Table(head, body, wrap=(0, 1))
 
 
-def _with_interval(one: Measurement) -> str:
-    value = _short(one.value)
-    return value if one.low is None else f"{value} ({_short(one.low)} to {_short(one.high)})"
-
-
-def _short(value: float | None) -> str:
-    """3 digits: more would say more than the intervals do."""
-    return "–" if value is None else number(float(f"{value:.3g}"))
+def _value(one: Measurement) -> str:
+    return with_interval(one.value, one.low, one.high)
 
 
 def _badge(answer: Answer) -> Badge:
