@@ -132,9 +132,9 @@ def minimise(
         if not going.any():
             break
         if not going.all():
-            active, at, goal, residuals, slopes, weighted_pull, downhill, blocked = _rows(
-                going, active, at, goal, residuals, slopes, weighted_pull, downhill, blocked
-            )
+            active, at, goal, residuals = active[going], at[going], goal[going], residuals[going]
+            slopes, weighted_pull = slopes[going], weighted_pull[going]
+            downhill, blocked = downhill[going], blocked[going]
             by = None if by is None else by[going]
         if blocked.any():
             slopes = slopes * ~blocked[:, None]
@@ -142,9 +142,7 @@ def minimise(
         inliers = np.abs(residuals) <= delta
         reweighted = case * np.where(inliers, 1.0, delta / np.maximum(np.abs(residuals), delta))
         before: np.ndarray = objective[active]
-        best_theta: np.ndarray = at
-        best_objective: np.ndarray = before
-        best_residuals: np.ndarray = residuals
+        best_theta, best_objective, best_residuals = at.copy(), before.copy(), residuals.copy()
         models: list[tuple[np.ndarray, np.ndarray | float]] = [(reweighted, 0.0)]
         share = inliers.mean()  # all problems of a batch have about the same noise
         if share < MOSTLY_LINEAR:
@@ -157,9 +155,8 @@ def minimise(
             candidate: np.ndarray = np.clip(at + np.clip(step, -2.0, 2.0), lower, upper)
             value, there = objective_of(candidate, goal, active)
             better = value < best_objective
-            best_theta = np.where(better[:, None], candidate, best_theta)
-            best_objective = np.where(better, value, best_objective)
-            best_residuals = np.where(better[:, None], there, best_residuals)
+            best_theta[better], best_objective[better] = candidate[better], value[better]
+            best_residuals[better] = there[better]
         improved = best_objective < before
         at, residuals = best_theta, best_residuals
         theta[active], objective[active] = at, best_objective
@@ -167,10 +164,6 @@ def minimise(
             improved, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4
         )
     return Solution(theta, objective, converged)
-
-
-def _rows(picked: np.ndarray, *arrays: np.ndarray) -> Iterator[np.ndarray]:
-    return (array[picked] for array in arrays)
 
 
 def _steps(
