@@ -63,18 +63,17 @@ def content(path):
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
-@pytest.mark.parametrize(("pack", "bad_line"), [(False, False), (True, True)])
-def test_the_direct_runner_writes_what_this_process_writes(tmp_path, pack, bad_line):
-    """Counting what its workers skipped, too."""
-    definitions = own_tasks(tmp_path, bad_line)
-    here = write(tmp_path / "here", definitions, pack=pack)
-    there = write(tmp_path / "there", definitions, pack=pack, options=DIRECT)
+def test_the_direct_runner_writes_what_this_process_writes(tmp_path):
+    """Counting what its workers skipped, too. (Without packing, and where nothing is skipped: the
+    test after this one.)"""
+    definitions = own_tasks(tmp_path, bad_line=True)
+    here = write(tmp_path / "here", definitions, pack=True)
+    there = write(tmp_path / "there", definitions, pack=True, options=DIRECT)
     assert content(here) == content(there)
     assert len([name for name in content(here) if "array_record" in name]) >= 3
     assert here.name == there.name and not work.path_for(there).exists()
     found = json.loads((there / "dataset.json").read_text())["skipped"]
-    skipped = {"beam_en": 2, "beam_de": 2} if bad_line else {}
-    assert {entry["task"]: entry["count"] for entry in found} == skipped
+    assert {entry["task"]: entry["count"] for entry in found} == {"beam_en": 2, "beam_de": 2}
 
 
 def test_a_killed_pipeline_goes_on_with_what_is_finished(tmp_path, monkeypatch):
@@ -105,6 +104,8 @@ def test_a_killed_pipeline_goes_on_with_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "read_item", counts)
     resumed = write(tmp_path / "root", definitions, options=DIRECT)
     assert content(resumed) == content(whole)
+    assert resumed.name == whole.name and not work.path_for(resumed).exists()
+    assert json.loads((resumed / "dataset.json").read_text())["skipped"] == []
     assert again == [True, True]
 
 
@@ -134,8 +135,8 @@ def test_without_beam_the_install_command_is_told(tmp_path, monkeypatch):
 
 
 def test_the_command_says_nothing_but_its_own(tmp_path):
-    definitions = own_tasks(tmp_path)
-    spec = DataSpec("beam_mix", "train", LENGTHS, definitions=definitions)
+    definitions = {"beam_en": own_tasks(tmp_path)["beam_en"]}
+    spec = DataSpec("beam_en", "train", LENGTHS, definitions=definitions)
     command = [sys.executable, "-m", "t5scaling.data.materialize", json.dumps(spec.to_json())]
     done = subprocess.run(
         [*command, str(tmp_path / "root"), f"--beam={DIRECT}"],
@@ -144,7 +145,7 @@ def test_the_command_says_nothing_but_its_own(tmp_path):
     (found,) = (tmp_path / "root").iterdir()
     assert done.returncode == 0 and done.stdout.split() == [str(found)]
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("beam_mix train: ") and all(
+    assert lines[0].startswith("beam_en train: ") and all(
         line.startswith("  ") for line in lines[1:]
     )
 

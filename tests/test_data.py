@@ -84,6 +84,19 @@ def write(root, task, split="train", lengths=None, **fields):
     return Examples(path), terminal.getvalue()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Task and split -> (examples, what the terminal said), for tests that only read them."""
+    root, found = tmp_path_factory.mktemp("made"), {}
+
+    def get(task, split="train"):
+        if (task, split) not in found:
+            found[task, split] = write(root, task, split)
+        return found[task, split]
+
+    return get
+
+
 def segments(examples):
     """All (inputs, targets) of a directory, packed or not."""
     found = []
@@ -109,9 +122,9 @@ def from_seqio(seqio, task, split, seed=0):
 # What is written
 
 
-def test_a_training_split_is_seqios_examples_in_the_seeds_order(registered, tmp_path):
+def test_a_training_split_is_seqios_examples_in_the_seeds_order(registered, made, tmp_path):
     expected = from_seqio(registered, "data_pairs", "train")
-    first, _ = write(tmp_path, "data_pairs")
+    first, _ = made("data_pairs")
     second, _ = write(tmp_path, "data_pairs", seed=1)
     assert Counter(segments(first)) == Counter(segments(second)) == Counter(expected)
     assert segments(first) != expected
@@ -119,27 +132,27 @@ def test_a_training_split_is_seqios_examples_in_the_seeds_order(registered, tmp_
     assert "inputs_pretokenized" not in first.read(0)
 
 
-def test_an_evaluation_split_keeps_order_and_full_text(registered, tmp_path):
-    examples, _ = write(tmp_path, "data_pairs", "validation")
+def test_an_evaluation_split_keeps_order_and_full_text(registered, made):
+    examples, _ = made("data_pairs", "validation")
     assert segments(examples) == from_seqio(registered, "data_pairs", "validation")
     records = examples.read_many(range(20))
     assert [r["targets_pretokenized"] for r in records] == [target for _, target in PAIRS[:20]]
     assert records[7]["inputs_pretokenized"] == "translate: " + PAIRS[7][0]
 
 
-def test_truncation_is_counted_and_said(tmp_path):
-    examples, said = write(tmp_path, "data_pairs")
+def test_truncation_is_counted_and_said(made):
+    examples, said = made("data_pairs")
     assert examples.meta["truncated"] == {"inputs": 1, "targets": 1}
     assert "1 of 60 examples have inputs cut to 24 tokens" in said
     assert "1 of 60 examples have targets cut to 12 tokens" in said
     assert examples.meta["max_lengths"] == {"inputs": 24, "targets": 12}
 
 
-def test_text_tokens_are_those_of_the_corpus_that_are_there(tmp_path):
+def test_text_tokens_are_those_of_the_corpus_that_are_there(made):
     from tasks import vocabularies
 
     vocabulary = vocabularies.techdoc()
-    examples, _ = write(tmp_path, "data_pairs", "validation")
+    examples, _ = made("data_pairs", "validation")
     prompt = len(vocabulary.encode("translate: "))
     expected = []
     for source, target in PAIRS[:20]:
@@ -149,8 +162,8 @@ def test_text_tokens_are_those_of_the_corpus_that_are_there(tmp_path):
     assert examples.tokens(20) == examples.meta["tokens"]["text"] == sum(expected)
 
 
-def test_packing_keeps_every_example_whole(tmp_path):
-    plain, _ = write(tmp_path, "data_pairs")
+def test_packing_keeps_every_example_whole(made, tmp_path):
+    plain, _ = made("data_pairs")
     packed, _ = write(tmp_path, "data_pairs", pack=True)
     longer, _ = write(tmp_path, "data_pairs", pack=True, lengths={"inputs": 96, "targets": 96})
     assert Counter(segments(packed)) == Counter(segments(plain))
@@ -161,8 +174,8 @@ def test_packing_keeps_every_example_whole(tmp_path):
         assert len(record["inputs"]) <= 96 and len(record["targets"]) <= 96
 
 
-def test_the_same_spec_gives_the_same_bytes(tmp_path):
-    one, _ = write(tmp_path / "1", "data_a30_b70")
+def test_the_same_spec_gives_the_same_bytes(made, tmp_path):
+    one, _ = made("data_a30_b70")
     two, _ = write(tmp_path / "2", "data_a30_b70")
     assert one.path.name == two.path.name
     assert one.meta["content_sha256"] == two.meta["content_sha256"]
@@ -184,9 +197,9 @@ def test_what_is_there_is_not_written_again(tmp_path):
 # Mixtures
 
 
-def test_a_mixture_holds_its_rates_and_says_who_ran_out(registered, tmp_path):
-    examples, said = write(tmp_path, "data_a30_b70")
-    alone = {name: write(tmp_path, f"data_span_{name}")[0] for name in "ab"}
+def test_a_mixture_holds_its_rates_and_says_who_ran_out(made):
+    examples, said = made("data_a30_b70")
+    alone = {name: made(f"data_span_{name}")[0] for name in "ab"}
     components = {c["task"]: c for c in examples.meta["components"]}
     assert examples.meta["ran_out"] == "data_span_b"
     assert components["data_span_b"]["used"] == components["data_span_b"]["available"]
@@ -208,8 +221,8 @@ def test_a_mixture_holds_its_rates_and_says_who_ran_out(registered, tmp_path):
     assert given["b"] == len(order["b"])
 
 
-def test_repetition_is_allowed_only_where_it_is_asked_for(tmp_path):
-    once, _ = write(tmp_path, "data_a30_b70")
+def test_repetition_is_allowed_only_where_it_is_asked_for(made, tmp_path):
+    once, _ = made("data_a30_b70")
     twice, _ = write(tmp_path, "data_a30_b70", passes={"data_span_b": 2})
     # Segments long enough for several spans: a single one always stands at the end.
     long = {"inputs": 64, "targets": 24}
@@ -289,13 +302,28 @@ def test_examples_made_by_a_child_are_found(mini_root):
 # Work directories: shards, kills, disks and races
 
 
-@pytest.fixture
-def small(monkeypatch):
+def set_small(monkeypatch):
     """Limits so small that little text makes several items, runs and parts."""
     monkeypatch.setattr(reading, "ITEM_BYTES", 2000)
     monkeypatch.setattr(reading, "BATCH", 16)
     monkeypatch.setattr(runs, "RUN_BYTES", 2000)
     monkeypatch.setattr(writer, "PART_BYTES", 4000)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    set_small(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Definitions of a task in 4 files, and its training examples in several parts."""
+    folder = tmp_path_factory.mktemp("several")
+    definitions = own_pairs(folder / "text")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_small(monkeypatch)
+        examples, _ = write(folder / "root", "data_own", definitions=definitions)
+    return definitions, examples
 
 
 def own_pairs(folder, files=4, lines=40):
@@ -327,9 +355,8 @@ def content(examples):
     return examples.meta["content_sha256"], (examples.path / "dataset.json").read_text()
 
 
-def test_a_task_in_many_files_is_every_line_once(tmp_path, small):
-    definitions = own_pairs(tmp_path / "text")
-    examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
+def test_a_task_in_many_files_is_every_line_once(tmp_path, small, several):
+    definitions, examples = several
     assert len(examples.meta["shards"]) > 3
     assert len(examples) == len(set(segments(examples))) == 160
     records = examples.read_many(range(160))
@@ -344,27 +371,20 @@ def test_a_task_in_many_files_is_every_line_once(tmp_path, small):
 def test_shuffling_is_global(tmp_path, small):
     definitions = own_pairs(tmp_path / "text", lines=100)
     examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
+    decode = Vocabulary(examples.vocabulary).decode
     files = [
-        int(re.search(r"Open file (\d)", text).group(1))
-        for text in (examples_text(examples, record) for record in read_all(examples))
+        int(re.search(r"Open file (\d)", decode(record["inputs"])).group(1))
+        for record in examples.read_many(range(len(examples)))
     ]
     # Of 100 neighbours each file gives some 25; 12 is 3 deviations away.
     for start in range(0, 400, 100):
         assert min(Counter(files[start : start + 100])[number] for number in range(4)) > 10
 
 
-def read_all(examples):
-    return examples.read_many(range(len(examples)))
-
-
-def examples_text(examples, record):
-    return Vocabulary(examples.vocabulary).decode(record["inputs"])
-
-
 @pytest.mark.parametrize("phase", ["read", "written"])
-def test_a_killed_job_goes_on_with_what_is_finished(tmp_path, monkeypatch, small, phase):
-    definitions = own_pairs(tmp_path / "text")
-    whole, _ = write(tmp_path / "whole", "data_own", definitions=definitions)
+def test_a_killed_job_goes_on_with_what_is_finished(tmp_path, monkeypatch, several, phase):
+    set_small(monkeypatch)
+    definitions, whole = several
 
     class Killed(BaseException):
         pass
@@ -384,11 +404,6 @@ def test_a_killed_job_goes_on_with_what_is_finished(tmp_path, monkeypatch, small
     monkeypatch.setattr(work, "new_file", dies)
     with pytest.raises(Killed):
         write(tmp_path / "root", "data_own", definitions=definitions)
-    monkeypatch.undo()
-    for name, value in (("ITEM_BYTES", 2000), ("BATCH", 16)):
-        monkeypatch.setattr(reading, name, value)
-    monkeypatch.setattr(runs, "RUN_BYTES", 2000)
-    monkeypatch.setattr(writer, "PART_BYTES", 4000)
     (left,) = (path for path in (tmp_path / "root").iterdir() if path.suffix == ".work")
     stamps = {name: os.stat(left / phase / name).st_mtime_ns for name in finished}
     again = []
@@ -410,14 +425,14 @@ def test_a_killed_job_goes_on_with_what_is_finished(tmp_path, monkeypatch, small
 
 
 def test_what_was_read_of_other_files_is_read_again(tmp_path, monkeypatch, small):
-    definitions = own_pairs(tmp_path / "text")
+    definitions = own_pairs(tmp_path / "text", files=2)
     monkeypatch.setattr(writer, "write_part", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "root", "data_own", definitions=definitions)
     monkeypatch.undo()
-    own_pairs(tmp_path / "text", lines=50)
+    own_pairs(tmp_path / "text", files=2, lines=50)
     examples, _ = write(tmp_path / "root", "data_own", definitions=definitions)
-    assert len(examples) == 200
+    assert len(examples) == 100
 
 
 class FullDisk:
