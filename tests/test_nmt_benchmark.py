@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5scaling.analysis.fitting import intervals
 from t5scaling.analysis.fitting.compare import compare
 from t5scaling.analysis.fitting.fit import fit_curve
 from t5scaling.analysis.laws import LAWS
@@ -35,6 +36,12 @@ def curves():
             points[row["curve"]].append((float(row["sentence_pairs"]), float(row["loss"])))
             assert (row["is_fit_point"] == "1") == (float(row["sentence_pairs"]) < 500e6)
     return {name: np.array(rows).T for name, rows in points.items()}
+
+
+@pytest.fixture(autouse=True)
+def few_replicates(monkeypatch):
+    """Of what is fitted: no test here looks at intervals."""
+    monkeypatch.setattr(intervals, "REPLICATES", 2)
 
 
 def error(curve, law, **options):
