@@ -175,11 +175,11 @@ def test_packing_keeps_every_example_whole(made, tmp_path):
 
 
 def test_the_same_spec_gives_the_same_bytes(made, tmp_path):
-    one, _ = made("data_a30_b70")
-    two, _ = write(tmp_path / "2", "data_a30_b70")
+    one, _ = made("data_span_b")
+    two, _ = write(tmp_path / "2", "data_span_b")
     assert one.path.name == two.path.name
     assert one.meta["content_sha256"] == two.meta["content_sha256"]
-    other, _ = write(tmp_path / "2", "data_a30_b70", seed=1)
+    other, _ = write(tmp_path / "2", "data_span_b", seed=1)
     assert other.meta["content_sha256"] != two.meta["content_sha256"]
     assert one.vocabulary.read_bytes() == two.vocabulary.read_bytes()
     assert one.meta["vocabulary"]["size"] == 8100
