@@ -9,20 +9,20 @@ import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
 import run
-from t5scaling import storage
-from t5scaling.analysis import archive, report
+from t5scaling import config, records, storage
+from t5scaling.analysis import archive
 from t5scaling.analysis.results import harvest, t5x_runs
 from t5scaling.data.examples import Examples, find_all_examples
 from t5scaling.errors import UserError
-from t5scaling.study import status
+from t5scaling.study import runner, status
 from t5scaling.training import checkpoint, claim
 from tests import gcs_emulator, mini
 from tests.conftest import REPOSITORY
@@ -49,10 +49,6 @@ def root(bucket, mini_root):
     return f"{bucket}/examples"
 
 
-def run_py(verb, *arguments, **options):
-    return python("run.py", verb, *arguments, **options)
-
-
 def python(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -64,101 +60,60 @@ def python(*arguments, **options):
     )
 
 
+MINI = f"{REPOSITORY}/tests/mini/study.gin"
+
+
+def settings(study_dir, root):
+    return {
+        "STUDY_DIR": study_dir,
+        "EXAMPLES_ROOT": root,
+        "study.Study.pretrain_tokens": "(0, 3_000)",
+        "runner.run_study.poll_seconds": 0.5,
+    }
+
+
 def study(study_dir, root, *extra):
     """The arguments of run.py."""
-    return [
-        "study",
-        f"--gin_file={REPOSITORY}/tests/mini/study.gin",
-        f"--gin.STUDY_DIR={study_dir}",
-        f"--gin.EXAMPLES_ROOT={root}",
-        "--gin.study.Study.pretrain_tokens=(0, 3_000)",
-        "--gin.runner.run_study.poll_seconds=0.5",
-        *extra,
-    ]
+    given = (f"--gin.{name}={value}" for name, value in settings(study_dir, root).items())
+    return ["study", f"--gin_file={MINI}", *given, *extra]
 
 
 @pytest.fixture(scope="module")
 def local(mini_root, tmp_path_factory):
-    """The study on this machine's disk, left alone, in this process."""
+    """The study on this machine's disk, left alone, in this process; without a report."""
     folder = tmp_path_factory.mktemp("local") / "study"
-    assert run.main(study(folder, mini_root)) == 0
+    config.load([MINI], settings(str(folder), mini_root))
+    assert config.call(runner.run_study) == []
+    harvest.harvest(folder)
     return folder
+
+
+# What a process does once the study is done: it finds the runs done, measures one, and starts from
+# another's weights.
+AFTERWARDS = """
+import sys, run
+print("status", [run.main(call) for call in {calls!r}])
+print("loaded", {{"tensorflow", "orbax", "gcsfs"}} & sys.modules.keys())
+"""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A study in the bucket by two processes at once, of which one was killed with -9 in a
+    finetuning that had saved something; what the other printed."""
+
+    place: str
+    killed_in: str
+    done_by_the_killed: set[str]
+    said: str
 
 
 @pytest.fixture(scope="module")
 def shared(bucket, root):
-    """The same study in the bucket, by two processes at once: its address, what they said."""
-    both = [run_py(*study(f"{bucket}/studies/shared", root)) for _ in range(2)]
-    said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    return f"{bucket}/studies/shared", [out for out, _ in said]
-
-
-def assert_same(place, local):
-    names = [str(p.relative_to(local)) for p in local.glob("runs/**/metrics.jsonl")]
-    assert len(names) == RUNS
-    for name in ("results.csv", *names):
-        assert (storage.path(place) / name).read_bytes() == (local / name).read_bytes(), name
-
-
-def test_two_processes_do_each_run_once_with_the_results_of_a_disk(shared, local):
-    place, said = shared
-    done = [run for text in said for run in re.findall(r"\] (\S+): \d+ s", text)]
-    assert len(done) == len(set(done)) == RUNS
-    assert_same(place, local)
-
-
-def test_killed_and_started_again_gives_the_same_results(bucket, root, local):
-    """kill -9 in a finetuning that has saved something, which is gone on from."""
-    place = f"{bucket}/studies/killed"
-    often = "--gin.SAVE_MINUTES=0.0"
-    process = run_py(*study(place, root, often), start_new_session=True)
-    deadline = time.monotonic() + 600
-    while progress_made(place) < 5 and time.monotonic() < deadline:
-        assert process.poll() is None, "the study ended before it could be killed"
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (storage.path(place) / FINETUNED / "DONE").exists()
-    assert run.main(study(place, root)) == 0
-    assert_same(place, local)
-
-
-def progress_made(place):
-    """Whole checkpoints, of which a run keeps two, and lines of metrics: 3 when the pretraining is
-    done."""
-    names = storage.sizes(place)
-    lines = 0
-    for name in names:
-        if name.endswith("/metrics.jsonl"):
-            lines += (storage.path(place) / name).read_text().count("\n")
-    return lines + sum(bool(re.search(r"_\d+/commit_success.txt$", name)) for name in names)
-
-
-def test_status_report_and_export(shared, tmp_path):
-    place, _ = shared
-    runs = status.statuses(place)
-    assert [(run.state, run.step) for run in runs] == [("done", 6), ("done", 10), ("done", 10)]
-    assert harvest.is_reported(place)
-    html = (storage.path(place) / "report.html").read_bytes()
-    report.report(place, screen=Console(quiet=True))
-    assert (storage.path(place) / "report.html").read_bytes() == html
-    figures = [name for name in storage.sizes(f"{place}/figures") if name.endswith(".svg")]
-    assert figures and html.count(b"data:image/svg") == len(figures)
-    packed = archive.export(place, str(tmp_path / "shared.tar.gz"))
-    assert archive.export(place) == storage.path(f"{place}.tar.gz")
-    assert storage.path(f"{place}.tar.gz").read_bytes() == packed.read_bytes()
-    with tarfile.open(packed) as tar:
-        names = set(tar.getnames())
-    assert {f"shared/{FINETUNED}/metrics.jsonl", "shared/study.json"} <= names
-
-
-def test_work_eval_and_finetuning_from_there(shared, root, tmp_path):
-    """`work` finds the runs done, `eval` measures one, and `train` starts from another's weights,
-    without TensorFlow, though it is installed."""
-    place, _ = shared
-    run, pretrained = f"{place}/{FINETUNED}", f"{place}/runs/pretrain/mini_span_en50_de50"
+    place = f"{bucket}/studies/shared"
+    finetuned, pretrained = f"{place}/{FINETUNED}", f"{place}/runs/pretrain/mini_span_en50_de50"
     calls = [
+        study(place, root),
         ["work", place, FINETUNED.removeprefix("runs/")],
         [
             "eval",
@@ -168,26 +123,85 @@ def test_work_eval_and_finetuning_from_there(shared, root, tmp_path):
             "--gin.EVAL_FEATURE_LENGTHS={'inputs': 160, 'targets': 160}",
             "--gin.EVAL_BATCH_SIZE=8",
             "--gin.TASK_MODULES=('tests.mini_tasks',)",
-            f"--gin.MODEL_DIR={run}",
+            f"--gin.MODEL_DIR={finetuned}",
             f"--gin.EXAMPLES_ROOT={root}",
             "--gin.MAX_DECODE_LENGTH=16",
         ],
         [
             "train",
-            f"--gin_file={run}/config.gin",
+            f"--gin_file={finetuned}/config.gin",
             f"--gin.MODEL_DIR={place}-more",
             f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}/checkpoints/checkpoint_6/",
+            "--gin.CHECKPOINT_MINUTES=10.0",
         ],
     ]
-    code = (
-        f"import run, sys\nprint('status', [run.main(call) for call in {calls!r}])\n"
-        "print('loaded', {'tensorflow', 'orbax', 'gcsfs'} & sys.modules.keys())"
+    often = study(place, root, "--gin.SAVE_MINUTES=0.0")
+    killed = python("run.py", *often, start_new_session=True)
+    other = python("-c", AFTERWARDS.format(calls=calls))
+    deadline = time.monotonic() + 600
+    while not (killed_in := finetuning_that_has_saved(killed.pid, place)):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not records.is_done(f"{place}/runs/{killed_in}"), (
+        "the run ended before it could be killed"
     )
-    said, errors = python("-c", code).communicate()
-    assert "status [0, 0, 0]" in said, errors
-    loaded = said.rpartition("loaded ")[2]
+    done = {run for run, holder in holders(place).items() if holder.pid == killed.pid}
+    done = {run for run in done if records.is_done(f"{place}/runs/{run}")}
+    said, errors = other.communicate()
+    assert "status [0, 0, 0, 0]" in said, errors
+    return Shared(place, killed_in, done, said)
+
+
+def holders(place):
+    """Run -> its last claim."""
+    listed = records.study_list(place) or {"runs": []}
+    claims = {run: claim.latest(f"{place}/runs/{run}") for run in listed["runs"]}
+    return {run: holder for run, holder in claims.items() if holder}
+
+
+def finetuning_that_has_saved(pid, place):
+    """One that the process is at work on and of which there is a checkpoint."""
+    for name, holder in holders(place).items():
+        at_work = name.startswith("finetune/") and holder.alive and holder.pid == pid
+        if at_work and checkpoint.newest_step(f"{place}/runs/{name}"):
+            return name
+    return None
+
+
+def test_two_processes_one_of_which_is_killed_give_the_results_of_a_disk(shared, local):
+    done = re.findall(r"\] (\S+): \d+ s", shared.said)
+    assert shared.killed_in in done and not shared.done_by_the_killed & set(done)
+    assert len(done) == len(set(done)) == RUNS - len(shared.done_by_the_killed)
+    names = [str(p.relative_to(local)) for p in local.glob("runs/**/metrics.jsonl")]
+    assert len(names) == RUNS
+    for name in ("results.csv", *names):
+        there = storage.path(shared.place) / name
+        assert there.read_bytes() == (local / name).read_bytes(), name
+
+
+def test_status_report_and_export(shared, tmp_path):
+    runs = status.statuses(shared.place)
+    assert [(run.state, run.step) for run in runs] == [("done", 6), ("done", 10), ("done", 10)]
+    assert harvest.is_reported(shared.place)
+    html = (storage.path(shared.place) / "report.html").read_bytes()
+    figures = [name for name in storage.sizes(f"{shared.place}/figures") if name.endswith(".svg")]
+    assert figures and html.count(b"data:image/svg") == len(figures)
+    packed = archive.export(shared.place, str(tmp_path / "shared.tar.gz"))
+    assert archive.export(shared.place) == storage.path(f"{shared.place}.tar.gz")
+    assert storage.path(f"{shared.place}.tar.gz").read_bytes() == packed.read_bytes()
+    with tarfile.open(packed) as tar:
+        names = set(tar.getnames())
+    assert {f"shared/{FINETUNED}/metrics.jsonl", "shared/study.json"} <= names
+
+
+def test_work_eval_and_finetuning_from_there(shared, tmp_path):
+    """`work` finds the runs done, `eval` measures one, and `train` starts from another's weights,
+    without TensorFlow, though it is installed."""
+    loaded = shared.said.rpartition("loaded ")[2]
     assert "orbax" in loaded and "gcsfs" in loaded and "tensorflow" not in loaded
-    first, second = (storage.path(folder) for folder in (run, f"{place}-more"))
+    first, second = map(storage.path, (f"{shared.place}/{FINETUNED}", f"{shared.place}-more"))
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
     in_training = json.loads((first / "metrics.jsonl").read_text().splitlines()[-1])
     (line,) = map(json.loads, (first / "eval.jsonl").read_text().splitlines())
@@ -314,7 +328,7 @@ def test_what_is_not_there_is_said_in_one_line(address, says, capfd):
 
 
 def test_a_process_that_met_a_bucket_ends_without_a_word(bucket):
-    process = run_py("status", f"{bucket}/nothing")
+    process = python("run.py", "status", f"{bucket}/nothing")
     _, errors = process.communicate()
     assert process.returncode == 2 and errors.count("\n") == 1, errors
 

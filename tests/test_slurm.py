@@ -9,21 +9,18 @@ import time
 import pytest
 
 import run
+from t5scaling import config
+from t5scaling.analysis.results import harvest
 from t5scaling.errors import UserError
-from t5scaling.study import status
+from t5scaling.study import runner, status
 from t5scaling.study.executors import slurm
 from t5scaling.study.expand import Run
+from t5scaling.training import checkpoint
 from tests import slurm_cluster
 from tests.conftest import REPOSITORY
 
-STUDY = (
-    f"--gin_file={REPOSITORY}/tests/mini/study.gin",
-    "--gin.LEARNING_RATES=(0.01, 0.02)",
-    "--gin.study.Study.pretrain_tokens=(0, 9_000)",
-    "--gin.study.Study.pretrain_data="
-    "{'mini_span_en50_de50': {'en': 0.5, 'de': 0.5}, 'mini_span_en': {'en': 1.0}}",
-)
-RUNS = 2 + 2 + 2 * 2  # pretrainings, baselines by two learning rates, finetunings by two
+MINI = f"{REPOSITORY}/tests/mini/study.gin"
+RUNS = 1 + 2 + 2  # a pretraining, baselines by two learning rates, finetunings by two
 ON_SLURM = (
     "--gin_file=gin/executors/slurm.gin",
     "--gin.RUNS_PER_JOB=3",
@@ -42,29 +39,37 @@ def cluster(tmp_path_factory):
         yield environment
 
 
-def command(folder, root, minutes, *extra):
-    """The arguments of run.py. Each step of pretraining is logged, and saved after so many minutes:
-    with 0 there are seconds between the first and the last, to be hit in."""
-    settings = {
+@pytest.fixture
+def here(cluster, monkeypatch):
+    """This process speaks to the cluster."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+
+
+def settings(folder, root, minutes):
+    """Runs save something when they have just begun; pretrainings do after so many minutes: with 0
+    there are seconds between the first step and the last, to be hit in."""
+    pretrain = {
         "BATCH_SIZE": 8,
-        "LOG_EVERY": 1,
+        "LOG_EVERY": 7,
         "CHECKPOINT_MINUTES": minutes,
         "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 24},
         "TASK_MODULES": ("tests.mini_tasks",),
     }
-    places = f"--gin.STUDY_DIR={folder}", f"--gin.EXAMPLES_ROOT={root}"
-    return ["study", *STUDY, f"--gin.study.Study.pretrain_settings={settings}", *places, *extra]
+    return {
+        "STUDY_DIR": str(folder),
+        "EXAMPLES_ROOT": root,
+        "LEARNING_RATES": "(0.01, 0.02)",
+        "study.Study.pretrain_tokens": "(0, 9_000)",
+        "study.Study.pretrain_settings": pretrain,
+        "SAVE_MINUTES": 0.01,
+    }
 
 
-def start(folder, root, environment, *extra):
-    return subprocess.Popen(
-        [sys.executable, "run.py", *command(folder, root, 0.0, *extra)],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def on_slurm(folder, root, *extra):
+    """The arguments of run.py."""
+    given = (f"--gin.{name}={value}" for name, value in settings(folder, root, 0.0).items())
+    return ["study", f"--gin_file={MINI}", *given, *ON_SLURM, *extra]
 
 
 def until(found, process, seconds=240):
@@ -72,7 +77,7 @@ def until(found, process, seconds=240):
     while not (value := found()):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "nothing came of it"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return value
 
 
@@ -86,27 +91,39 @@ def slurm_says(environment, *arguments):
     ).stdout
 
 
-def test_eight_runs_give_what_they_give_here(cluster, mini_root, tmp_path):
+def test_five_runs_give_what_they_give_without_slurm(cluster, here, mini_root, tmp_path):
     """With a job killed, a job sent back to the queue, and the controller killed and restarted."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    assert run.main(command(here, mini_root, 10.0)) == 0
+    alone, there = tmp_path / "alone", tmp_path / "there"
+    config.load([MINI], settings(alone, mini_root, 10.0))
+    assert config.call(runner.run_study) == []
+    harvest.harvest(alone)
 
-    controller = start(there, mini_root, cluster, *ON_SLURM)
-    killed, requeued = (there / "runs/pretrain" / name for name in
-                        ("mini_span_en50_de50", "mini_span_en"))  # fmt: skip
-    strike = {killed: ("scancel",), requeued: ("scontrol", "requeue")}
+    command = [sys.executable, "run.py", *on_slurm(there, mini_root)]
+    controller = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=cluster,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    ways = {("scancel",): "pretrain/*", ("scontrol", "requeue"): "finetune/none/*/*/*/*/*"}
     struck = {}
+
+    def has_saved():
+        """How to strike next, and a run that has saved something."""
+        for way, runs in ways.items():
+            for found in there.glob(f"runs/{runs}"):
+                if way not in struck and checkpoint.newest_step(str(found)):
+                    return way, found
+        return None
+
     while len(struck) < 2:  # each as soon as it trains: they do not start together
-        hit = until(
-            lambda: next(
-                (r for r in strike if r not in struck and (r / "metrics.jsonl").exists()), 0
-            ),
-            controller,
-        )
-        struck[hit] = job_of(hit)
-        slurm_says(cluster, *strike[hit], struck[hit])
+        way, hit = until(has_saved, controller)
+        struck[way] = hit, job_of(hit)
+        slurm_says(cluster, *way, job_of(hit))
         assert not (hit / "DONE").exists()
-    first = struck[killed]
+    (killed, first), (requeued, _) = (struck[way] for way in ways)
     until(lambda: job_of(killed) != first, controller)  # the controller saw it
     # Back in the queue, Slurm would let the other wait for two minutes.
     again = job_of(requeued)
@@ -116,30 +133,26 @@ def test_eight_runs_give_what_they_give_here(cluster, mini_root, tmp_path):
     slurm_says(cluster, "scontrol", "update", f"JobId={again}", "StartTime=now")
     controller.send_signal(signal.SIGKILL)
     controller.communicate()
-    jobs = {path: path.read_text() for path in there.glob("runs/**/JOB")}
-    assert len(jobs) == RUNS
+    assert len(list(there.glob("runs/**/JOB"))) == RUNS
 
-    controller = start(there, mini_root, cluster, *ON_SLURM)
-    said = controller.communicate(timeout=600)[0]
-    assert controller.returncode == 0, said
-    assert (there / "results.csv").read_bytes() == (here / "results.csv").read_bytes()
-    names = sorted(path.relative_to(here) for path in here.glob("runs/**/metrics.jsonl"))
+    assert run.main(on_slurm(there, mini_root)) == 0
+    assert (there / "results.csv").read_bytes() == (alone / "results.csv").read_bytes()
+    names = sorted(path.relative_to(alone) for path in alone.glob("runs/**/metrics.jsonl"))
     assert len(names) == RUNS
     for name in names:
-        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+        assert (there / name).read_bytes() == (alone / name).read_bytes(), name
     assert slurm_says(cluster, "squeue", "--me", "--noheader") == ""
     # Runs of one job are one process: the baselines were done by the same one.
     assert len({path.read_text() for path in there.glob("runs/finetune/none/**/JOB")}) == 1
 
 
-def test_detach_and_cancel(cluster, mini_root, tmp_path):
-    left = start(tmp_path, mini_root, cluster, *ON_SLURM, "--detach")
-    said = left.communicate()[0]
-    assert left.returncode == 0 and f"{RUNS} jobs are with the engine" in said, said
+def test_detach_and_cancel(cluster, here, mini_root, tmp_path, capsys):
+    assert run.main(on_slurm(tmp_path, mini_root, "--detach")) == 0
+    assert f"{RUNS} jobs are with the engine" in capsys.readouterr().out
     states = [run.state for run in status.statuses(str(tmp_path))]
-    assert set(states) <= {"queued", "running"}
-    ended = start(tmp_path, mini_root, cluster, *ON_SLURM, "--cancel")
-    assert "jobs cancelled" in ended.communicate()[0]
+    assert len(states) == RUNS and set(states) <= {"queued", "running"}
+    assert run.main(on_slurm(tmp_path, mini_root, "--cancel")) == 0
+    assert "jobs cancelled" in capsys.readouterr().out
     deadline = time.monotonic() + 60
     while slurm_says(cluster, "squeue", "--me", "--noheader"):
         assert time.monotonic() < deadline
@@ -150,8 +163,7 @@ def a_run(kind="finetune"):
     return Run("finetune/x", (), {"MODEL_DIR": "x"}, (), {"kind": kind}, 1)
 
 
-def test_slurms_refusals_are_one_line(cluster, monkeypatch, tmp_path):
-    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+def test_slurms_refusals_are_one_line(here, tmp_path):
     wrong = slurm.Slurm(finetune={"partition": "nowhere"})
     with pytest.raises(UserError, match=r"^sbatch: .*artition"):
         wrong.submit(str(tmp_path), [a_run()], ())

@@ -1,6 +1,5 @@
 """Promises of a study: what it expands to, and that no kill changes its results."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -9,18 +8,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import run
-from t5scaling import config
+from t5scaling import config, records, verbs
+from t5scaling.analysis import report
+from t5scaling.analysis.results import harvest
 from t5scaling.data.examples import find_examples
 from t5scaling.errors import UserError
 from t5scaling.study import dry_run, expand, runner, status, study
 from t5scaling.study.executors import local
-from t5scaling.training import checkpoint
+from t5scaling.training import checkpoint, claim
 from tests import mini
 from tests.conftest import REPOSITORY
 
@@ -143,41 +146,48 @@ def test_a_finished_study_is_left_alone(finished, mini_root, capsys):
     assert before == after
 
 
-def test_killed_at_random_moments_and_shared_by_two_processes(finished, mini_root, tmp_path):
-    """Two processes at work on one study are killed with -9, one after the other; two others finish
-    it."""
+def test_shared_with_a_process_that_is_killed(finished, mini_root, tmp_path, capsys):
+    """Another process is at work on the study, and is killed with -9 at a random moment of its
+    training; this one, at work on it too, takes its run over and goes on from what it saved."""
     random.seed(20260101)
-    folder = tmp_path / "shared"
+    folder, poll = tmp_path / "shared", "--gin.runner.run_study.poll_seconds=0.5"
+    options = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+    other = start(folder, mini_root, poll, SAVE_OFTEN, **options)
+    deadline = time.monotonic() + 240
 
-    def two(*extra):
-        poll = "--gin.runner.run_study.poll_seconds=0.5"
-        options = {"stdout": subprocess.PIPE, "start_new_session": True}
-        return [start(folder, mini_root, poll, *extra, **options) for _ in range(2)]
+    def has_run(*, saved):
+        """Whether the other is at work on a run, and has saved some of it."""
+        return any(
+            holder.alive and (not saved or checkpoint.newest_step(str(folder / "runs" / name)))
+            for name, holder in holders(folder).items()
+            if holder.pid == other.pid
+        )
 
-    for process in two(SAVE_OFTEN):
-        before = progress_made(folder)
-        deadline = time.monotonic() + 240
-        # Kill only after some progress, or all kills would hit the imports.
-        while (
-            progress_made(folder) < before + 3
-            and process.poll() is None
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
+    def wait(*, saved):
+        while not has_run(saved=saved) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def kill():
+        # Not before it has saved something, or the kill would hit the compilation.
+        wait(saved=True)
         time.sleep(random.uniform(0, 0.4))
-        assert process.poll() is None, "the study ended before it could be killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    done_before = [str(path.parent.relative_to(folder / "runs")) for path in done_in(folder)]
-    assert len(done_before) < 5
+        at_work = has_run(saved=False)
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+        assert at_work
+        mine = [name for name, holder in holders(folder).items() if holder.pid == other.pid]
+        return sorted(set(mine) & set(done_in(folder)))
 
-    both = two()
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    wait(saved=False)
+    capsys.readouterr()
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(kill)
+        assert run.main(command(folder, mini_root, poll)) == 0
+        done_by_the_other = killed.result()
+    said = capsys.readouterr().out
     # Each run was done by one of them, and found done by the other.
-    done = [run for text in said for run in re.findall(r"\] (\S+): \d+ s", text)]
-    assert len(done_before + done) == len({*done_before, *done}) == len(done_in(folder)) == 5
-    assert sum("test results" in text for text in said) == 1  # so was the report
+    done = re.findall(r"\] (\S+): \d+ s", said)
+    assert sorted([*done_by_the_other, *done]) == done_in(folder) and len(done_in(folder)) == 5
     assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     names = sorted(str(p.relative_to(finished)) for p in finished.glob("runs/**/metrics.jsonl"))
     assert len(names) == 5
@@ -185,8 +195,44 @@ def test_killed_at_random_moments_and_shared_by_two_processes(finished, mini_roo
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-def done_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("runs/**/DONE"))
+def holders(folder: Path) -> dict[str, claim.Holder]:
+    """Run -> its last claim."""
+    found = {path.parent for path in folder.glob("runs/**/claims")}
+    claims = {str(path.relative_to(folder / "runs")): claim.latest(str(path)) for path in found}
+    return {run: holder for run, holder in claims.items() if holder}
+
+
+def done_in(folder: Path) -> list[str]:
+    runs = folder / "runs"
+    return sorted(str(path.parent.relative_to(runs)) for path in runs.glob("**/DONE"))
+
+
+def test_one_of_two_processes_writes_the_report(tmp_path, monkeypatch, capsys):
+    """The other waits until it is there."""
+    (tmp_path / "runs").mkdir()
+    writes, may_end, written = threading.Event(), threading.Event(), []
+
+    def write(study_dir):
+        written.append(study_dir)
+        writes.set()
+        assert may_end.wait(60)
+        (tmp_path / records.REPORT).write_text("a report")
+        harvest.note_reported(study_dir, harvest.state_of(study_dir))
+
+    monkeypatch.setattr(report, "report", write)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(verbs._report_once, str(tmp_path))
+        assert writes.wait(60)
+        second = threads.submit(verbs._report_once, str(tmp_path))
+        said, deadline = "", time.monotonic() + 60
+        while "writes the report: waiting" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().out
+            time.sleep(0.01)
+        assert not second.done()
+        may_end.set()
+        first.result(), second.result()
+    assert written == [str(tmp_path)]
+    assert f"process {os.getpid()} on " in said and "waiting" in said
 
 
 def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path, capsys):
@@ -367,14 +413,3 @@ def test_a_run_whose_checkpoint_nobody_wants(mini_root, tmp_path):
     assert list((finetuned.parent / "checkpoints").glob("checkpoint_*")) == []
     assert list(tmp_path.glob("runs/pretrain/*/checkpoints/checkpoint_*"))
     assert runner.run_study(**{**arguments, "study": one}) == []  # still done
-
-
-def progress_made(folder: Path) -> int:
-    """Checkpoints and metrics lines so far."""
-    count = 0
-    for path, folders, files in os.walk(folder / "runs"):  # says nothing of what vanishes
-        count += sum(name.startswith("checkpoint_") and name[11:].isdigit() for name in folders)
-        if "metrics.jsonl" in files:
-            with contextlib.suppress(FileNotFoundError):
-                count += len((Path(path) / "metrics.jsonl").read_text().splitlines())
-    return count
