@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reported") / "study"
-    write_study(folder)
+    write_study(folder, pools=(1_000,), rates=(0.005,))
     report.report(folder)
     return folder
 

@@ -68,10 +68,11 @@ def alone(run, line):
     params = checkpoint.restore_params(
         path, step.abstract_params(mini.CONFIG, sharding.make_layout())
     )
+    tokens = vocabulary.encode(PROMPT + line)
     tokens, _ = decoding.greedy(
         network.Transformer(mini.CONFIG),
         params,
-        vocabulary.encode(PROMPT + line)[None],
+        np.pad(tokens, (0, 32 - len(tokens)))[None],  # one program for all lines
         max_decode_len=6,
     )
     return vocabulary.decode(np.asarray(tokens)[0])
@@ -171,10 +172,10 @@ def test_no_such_run_step_or_folder(run, sentences, tmp_path):
 
 def test_killed_it_goes_on_with_the_next_block(run, tmp_path):
     path = tmp_path / "sentences.txt"
-    path.write_text("".join(f"{LINES[i % 5]} {i}\n" for i in range(400)), encoding="utf-8")
+    path.write_text("".join(f"{LINES[i % 5]} {i}\n" for i in range(200)), encoding="utf-8")
     settings = {
         "MODEL_DIR": run, "INPUT_FILE": path, "OUTPUT_FILE": tmp_path / "out.txt",
-        "INPUT_LENGTH": 64, "MAX_DECODE_LENGTH": 16, "BATCH_SIZE": 4, "BEAM_SIZE": 2,
+        "INPUT_LENGTH": 32, "MAX_DECODE_LENGTH": 6, "BATCH_SIZE": 4, "BEAM_SIZE": 2,
         "PROMPT": repr(PROMPT),
     }  # fmt: skip
     command = ["infer", f"--gin_file={REPOSITORY}/tests/mini/model.gin"]
@@ -187,14 +188,12 @@ def test_killed_it_goes_on_with_the_next_block(run, tmp_path):
     first.kill()
     first.wait()
     done = json.loads(record.read_text())["done"]
-    assert 0 < done < 400, "the kill came too late to show anything"
+    assert 0 < done < 200, "the kill came too late to show anything"
     with open(tmp_path / "out.txt.partial", "a", encoding="utf-8") as file:
         file.write("half a li")  # as a kill in the middle of a block leaves it
     assert main(command) == 0
-    answer(
-        run, path, tmp_path / "whole.txt", decoder=decoding.BeamSearch(beam_size=2),
-        input_length=64, max_decode_len=16, block=400,
-    )  # fmt: skip
+    beams = decoding.BeamSearch(beam_size=2)
+    answer(run, path, tmp_path / "whole.txt", decoder=beams, block=200)
     assert (tmp_path / "out.txt").read_text() == (tmp_path / "whole.txt").read_text()
 
 
