@@ -179,7 +179,20 @@ def test_a_study_on_cloud_tpu_is_planned(here, mini_root, capsys):
     execute(words[2:], mini_root, capsys)
 
 
-def test_a_task_and_a_model_of_your_own(here, mini_root, capsys):
+@pytest.fixture
+def registered():
+    """What is registered with SeqIO is forgotten at the end."""
+    import seqio
+
+    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+    before = [set(registry.names()) for registry in registries]
+    yield
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry.names()) - names:
+            registry.remove(name)
+
+
+def test_a_task_and_a_model_of_your_own(here, materialised_here, registered, mini_root, capsys):
     for _, source, copy in of("docs/extending.md", "cp"):
         shutil.copy(ROOT / source, copy)
     data = here / "data/own"
