@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5scaling.model import decoding
+from t5scaling.model import choosing, decoding
 from t5scaling.model.decoding import (
     SHORTEST_STAGE,
     BeamSearch,
@@ -18,10 +18,8 @@ from t5scaling.model.decoding import (
     beam_search,
     greedy,
     length_penalty,
-    sample,
 )
-from t5scaling.model.network import T5Config, Transformer, init_params
-from t5scaling.model.stacking import stack_layers
+from t5scaling.model.network import T5Config, Transformer, abstract_params, exact_products
 from t5scaling.training import sharding
 
 EOS = 1
@@ -37,7 +35,10 @@ CONFIG = T5Config(
     num_decoder_layers=1,
     mlp_dim=48,
 )
-# The same decoders and rows where it does not matter, so that tests share compilations.
+MODEL = Transformer(CONFIG)
+# Tests take these decoders, twelve rows and LENGTH where others would do as well: a program is then
+# traced and compiled once for all of them. Of fewer than four rows none is left behind, which makes
+# half of a program.
 DECODERS = [Greedy(), BeamSearch(), Sampling(temperature=0.8, top_k=6, top_p=0.9)]
 TIED = dataclasses.replace(CONFIG, mlp_activations=("relu",), logits_via_embedding=True)
 
@@ -45,18 +46,25 @@ TIED = dataclasses.replace(CONFIG, mlp_activations=("relu",), logits_via_embeddi
 class Uncached:
     """log P(next token | inputs, prefix) by the teacher-forced forward pass."""
 
-    def __init__(self, config, params, length=LENGTH):
-        self.params, self.length = params, length
-        self.apply = jax.jit(Transformer(config).apply)
+    ROWS = 12  # in one call of the program
 
-    def log_probs(self, inputs, prefixes):
-        """(S,) tokens and N prefixes of one length t -> (N, V) float64."""
+    def __init__(self, config, length=LENGTH):
+        self.length = length
+        apply = Transformer(config).apply
+        self.apply = jax.jit(lambda *arguments: jax.nn.log_softmax(apply(*arguments)))
+
+    def log_probs(self, inputs, prefixes, params=None):
+        """(N, S) tokens, of each row a prefix (all of one length t) -> (N, V) float64."""
+        params = _params(CONFIG) if params is None else params
         decoder_inputs = np.zeros((len(prefixes), self.length + 1), np.int32)
         for row, prefix in enumerate(prefixes):
             decoder_inputs[row, 1 : 1 + len(prefix)] = prefix
-        inputs = np.broadcast_to(inputs, (len(prefixes), len(inputs)))
-        logits = self.apply({"params": self.params}, inputs, decoder_inputs)
-        return np.asarray(jax.nn.log_softmax(logits[:, len(prefixes[0])]), np.float64)
+        found = []
+        for first in range(0, len(prefixes), self.ROWS):
+            rows = np.arange(first, first + self.ROWS) % len(prefixes)
+            found.append(self.apply({"params": params}, inputs[rows], decoder_inputs[rows]))
+        at = len(prefixes[0])
+        return np.concatenate([np.asarray(x, np.float64)[:, at] for x in found])[: len(prefixes)]
 
 
 def _inputs(rows=12, length=9):
@@ -67,18 +75,16 @@ def _inputs(rows=12, length=9):
     return tokens
 
 
-@pytest.fixture(scope="module")
-def setting():
-    params = _params(CONFIG)
-    return Transformer(CONFIG), params, Uncached(CONFIG, params)
-
-
-@functools.cache
 def _params(config, seed=5):
     """Random parameters from NumPy: cheaper than compiling `init_params`, and fixed for good.
 
     With this seed greedy decoding of `_inputs()` ends seven rows, after 4 to 10 tokens.
     """
+    return _drawn(dataclasses.replace(config, dtype="float32"), seed)
+
+
+@functools.cache
+def _drawn(config, seed):
     rng = np.random.default_rng(seed)
 
     def draw(path, shape):
@@ -87,61 +93,75 @@ def _params(config, seed=5):
             return 1.0 + 0.1 * values
         return values if path[-1].key == "embedding" else values / math.sqrt(shape.shape[0])
 
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
-    return jax.tree.map_with_path(draw, shapes)
+    return jax.tree.map_with_path(draw, abstract_params(config))
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return Uncached(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def long_oracle():
-    return Uncached(CONFIG, _params(CONFIG), LONG)
+    return Uncached(CONFIG, LONG)
+
+
+def _beams(params, inputs, *, max_decode_len=LENGTH, beam_size=4, alpha=0.6):
+    """All hypotheses, by the program of BeamSearch: tokens (B, K, L), scores (B, K)."""
+    with exact_products(CONFIG):
+        found = beam_search(
+            MODEL, params, inputs, max_decode_len=max_decode_len, beam_size=beam_size, alpha=alpha,
+            eos_id=EOS, shards=1,
+        )  # fmt: skip
+    return tuple(map(np.asarray, found))
 
 
 def _greedy_by_hand(oracle, inputs):
-    """(tokens, their log-probability) of one example."""
-    prefix, score = [], 0.0
-    while len(prefix) < oracle.length and prefix[-1:] != [EOS]:
-        log_probs = oracle.log_probs(inputs, [prefix])[0]
-        prefix.append(int(np.argmax(log_probs)))
-        score += log_probs[prefix[-1]]
-    return prefix, score
+    """Of each example the tokens and their log-probability."""
+    prefixes, scores = [[] for _ in inputs], [0.0] * len(inputs)
+    for _ in range(oracle.length):
+        # Rows that have ended go along to the end: what follows is cut off.
+        log_probs = oracle.log_probs(inputs, prefixes)
+        for row, prefix in enumerate(prefixes):
+            token = int(np.argmax(log_probs[row]))
+            scores[row] += log_probs[row, token] * (EOS not in prefix)
+            prefix.append(token)
+    answers = [p[: p.index(EOS) + 1] if EOS in p else p for p in prefixes]
+    return list(zip(answers, scores, strict=True))
 
 
 def _padded(tokens, length):
     return tokens + [0] * (length - len(tokens))
 
 
-def test_greedy_is_the_uncached_argmax_step_by_step(setting):
-    model, params, oracle = setting
+def test_greedy_is_the_uncached_argmax_step_by_step(oracle):
     inputs = _inputs()
-    outputs, scores = greedy(model, params, inputs, max_decode_len=LENGTH)
+    outputs, scores = Greedy()(MODEL, _params(CONFIG), inputs, max_decode_len=LENGTH)
     assert outputs.dtype == np.int32 and scores.dtype == np.float32
     ended = 0
-    for row, output, score in zip(inputs, np.asarray(outputs), scores, strict=True):
-        tokens, expected = _greedy_by_hand(oracle, row)
+    by_hand = _greedy_by_hand(oracle, inputs)
+    for (tokens, expected), output, score in zip(by_hand, np.asarray(outputs), scores, strict=True):
         ended += tokens[-1] == EOS
         np.testing.assert_array_equal(output, _padded(tokens, LENGTH))
         assert score == pytest.approx(expected, rel=1e-4)
     assert 0 < ended < len(inputs)
 
 
-def test_greedy_goes_on_while_the_cache_grows_and_rows_are_left_behind(setting, long_oracle):
-    model, params, _ = setting
-    inputs = _inputs()
-    outputs, scores = greedy(model, params, inputs, max_decode_len=LONG)
-    outputs = np.asarray(outputs)
+def test_greedy_goes_on_while_the_cache_grows_and_rows_are_left_behind(long_oracle):
+    inputs, params = _inputs(), _params(CONFIG)
+    outputs, scores = map(np.asarray, Greedy()(MODEL, params, inputs, max_decode_len=LONG))
     open_late = (outputs[:, SHORTEST_STAGE] > 0).sum()
-    for row in range(len(inputs)):
-        tokens, expected = _greedy_by_hand(long_oracle, inputs[row])
+    for row, (tokens, expected) in enumerate(_greedy_by_hand(long_oracle, inputs)):
         np.testing.assert_array_equal(outputs[row], _padded(tokens, LONG))
         assert scores[row] == pytest.approx(expected, rel=1e-4)
     assert open_late > len(inputs) // 4
     # No more than a quarter of the rows is open from early on: these go on alone.
     lengths = (outputs > 0).sum(axis=1)
-    chosen = [*np.argsort(lengths)[:6], *np.argsort(lengths)[-2:]]
+    chosen = [*np.resize(np.argsort(lengths)[:6], 10), *np.argsort(lengths)[-2:]]
     assert (lengths[chosen] > SHORTEST_STAGE).sum() == 2
-    again, again_scores = greedy(model, params, inputs[chosen], max_decode_len=LONG)
+    again, again_scores = Greedy()(MODEL, params, inputs[chosen], max_decode_len=LONG)
     np.testing.assert_array_equal(again, outputs[chosen])
-    np.testing.assert_allclose(again_scores, np.asarray(scores)[chosen], rtol=1e-5)
+    np.testing.assert_allclose(again_scores, scores[chosen], rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["1.1", "1.0"])
@@ -171,62 +191,83 @@ class CountingTransformer(Transformer):
 
 
 STEPS = []
+# Their options, and how many rows they are given here.
+SEARCHES = {Greedy(): 3, BeamSearch(beam_size=2): 2}
+each_search = pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.name)
 
 
-def _steps(decode, params, inputs, **options):
+def _steps(search, inputs, **options):
     STEPS.clear()
-    outputs = jax.block_until_ready(decode(CountingTransformer(CONFIG), params, inputs, **options))
+    options = dict(max_decode_len=LENGTH) | options
+    outputs = search(CountingTransformer(CONFIG), _params(CONFIG), inputs, **options)
+    jax.block_until_ready(outputs)
     jax.effects_barrier()
     return outputs, sorted(STEPS)
 
 
 def test_greedy_stops_when_every_row_has_ended():
-    params = _params(CONFIG)
     inputs = _inputs()
-    outputs = np.asarray(greedy(Transformer(CONFIG), params, inputs, max_decode_len=LENGTH)[0])
+    outputs, _ = Greedy()(MODEL, _params(CONFIG), inputs, max_decode_len=LENGTH)
+    outputs = np.asarray(outputs)
     lengths = np.where((outputs == EOS).any(1), (outputs == EOS).argmax(1) + 1, LENGTH + 1)
-    chosen = np.argsort(lengths)[:3]
+    chosen = np.argsort(lengths)[: SEARCHES[Greedy()]]
     longest = int(lengths[chosen].max())
     assert longest < LENGTH - 2
-    (ended, _), steps = _steps(greedy, params, inputs[chosen], max_decode_len=LENGTH)
+    (ended, _), steps = _steps(Greedy(), inputs[chosen])
     assert steps == list(range(longest))
     np.testing.assert_array_equal(ended, outputs[chosen])
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.name)
 def test_rows_of_padding_stay_empty_and_change_nothing(decoder):
-    model, params, inputs = Transformer(CONFIG), _params(CONFIG), _inputs()
-    rows = np.pad(inputs, ((0, 3), (0, 0)))
-    ids = np.arange(15, dtype=np.int32)
-    alone, scores = decoder(model, params, inputs, max_decode_len=LENGTH, example_ids=ids[:12])
-    padded, padded_scores = decoder(model, params, rows, max_decode_len=LENGTH, example_ids=ids)
-    np.testing.assert_array_equal(padded, np.pad(alone, ((0, 3), (0, 0))))
-    np.testing.assert_allclose(padded_scores, np.pad(scores, (0, 3)), rtol=1e-5)
+    params, inputs = _params(CONFIG), _inputs()
+    options = dict(max_decode_len=LENGTH, example_ids=np.arange(12, dtype=np.int32))
+    full, scores = map(np.asarray, decoder(MODEL, params, inputs, **options))
+    inputs[-3:] = 0
+    padded, padded_scores = decoder(MODEL, params, inputs, **options)
+    np.testing.assert_array_equal(padded, np.pad(full[:-3], ((0, 3), (0, 0))))
+    np.testing.assert_allclose(padded_scores, np.pad(scores[:-3], (0, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("search", [greedy, beam_search])
+@each_search
 def test_a_batch_of_padding_takes_no_step(search):
-    inputs = np.zeros((8, 9), np.int32)
-    (tokens, _), steps = _steps(search, _params(CONFIG), inputs, max_decode_len=LENGTH)
+    (tokens, _), steps = _steps(search, np.zeros((SEARCHES[search], 9), np.int32))
     assert steps == [] and not np.any(tokens)
 
 
-@pytest.mark.parametrize("search", [greedy, beam_search])
+@each_search
 def test_without_an_end_token_every_position_is_decoded(search):
     """As benchmarks decode, to do the same work for any parameters."""
-    options = dict(max_decode_len=LENGTH, eos_id=-1)
-    (_, scores), steps = _steps(search, _params(CONFIG), _inputs(), **options)
+    (_, scores), steps = _steps(search, _inputs(SEARCHES[search]), eos_id=-1)
     assert steps == list(range(LENGTH)) and np.all(np.isfinite(scores))
 
 
-def _beam_by_hand(oracle, inputs, beam_size, alpha):
-    """One example, Python lists; (score, tokens) worst to best, and the steps taken."""
+def _beams_by_hand(oracle, inputs, beam_size, alpha):
+    """Of each example, in Python lists: (score, tokens) worst to best, and the steps taken."""
+    searches = [_search_by_hand(oracle.length, beam_size, alpha) for _ in inputs]
+    wanted = [next(search) for search in searches]  # prefixes whose next tokens are asked for
+    results = [None] * len(inputs)
+    while open_rows := [row for row, result in enumerate(results) if result is None]:
+        rows = np.repeat(open_rows, [len(wanted[row]) for row in open_rows])
+        log_probs = oracle.log_probs(
+            inputs[rows], [prefix for row in open_rows for prefix in wanted[row]]
+        )
+        for row in open_rows:
+            try:
+                wanted[row] = searches[row].send(log_probs[rows == row])
+            except StopIteration as stopped:
+                results[row] = stopped.value
+    return results
+
+
+def _search_by_hand(length, beam_size, alpha):
+    """Of one example: yields prefixes and is sent log P of their next tokens."""
     live, finished = [(0.0, [])], []
-    for step in range(oracle.length):
-        hope = max(score for score, _ in live) / ((5 + oracle.length + 1) / 6) ** alpha
+    for step in range(length):
+        hope = max(score for score, _ in live) / ((5 + length + 1) / 6) ** alpha
         if len(finished) == beam_size and finished[-1][0] > hope:
             return finished[::-1], step
-        rows = oracle.log_probs(inputs, [tokens for _, tokens in live])
+        rows = yield [tokens for _, tokens in live]
         candidates = [
             (score + log_prob, [*tokens, token])
             for (score, tokens), row in zip(live, rows, strict=True)
@@ -236,104 +277,94 @@ def _beam_by_hand(oracle, inputs, beam_size, alpha):
         ended = [(s / ((5 + step + 1) / 6) ** alpha, t) for s, t in best if t[-1] == EOS]
         live = [c for c in best if c[1][-1] != EOS][:beam_size]
         finished = sorted(finished + ended, key=lambda c: -c[0])[:beam_size]
-    return (finished or live)[::-1], oracle.length
+    return (finished or live)[::-1], length
 
 
-def _assert_as_by_hand(oracle, inputs, tokens, scores, beam_size, alpha):
+def _assert_as_by_hand(by_hand, tokens, scores):
     """Returns how many rows' answers have ended."""
-    finished_rows = 0
-    for row, source in enumerate(inputs):
-        hypotheses, _ = _beam_by_hand(oracle, source, beam_size, alpha)
+    finished_rows, (_, beam_size, length) = 0, tokens.shape
+    for row, (hypotheses, _) in enumerate(by_hand):
         finished_rows += hypotheses[-1][1][-1] == EOS
         empty = beam_size - len(hypotheses)
         assert np.all(tokens[row, :empty] == 0) and np.all(scores[row, :empty] < -1e6)
         assert np.all(np.diff(scores[row]) >= 0)
         for slot, (score, expected) in enumerate(hypotheses, start=empty):
-            np.testing.assert_array_equal(tokens[row, slot], _padded(expected, oracle.length))
+            np.testing.assert_array_equal(tokens[row, slot], _padded(expected, length))
             assert scores[row, slot] == pytest.approx(score, rel=1e-4)
     return finished_rows
 
 
-@pytest.mark.parametrize(("beam_size", "alpha"), [(4, 0.6), (3, 0.0), (1, 1.0)])
-def test_beam_search_against_python_lists(setting, beam_size, alpha):
-    model, params, oracle = setting
-    inputs = _inputs()
-    tokens, scores = beam_search(
-        model, params, inputs, max_decode_len=LENGTH, beam_size=beam_size, alpha=alpha
-    )
-    tokens, scores = np.asarray(tokens), np.asarray(scores)
-    assert _assert_as_by_hand(oracle, inputs, tokens, scores, beam_size, alpha) > 0
+@pytest.mark.parametrize(("beam_size", "alpha", "rows"), [(4, 0.6, 12), (3, 0.0, 3), (1, 1.0, 3)])
+def test_beam_search_against_python_lists(oracle, beam_size, alpha, rows):
+    inputs = _inputs()[-rows:]
+    tokens, scores = _beams(_params(CONFIG), inputs, beam_size=beam_size, alpha=alpha)
+    by_hand = _beams_by_hand(oracle, inputs, beam_size, alpha)
+    assert _assert_as_by_hand(by_hand, tokens, scores) > 0
 
 
-def test_beam_search_goes_on_while_the_cache_grows_and_rows_are_left_behind(setting, long_oracle):
-    model, params, _ = setting
+def test_beam_search_goes_on_while_the_cache_grows_and_rows_are_left_behind(long_oracle):
     inputs = _inputs()
-    options = dict(max_decode_len=LONG, beam_size=2, alpha=0.6)
-    needed = np.array([_beam_by_hand(long_oracle, row, 2, 0.6)[1] for row in inputs])
+    by_hand = _beams_by_hand(long_oracle, inputs, 2, 0.6)
+    needed = np.array([steps for _, steps in by_hand])
     late, early = np.flatnonzero(needed > SHORTEST_STAGE), np.argmin(needed)
     assert len(late) >= 2 and needed[early] < SHORTEST_STAGE
     chosen = [*[early] * 6, *late[:2]]  # the last two are soon alone
-    tokens, scores = map(np.asarray, beam_search(model, params, inputs[chosen], **options))
-    _assert_as_by_hand(long_oracle, inputs[chosen], tokens, scores, 2, 0.6)
+    tokens, scores = _beams(_params(CONFIG), inputs[chosen], max_decode_len=LONG, beam_size=2)
+    _assert_as_by_hand([by_hand[row] for row in chosen], tokens, scores)
 
 
-def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_one(setting):
-    model, params, oracle = setting
-    inputs, positions = _inputs(rows=3), 2
-    tokens, scores = beam_search(
-        model, params, inputs, max_decode_len=positions, beam_size=CONFIG.vocab_size, alpha=0.6
-    )
-    for row, source in enumerate(inputs):
-        first = oracle.log_probs(source, [[]])[0]
-        second = oracle.log_probs(source, [[token] for token in range(CONFIG.vocab_size)])
+def test_a_beam_as_wide_as_all_hypotheses_finds_the_best_one(oracle):
+    inputs, vocabulary = _inputs(rows=3), range(CONFIG.vocab_size)
+    tokens, scores = _beams(_params(CONFIG), inputs, max_decode_len=2, beam_size=CONFIG.vocab_size)
+    firsts = oracle.log_probs(inputs, [[]] * 3)
+    for row, first in enumerate(firsts):
+        second = oracle.log_probs(
+            inputs[[row] * len(vocabulary)], [[token] for token in vocabulary]
+        )
         ended = {(EOS, 0): first[EOS]}
-        for token in set(range(CONFIG.vocab_size)) - {EOS}:
+        for token in set(vocabulary) - {EOS}:
             ended[(token, EOS)] = (first[token] + second[token, EOS]) / (7 / 6) ** 0.6
         best = max(ended, key=ended.get)
         np.testing.assert_array_equal(tokens[row, -1], best)
         assert scores[row, -1] == pytest.approx(ended[best], rel=1e-4)
 
 
-def test_beam_search_stops_when_nothing_can_improve(setting):
-    _, params, oracle = setting
-    inputs = _inputs()
-    needed = np.array([_beam_by_hand(oracle, row, 2, 0.6)[1] for row in inputs])
-    chosen = np.argsort(needed)[:2]
-    options = dict(max_decode_len=LENGTH, beam_size=2, alpha=0.6)
-    _, steps = _steps(beam_search, params, inputs[chosen], **options)
+def test_beam_search_stops_when_nothing_can_improve(oracle):
+    inputs, search = _inputs(), BeamSearch(beam_size=2)
+    needed = np.array([steps for _, steps in _beams_by_hand(oracle, inputs, 2, 0.6)])
+    chosen = np.argsort(needed)[: SEARCHES[search]]
+    _, steps = _steps(search, inputs[chosen])
     longest = int(needed[chosen].max())
     assert steps == list(range(longest)) and longest < LENGTH
 
 
 def test_bfloat16_decodes():
-    params = _params(CONFIG)
+    params, options = _params(CONFIG), dict(max_decode_len=LENGTH)
     model = Transformer(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    outputs, scores = greedy(model, params, _inputs(), max_decode_len=LENGTH)
-    exact, _ = greedy(Transformer(CONFIG), params, _inputs(), max_decode_len=LENGTH)
+    outputs, scores = Greedy()(model, params, _inputs(), **options)
+    exact, _ = Greedy()(MODEL, params, _inputs(), **options)
     assert outputs.dtype == np.int32 and scores.dtype == np.float32
     # The first token follows one forward pass: rounding rarely changes the winner.
     assert np.mean(outputs[:, 0] == exact[:, 0]) >= 0.75
 
 
-def test_bfloat16_gives_the_same_answers_where_the_choice_is_clear():
+def test_bfloat16_gives_the_same_answers_where_the_choice_is_clear(oracle):
     """Parameters that multiply the logits leave no two tokens close to each other."""
     params = _params(CONFIG)
     decoder = dict(params["decoder"])
     decoder["logits_dense"] = {"kernel": 8.0 * decoder["logits_dense"]["kernel"]}
     params = dict(params, decoder=decoder)
     inputs = _inputs()
-    oracle = Uncached(CONFIG, params)
-    exact, _ = greedy(Transformer(CONFIG), params, inputs, max_decode_len=LENGTH)
+    exact, _ = Greedy()(MODEL, params, inputs, max_decode_len=LENGTH)
+    exact = np.asarray(exact)
     model = Transformer(dataclasses.replace(CONFIG, dtype="bfloat16"))
-    rounded, _ = greedy(model, params, inputs, max_decode_len=LENGTH)
-    clear = 0
-    for source, expected, tokens in zip(inputs, np.asarray(exact), rounded, strict=True):
-        for index in range(np.count_nonzero(expected)):
-            log_probs = oracle.log_probs(source, [expected[:index].tolist()])[0]
-            if np.diff(np.sort(log_probs)[-2:])[0] < 1.0:
-                break  # from here on the answers may differ
-            assert tokens[index] == expected[index]
-            clear += 1
+    rounded, _ = map(np.asarray, Greedy()(model, params, inputs, max_decode_len=LENGTH))
+    clear, followed = 0, np.ones(len(inputs), bool)  # rows whose answers may not differ yet
+    for index in range(LENGTH):
+        log_probs = np.sort(oracle.log_probs(inputs, exact[:, :index].tolist(), params), axis=1)
+        followed &= (exact[:, index] > 0) & (log_probs[:, -1] - log_probs[:, -2] >= 1.0)
+        np.testing.assert_array_equal(rounded[followed, index], exact[followed, index])
+        clear += followed.sum()
     assert clear >= 2 * len(inputs)
     best, scores = BeamSearch()(model, params, inputs, max_decode_len=LENGTH)
     assert best.shape == (len(inputs), LENGTH) and np.all(np.isfinite(scores))
@@ -349,13 +380,13 @@ def _as_each_step_would_cast(model, params):
 
 
 @pytest.mark.parametrize(
-    ("decoder", "config"),
-    [(Greedy(), CONFIG), (Greedy(), TIED), (BeamSearch(), CONFIG)],
+    ("decoder", "config", "rows"),
+    [(Greedy(), CONFIG, 12), (Greedy(), TIED, 3), (BeamSearch(), CONFIG, 12)],
     ids=["greedy", "greedy-tied", "beam"],
 )
-def test_parameters_cast_once_give_the_same_numbers(decoder, config, monkeypatch):
+def test_parameters_cast_once_give_the_same_numbers(decoder, config, rows, monkeypatch):
     config = dataclasses.replace(config, dtype="bfloat16")
-    params, inputs = _params(config), _inputs()
+    params, inputs = _params(config), _inputs(rows)
     options = dict(max_decode_len=LENGTH)
     tokens, scores = decoder(Transformer(config), params, inputs, **options)
     monkeypatch.setattr(decoding, "_cast_once", _as_each_step_would_cast)
@@ -408,7 +439,7 @@ def test_no_step_casts_a_parameter(search, monkeypatch):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
 
     def casts(model):
-        traced = search.trace(model, _params(CONFIG), _inputs(), max_decode_len=LENGTH)
+        traced = search.trace(model, _params(CONFIG), _inputs(3), max_decode_len=LENGTH)
         return _casts_of_matrices_in_loops(traced.jaxpr.jaxpr)
 
     assert casts(Transformer(config)) == 0
@@ -418,62 +449,33 @@ def test_no_step_casts_a_parameter(search, monkeypatch):
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.name)
 def test_rows_over_two_devices_give_the_answers_of_one(decoder):
-    model, params, inputs = Transformer(CONFIG), _params(CONFIG), _inputs()
+    params, inputs = _params(CONFIG), _inputs()
     ids = np.arange(100, 112, dtype=np.int32)
     options = dict(max_decode_len=LONG if decoder == Greedy() else LENGTH)
-    one, one_scores = decoder(model, params, inputs, example_ids=ids, **options)
+    one, one_scores = decoder(MODEL, params, inputs, example_ids=ids, **options)
     layout = sharding.make_layout({"data": 2}, devices=jax.devices()[:2])
     batch = sharding.put_batch({"inputs": inputs, "ids": ids}, layout)
     params = jax.device_put(params, jax.NamedSharding(layout.mesh, jax.P()))
-    two, two_scores = decoder(model, params, batch["inputs"], example_ids=batch["ids"], **options)
+    two, two_scores = decoder(MODEL, params, batch["inputs"], example_ids=batch["ids"], **options)
     assert len(batch["inputs"].sharding.device_set) == 2
     np.testing.assert_array_equal(two, one)
     np.testing.assert_allclose(two_scores, one_scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.name)
-def test_scanned_layers_give_the_answers_of_unrolled_ones(decoder):
-    config = dataclasses.replace(CONFIG, num_encoder_layers=2, num_decoder_layers=2)
-    params, inputs = _params(config), _inputs(rows=6)
-    options = dict(max_decode_len=LENGTH, example_ids=np.arange(6, dtype=np.int32))
-    unrolled = decoder(Transformer(config), params, inputs, **options)
-    scanned = Transformer(dataclasses.replace(config, scan_layers=True))
-    stacked = decoder(scanned, stack_layers(params), inputs, **options)
-    np.testing.assert_array_equal(stacked[0], unrolled[0])
-    np.testing.assert_allclose(stacked[1], unrolled[1], rtol=1e-5)
-
-
-def test_one_position_is_enough(setting):
-    model, params, oracle = setting
-    inputs = _inputs(rows=5)
-    log_probs = np.stack([oracle.log_probs(row, [[]])[0] for row in inputs])
-    tokens, scores = greedy(model, params, inputs, max_decode_len=1)
+def test_one_position_is_enough(oracle):
+    inputs, params = _inputs(rows=3), _params(CONFIG)
+    log_probs = oracle.log_probs(inputs, [[]] * 3)
+    tokens, scores = Greedy()(MODEL, params, inputs, max_decode_len=1)
     np.testing.assert_array_equal(tokens[:, 0], log_probs.argmax(axis=1))
     np.testing.assert_allclose(scores, log_probs.max(axis=1), rtol=1e-4)
     # With as many beams as tokens every first token is a candidate, of which the end alone ends.
-    tokens, scores = BeamSearch(beam_size=6)(model, params, inputs, max_decode_len=1)
+    tokens, scores = BeamSearch(beam_size=6)(MODEL, params, inputs, max_decode_len=1)
     np.testing.assert_array_equal(tokens[:, 0], EOS)
     np.testing.assert_allclose(scores, log_probs[:, EOS], rtol=1e-4)
 
 
-def _first_tokens(params, inputs, draws, **options):
-    """First tokens drawn for one sentence under many numbers."""
-    rows = np.broadcast_to(inputs, (draws, len(inputs)))
-    ids = np.arange(draws, dtype=np.int32)
-    seed = jnp.uint32(0)
-    model = Transformer(CONFIG)
-    tokens, _ = sample(model, params, rows, ids, seed, max_decode_len=1, **options)
-    return np.bincount(np.asarray(tokens)[:, 0], minlength=CONFIG.vocab_size) / draws
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(0.5, 0, 1.0), (1.5, 3, 1.0), (1.5, 0, 0.6), (1.5, 5, 0.7)],
-)
-def test_sampling_follows_the_truncated_distribution(setting, temperature, top_k, top_p):
-    _, params, oracle = setting
-    inputs, draws = _inputs()[1], 4000
-    logits = oracle.log_probs(inputs, [[]])[0] / temperature
+def _truncated(logits, top_k, top_p):
+    """Probabilities (V,) of what `sample` leaves of a distribution."""
     expected = np.exp(logits - np.logaddexp.reduce(logits))
     order = np.argsort(-expected)
     if top_k:
@@ -481,9 +483,18 @@ def test_sampling_follows_the_truncated_distribution(setting, temperature, top_k
         expected /= expected.sum()
     before = np.cumsum(expected[order]) - expected[order]
     expected[order[before >= top_p]] = 0.0
-    expected /= expected.sum()
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    frequencies = _first_tokens(params, inputs, draws, **options)
+    return expected / expected.sum()
+
+
+def test_sampling_follows_the_truncated_distribution(oracle):
+    """First tokens drawn for one sentence under many numbers."""
+    draws, decoder = 4000, Sampling(temperature=1.5, top_k=5, top_p=0.7)
+    rows = np.broadcast_to(_inputs()[1], (draws, 9))
+    logits = oracle.log_probs(rows[:1], [[]])[0] / decoder.temperature
+    expected = _truncated(logits, decoder.top_k, decoder.top_p)
+    ids = np.arange(draws, dtype=np.int32)
+    tokens, _ = decoder(MODEL, _params(CONFIG), rows, max_decode_len=1, example_ids=ids)
+    frequencies = np.bincount(np.asarray(tokens)[:, 0], minlength=CONFIG.vocab_size) / draws
     assert not frequencies[expected == 0.0].any()
     # Five standard deviations of a frequency.
     assert np.all(
@@ -491,13 +502,30 @@ def test_sampling_follows_the_truncated_distribution(setting, temperature, top_k
     )
 
 
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (5, 0.7), (200, 0.9), (1, 1.0), (0, 1e-6)]
+)
+def test_draws_divide_the_unit_interval_as_the_truncated_distribution_does(top_k, top_p):
+    """For a vocabulary of three blocks; and where one token is left, it is the most probable."""
+    vocabulary, draws = 300, 2000
+    logits = np.random.default_rng(0).normal(size=vocabulary).astype(np.float32)
+    expected = _truncated(logits.astype(np.float64), top_k, top_p)
+    uniform = ((np.arange(draws) + 0.5) / draws).astype(np.float32)
+    rows = jnp.broadcast_to(logits, (draws, vocabulary))
+    tokens = jax.jit(choosing.draw, static_argnums=(2, 3))(uniform, rows, top_k, top_p)
+    counts = np.bincount(tokens, minlength=vocabulary)
+    assert counts.shape == (vocabulary,) and not counts[expected == 0.0].any()
+    # An interval on which so many points lie evenly holds one more or less; and rounding.
+    assert np.abs(counts - draws * expected).max() <= 1.0 + 1e-6 * draws
+
+
 def test_sampling_depends_on_seed_example_and_position_only():
-    model, params, inputs = Transformer(CONFIG), _params(CONFIG), _inputs()
+    params, inputs, decoder = _params(CONFIG), _inputs(), DECODERS[2]
     ids = np.arange(50, 62, dtype=np.int32)
 
     def run(rows, seed=7, wider=0):
-        tokens, scores = Sampling(seed=seed)(
-            model,
+        tokens, scores = dataclasses.replace(decoder, seed=seed)(
+            MODEL,
             params,
             np.pad(inputs[rows], ((0, 0), (0, wider))),
             max_decode_len=LENGTH,
@@ -515,68 +543,39 @@ def test_sampling_depends_on_seed_example_and_position_only():
     assert (run(everything, seed=8)[0] != tokens).any(axis=1).mean() > 0.9
     # The same sentence under other numbers is drawn anew, and so is every position.
     rows = np.broadcast_to(inputs[1], (12, inputs.shape[1]))
-    drawn, _ = Sampling()(model, params, rows, max_decode_len=LENGTH, example_ids=ids)
+    drawn, _ = decoder(MODEL, params, rows, max_decode_len=LENGTH, example_ids=ids)
     assert len({tuple(row) for row in np.asarray(drawn).tolist()}) > 6
 
 
-def test_sampling_scores_are_the_models_log_probabilities(setting):
-    model, params, oracle = setting
-    inputs = _inputs(rows=4)
-    ids = np.arange(4, dtype=np.int32)
-    decoder = Sampling(temperature=0.7, top_k=4)
-    tokens, scores = decoder(model, params, inputs, max_decode_len=LENGTH, example_ids=ids)
-    for row, score, source in zip(np.asarray(tokens), scores, inputs, strict=True):
-        answer = row[row > 0].tolist() if EOS in row else row.tolist()
-        expected = sum(
-            oracle.log_probs(source, [answer[:index]])[0][token]
-            for index, token in enumerate(answer)
-        )
-        assert score == pytest.approx(expected, rel=1e-4)
-
-
-def test_one_token_left_is_greedy():
-    model, params, inputs = Transformer(CONFIG), _params(CONFIG), _inputs()
-    options = dict(max_decode_len=LENGTH, example_ids=np.arange(12, dtype=np.int32))
-    expected = Greedy()(model, params, inputs, **options)
-    for decoder in (Sampling(top_k=1), Sampling(top_p=1e-6)):
-        tokens, scores = decoder(model, params, inputs, **options)
-        np.testing.assert_array_equal(tokens, expected[0])
-        np.testing.assert_allclose(scores, expected[1], rtol=1e-5)
+def test_sampling_scores_are_the_models_log_probabilities(oracle):
+    inputs, ids = _inputs(), np.arange(12, dtype=np.int32)
+    options = dict(max_decode_len=LENGTH, example_ids=ids)
+    tokens, scores = map(np.asarray, DECODERS[2](MODEL, _params(CONFIG), inputs, **options))
+    expected = np.zeros(12)
+    ended = np.zeros(12, bool)
+    for index in range(LENGTH):
+        log_probs = oracle.log_probs(inputs, tokens[:, :index].tolist())
+        expected += log_probs[ids, tokens[:, index]] * ~ended
+        ended |= tokens[:, index] == EOS
+    assert 0 < ended.sum() < 12
+    np.testing.assert_allclose(scores, expected, rtol=1e-4)
 
 
 def test_a_vocabulary_of_several_blocks_is_searched_like_a_small_one():
     """Choices are made block by block; here against NumPy, with ties and a last block not full."""
-    config = dataclasses.replace(CONFIG, vocab_size=1500)
-    params = dict(_params(config))
-    model, inputs = Transformer(config), _inputs(rows=6)
-    logits = np.asarray(
-        jax.jit(model.apply)({"params": params}, inputs, np.zeros((6, 1), np.int32))
-    )[:, 0].astype(np.float64)
-    log_probs = logits - np.logaddexp.reduce(logits, axis=1)[:, None]
-    tokens, scores = greedy(model, params, inputs, max_decode_len=1)
-    np.testing.assert_array_equal(tokens[:, 0], logits.argmax(axis=1))
-    np.testing.assert_allclose(scores, log_probs.max(axis=1), rtol=1e-4)
-    tokens, scores = beam_search(model, params, inputs, max_decode_len=1, beam_size=4, alpha=0.0)
-    for row in range(len(inputs)):
-        best = np.argsort(-log_probs[row])[:8]
-        if EOS not in best:  # then the live hypotheses are given
-            np.testing.assert_array_equal(tokens[row, ::-1, 0], best[:4])
-            np.testing.assert_allclose(scores[row, ::-1], log_probs[row, best[:4]], rtol=1e-4)
-    # The same embedding for all tokens: all logits are equal, and the first token is taken.
-    decoder = dict(params["decoder"])
-    decoder["logits_dense"] = {"kernel": 0.0 * decoder["logits_dense"]["kernel"]}
-    tokens, _ = greedy(model, dict(params, decoder=decoder), inputs, max_decode_len=1)
-    np.testing.assert_array_equal(tokens, 0)
-    # Equal shares of the draws for tokens of the first block, of the others, and of the last.
-    rows = np.broadcast_to(inputs[0], (3000, inputs.shape[1]))
-    ids = np.arange(3000, dtype=np.int32)
-    flat = dict(params, decoder=decoder)
-    tokens, _ = sample(model, flat, rows, ids, jnp.uint32(1), max_decode_len=1)
-    tokens = np.asarray(tokens)[:, 0]
-    for low, high in ((0, 128), (128, 1408), (1408, 1500)):
-        share = (high - low) / 1500
-        deviation = np.mean((low <= tokens) & (tokens < high)) - share
-        assert abs(deviation) <= 5 * np.sqrt(share * (1 - share) / 3000)
+    x = np.random.default_rng(0).normal(size=(6, 1500)).astype(np.float32)
+    x[1] = 0.0  # of equal values the first comes first
+    x[2, [1499, 3, 700]] = 9.0
+    x[3, 1408:] += 9.0  # the last block
+    x[4, :128] += 9.0
+    best = np.argsort(-x, axis=1, kind="stable")
+    np.testing.assert_array_equal(choosing.argmax(x), best[:, 0])
+    for count in (1, 8, 200):
+        values, places = choosing.top(jnp.asarray(x), count)
+        np.testing.assert_array_equal(places, best[:, :count])
+        np.testing.assert_array_equal(values, np.take_along_axis(x, best[:, :count], axis=1))
+    sums = np.logaddexp.reduce(x.astype(np.float64), axis=1)
+    np.testing.assert_allclose(choosing.logsumexp(x), sums, rtol=1e-5)
 
 
 def test_length_penalty():

@@ -20,7 +20,7 @@ from t5scaling.model.layers import (
     Noise,
     constrain,
     dropout,
-    partitioned,
+    parameter,
     placement,
     relative_position_bucket,
 )
@@ -34,9 +34,8 @@ class RelativePositionBias(nn.Module):
 
     def setup(self) -> None:
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        init = partitioned(init, ("heads", "relpos_buckets"))
-        shape = (self.config.num_heads, RELPOS_BUCKETS)
-        self.rel_embedding: jax.Array = self.param("rel_embedding", init, shape)
+        axes, shape = ("heads", "relpos_buckets"), (self.config.num_heads, RELPOS_BUCKETS)
+        self.rel_embedding = parameter(self, "rel_embedding", init, axes, shape)
 
     def __call__(self, query_len: int, key_len: int) -> jax.Array:
         """(H, query_len+key_len-1) float32; column c holds distance c - (query_len-1)."""

@@ -38,7 +38,7 @@ from t5scaling.model.layers import (
     lookup,
     mask_bias,
     noting_initializers,
-    partitioned,
+    parameter,
     placed,
     placement,
 )
@@ -281,10 +281,8 @@ class OutputKernel(nn.Module):
 
     def setup(self) -> None:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        init = partitioned(init, ("embed", "vocab"))
-        self.kernel: jax.Array = self.param(
-            "kernel", init, (self.config.emb_dim, self.config.vocab_size)
-        )
+        shape = (self.config.emb_dim, self.config.vocab_size)
+        self.kernel = parameter(self, "kernel", init, ("embed", "vocab"), shape)
 
 
 class TokenEmbedder(nn.Module):
@@ -294,8 +292,8 @@ class TokenEmbedder(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        init = partitioned(nn.initializers.normal(1.0), ("vocab", "embed"))
-        self.embedding: jax.Array = self.param("embedding", init, (cfg.vocab_size, cfg.emb_dim))
+        init, shape = nn.initializers.normal(1.0), (cfg.vocab_size, cfg.emb_dim)
+        self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
         x_BxTxE = lookup(self.embedding, tokens_BxT).astype(self.config.dtype)
