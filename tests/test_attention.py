@@ -26,23 +26,32 @@ TOLERANCE = {"float32": 1e-6, "bfloat16": 6e-3}
 
 @pytest.mark.parametrize(
     ("case", "packed", "dtype"),
-    [*itertools.product(CASES, (False, True), ("float32",)), ("decoder", True, "bfloat16")],
+    [
+        ("encoder", False, "float32"),
+        ("decoder", False, "float32"),
+        ("decoder", True, "float32"),
+        ("decoder", True, "bfloat16"),
+        ("cross", True, "float32"),
+    ],
 )
 def test_fused_equals_plain(case, packed, dtype):
     """Outputs and the gradients by q, k, v and the bias, of all queries that see a key."""
     (q, k, v, bias, cotangent), mask = _arrays(*CASES[case], packed, dtype)
     found = _outputs_and_gradients("fused", q, k, v, bias, cotangent, mask)
-    expected = _expected(case, packed, dtype)
+    _assert_close(found, _expected(case, packed, dtype), TOLERANCE[dtype])
+
+
+def _assert_close(found, expected, tolerance):
     for name in expected:
-        error = jnp.linalg.norm(found[name] - expected[name]) / jnp.linalg.norm(expected[name])
-        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+        error = np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name])
+        assert error <= tolerance, f"{name}: {error:.1e}"
 
 
 def test_a_query_that_sees_no_key_gets_0_and_gives_no_gradient():
     (q, k, v, bias, _), mask = _arrays(16, 16, False, True, 64, True, "float32")
     mask = mask._replace(query_segments_BxT=jnp.full_like(mask.query_segments_BxT, 9))
     found = _outputs_and_gradients("fused", q, k, v, bias, jnp.ones_like(q), mask)
-    assert all(np.all(np.asarray(x) == 0) for x in found.values())
+    assert all(np.all(x == 0) for x in found.values())
 
 
 def test_no_array_has_all_scores():
@@ -125,47 +134,47 @@ def test_several_devices_without_a_mesh_take_the_plain_attention():
 def test_each_device_attends_for_its_rows_and_heads(mesh):
     """Outputs and gradients on two devices are those of plain attention, the bias's too."""
     (q, k, v, bias, cotangent), mask = _arrays(*CASES["decoder"], True, "float32")
-    expected = _expected("decoder", True, "float32")
     layout = sharding.make_layout(mesh)
     found = _outputs_and_gradients("fused", q, k, v, bias, cotangent, mask, layout.constraints)
-    for name in expected:
-        error = jnp.linalg.norm(found[name] - expected[name]) / jnp.linalg.norm(expected[name])
-        assert error <= 1e-6, f"{name}: {error:.1e}"
+    _assert_close(found, _expected("decoder", True, "float32"), 1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_nothing_is_scattered_on_a_gpu(dtype):
+@pytest.mark.parametrize(
+    ("platform", "dtype", "scattered"),
+    [
+        ("gpu", "float32", False),
+        ("gpu", "bfloat16", False),
+        ("cpu", "float32", True),  # the test sees them
+    ],
+)
+def test_nothing_is_scattered_on_a_gpu(platform, dtype, scattered):
     """There, threads add to one place in the order in which they come."""
     model = T5Config(50, 32, 2, 64, 1, 1, 24, dtype=dtype, dropout_rate=0.1, scan_layers=True)
-    params = network.abstract_params(model)
     tokens = jnp.ones((2, 16), jnp.int32)
     arrays = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens"), tokens)
     arrays |= {"decoder_target_tokens": tokens, "decoder_loss_weights": jnp.ones((2, 16))}
     layout = sharding.make_layout(devices=jax.devices()[:1])
 
-    def gradients(platform):
-        with layout.constraints(), layers.placed(layers.Placement(platform)):
-            return str(
-                jax.make_jaxpr(
-                    lambda params: step.gradients(
-                        params, arrays, jax.random.key(1), network.Transformer(model),
-                        step.Objective(), layout, 1,
-                    )
-                )(params)
-            )  # fmt: skip
+    def gradients(params):
+        return step.gradients(
+            params, arrays, jax.random.key(1), network.Transformer(model), step.Objective(),
+            layout, 1,
+        )  # fmt: skip
 
-    assert "scatter" not in gradients("gpu")
-    assert "scatter" in gradients("cpu")  # the test sees them
+    with layout.constraints(), layers.placed(layers.Placement(platform)):
+        program = str(jax.make_jaxpr(gradients)(network.abstract_params(model)))
+    assert ("scatter" in program) == scattered
 
 
-@pytest.mark.parametrize(
-    ("scan_layers", "remat", "packed"), [(False, "none", False), (True, "minimal", True)]
-)
-def test_a_model_with_fused_attention_learns_what_the_plain_one_does(scan_layers, remat, packed):
-    config = T5Config(
-        50, 16, 2, 16, 1, 1, 24, dropout_rate=0.1, scan_layers=scan_layers, remat=remat
+def test_a_model_with_fused_attention_learns_what_the_plain_one_does():
+    """In scanned layers, whose products alone are kept, on packed rows, with dropout."""
+    config = T5Config(50, 16, 2, 16, 1, 1, 24, dropout_rate=0.1, scan_layers=True, remat="minimal")
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: draw.normal(size=leaf.shape).astype(np.float32) / leaf.shape[-1] ** 0.5,
+        network.abstract_params(config),
     )
-    found = [_loss_and_gradients(dataclasses.replace(config, attention=backend), packed)
+    found = [_loss_and_gradients(dataclasses.replace(config, attention=backend), params)
              for backend in ("plain", "fused")]  # fmt: skip
     (loss, gradients), (fused_loss, fused_gradients) = found
     np.testing.assert_allclose(fused_loss, loss, rtol=1e-6)
@@ -178,14 +187,15 @@ def test_a_wrong_attention_is_named():
         T5Config(50, 16, 2, 16, 2, 2, 24, attention="fusd")
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 7), (7, 1), (4, 9), (9, 4)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 7), (7, 1), (4, 9), (9, 4)])
 def test_sums_of_diagonals(queries, keys):
     x = np.random.default_rng(0).normal(size=(2, queries, keys)).astype(np.float32)
     expected = np.zeros((2, queries + keys - 1))
     for row, column in itertools.product(range(queries), range(keys)):
         expected[:, column - row + queries - 1] += x[:, row, column]
-    np.testing.assert_allclose(layers.sums_of_diagonals(jnp.asarray(x)), expected, atol=1e-6)
-    matrix = layers.diagonals_to_matrix(jnp.asarray(expected), queries, keys)
+    np.testing.assert_allclose(jax.jit(layers.sums_of_diagonals)(x), expected, atol=1e-6)
+    there = jax.jit(layers.diagonals_to_matrix, static_argnums=(1, 2))
+    matrix = there(expected.astype(np.float32), queries, keys)
     np.testing.assert_array_equal(matrix[:, 0], expected.astype(np.float32)[:, queries - 1 :])
 
 
@@ -238,8 +248,10 @@ def test_the_norms_gradient_is_the_derived_one(dtype):
         root = jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
         return (x / root * scale).astype(dtype)
 
-    expected = jax.vjp(derived, x, scale)[1](cotangent)
-    found = jax.vjp(lambda x, s: layers.rms_norm(x, s, dtype), x, scale)[1](cotangent)
+    def gradients(norm):
+        return jax.jit(lambda x, s, c: jax.vjp(norm, x, s)[1](c))(x, scale, cotangent)
+
+    expected, found = gradients(derived), gradients(lambda x, s: layers.rms_norm(x, s, dtype))
     for a, b in zip(expected, found, strict=True):
         assert a.dtype == b.dtype
         tolerance = 2e-6 if dtype == "float32" else 2e-2
@@ -250,10 +262,10 @@ def _arrays(queries, keys, causal, biased, head_dim, packed, dtype, batch=2, hea
     """-> (q, k, v, bias or None, cotangent of the output), mask."""
     draw = np.random.default_rng(0)
 
-    def normal(*shape):
-        return jnp.asarray(draw.normal(size=shape), dtype)
+    def normal(*shape, scale=1.0):
+        return jnp.asarray(draw.normal(size=shape) * scale, dtype)
 
-    q = normal(batch, queries, heads, head_dim) * head_dim**-0.5
+    q = normal(batch, queries, heads, head_dim, scale=head_dim**-0.5)
     k, v = normal(batch, keys, heads, head_dim), normal(batch, keys, heads, head_dim)
     bias = normal(heads, queries + keys - 1).astype(jnp.float32) if biased else None
 
@@ -286,7 +298,8 @@ def _one_device():
 
 def _outputs_and_gradients(backend, q, k, v, bias, cotangent, mask, placed=_one_device):
     """float32, of the queries that see a key."""
-    seen = jnp.broadcast_to(mask.visible().any(axis=-1), q.shape[:2])[..., None, None]
+    seen = np.asarray(jax.jit(lambda: mask.visible().any(axis=-1))())
+    seen = np.broadcast_to(seen, q.shape[:2])[..., None, None]
 
     @jax.jit
     def both(q, k, v, bias, cotangent):
@@ -295,10 +308,10 @@ def _outputs_and_gradients(backend, q, k, v, bias, cotangent, mask, placed=_one_
             return out, back(cotangent)
 
     with jax.default_matmul_precision("highest"):
-        out, gradients = both(q, k, v, bias, jnp.where(seen, cotangent, 0))
+        out, gradients = both(q, k, v, bias, np.where(seen, cotangent, 0).astype(cotangent.dtype))
     arrays = dict(zip(("q", "k", "v", "bias"), gradients, strict=True))
-    arrays["out"] = jnp.where(seen | (backend == "fused"), out, 0)
-    return {name: x.astype(jnp.float32) for name, x in arrays.items() if x is not None}
+    arrays["out"] = np.where(seen | (backend == "fused"), out, 0)
+    return {name: np.asarray(x, np.float32) for name, x in arrays.items() if x is not None}
 
 
 @functools.cache
@@ -308,28 +321,21 @@ def _expected(case, packed, dtype):
     return _outputs_and_gradients("plain", q, k, v, bias, cotangent, mask)
 
 
-def _loss_and_gradients(config, packed):
+def _loss_and_gradients(config, params):
     draw = np.random.default_rng(0)
     inputs, targets = draw.integers(1, 50, (3, 24)), draw.integers(1, 50, (3, 17))
     inputs[1, 15:], targets[2, 9:] = 0, 0
-    segments = [None, None]
-    if packed:
-        segments = [
-            jnp.asarray(np.where(x > 0, 1 + (np.arange(x.shape[1]) > 8), 0))
-            for x in (inputs, targets)
-        ]
+    segments = [np.where(x > 0, 1 + (np.arange(x.shape[1]) > 8), 0) for x in (inputs, targets)]
     model = Transformer(config)
-    params = network.init_params(config, jax.random.key(0))
 
     @jax.jit
     @jax.value_and_grad
     def loss(params):
         logits = model.apply(
-            {"params": params}, jnp.asarray(inputs), jnp.asarray(targets), *segments,
+            {"params": params}, *map(jnp.asarray, (inputs, targets, *segments)),
             dropout_keys=jax.random.split(jax.random.key(1), 3),
         )  # fmt: skip
         return jnp.sum(jnp.where((targets > 0)[..., None], logits, 0.0) ** 2)
 
     with _one_device():
-        value, gradients = loss(params)
-    return value, jax.tree.map(np.asarray, gradients)
+        return jax.tree.map(np.asarray, loss(params))
