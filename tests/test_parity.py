@@ -14,8 +14,10 @@ golden/*.npz hold T5X's arrays, in float32, the large ones reduced by `signed_su
 - Everything else is whole. `hparams` also has the shapes of T5X's parameters.
 """
 
+import functools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -57,6 +59,14 @@ def signed_sums(array, terms):
     return (signs * flat).reshape(-1, terms).sum(axis=1)
 
 
+class Training(NamedTuple):
+    """What three steps gave; `first` is of the first one."""
+
+    first: dict
+    losses: list
+    params: dict
+
+
 class Reference:
     """Stock T5X's numbers, and our model with its parameters: layers unrolled or scanned."""
 
@@ -77,11 +87,6 @@ class Reference:
         """The `signed_sums` of a tree, by names like encoder/layers_0/mlp/wo/kernel."""
         return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
 
-    def logits(self, params):
-        segments = {k: self.batch[k] for k in SEGMENTS if k in self.batch}
-        inputs = (self.batch["encoder_input_tokens"], self.batch["decoder_input_tokens"])
-        return self.apply({"params": params}, *inputs, **segments)
-
     def loss(self, params):
         segments = {k: self.batch[k] for k in SEGMENTS if k in self.batch}
         inputs = (self.batch["encoder_input_tokens"], self.batch["decoder_input_tokens"])
@@ -96,7 +101,33 @@ class Reference:
             z_loss=self.hparams["z_loss"],
             label_smoothing=self.hparams["label_smoothing"],
         )
-        return parts[0], parts[1:]
+        logits = self.model.apply({"params": params}, hidden, method="logits")
+        return parts[0], dict(z_loss=parts[1], weight_sum=parts[2], logits=logits)
+
+    @functools.cached_property
+    def trained(self):
+        """Three steps of Adafactor, by one program that also gives what a step computes."""
+        optimizer = adafactor(stacked_params(self.config))
+
+        @jax.jit
+        def train_step(params, state, step):
+            (loss, aux), grads = jax.value_and_grad(self.loss, has_aux=True)(params)
+            updates, state = optimizer.update(
+                grads, state, params, step=step, learning_rate=self.hparams["learning_rate"]
+            )
+            return optax.apply_updates(params, updates), state, aux | dict(loss=loss, grads=grads)
+
+        params, state, found = self.params, optimizer.init(self.params), []
+        for step in range(3):
+            params, state, computed = train_step(params, state, step)
+            found.append(computed)
+        return Training(found[0], [computed["loss"] for computed in found], params)
+
+
+@functools.cache
+def _reference(name, scan=False):
+    """Call it where products are exact: see the fixtures."""
+    return Reference(name, scan)
 
 
 @pytest.fixture(
@@ -106,19 +137,19 @@ class Reference:
 )
 def reference(request):
     with jax.default_matmul_precision("highest"):
-        yield Reference(*request.param)
+        yield _reference(*request.param)
 
 
 @pytest.fixture(scope="module")
 def unpacked():
     with jax.default_matmul_precision("highest"):
-        yield Reference("small512_f32")
+        yield _reference("small512_f32")
 
 
 @pytest.fixture(scope="module")
 def scanned():
     with jax.default_matmul_precision("highest"):
-        yield Reference("small512_f32", scan=True)
+        yield _reference("small512_f32", scan=True)
 
 
 def assert_close(actual, expected, name=""):
@@ -149,7 +180,7 @@ def assert_trees_close(actual, expected, terms=TERMS, message=""):
 
 
 def test_parameter_names_and_shapes(reference):
-    ours = init_params(reference.config, jax.random.key(0))
+    ours = reference.params
     axes = flatten_dict(param_logical_axes(reference.config), sep="/")
     dimensions = {k: v.ndim for k, v in flatten_dict(ours, sep="/").items()}
     assert {k: len(v) for k, v in axes.items()} == dimensions
@@ -162,44 +193,30 @@ def test_parameter_names_and_shapes(reference):
 def test_logits(reference):
     # T5X masks padded queries too, so logits without weight differ; nothing depends on them.
     real = reference.batch["decoder_loss_weights"] > 0
-    logits = reference.logits(reference.params)
+    logits = np.asarray(reference.trained.first["logits"])
     assert_sums_close(logits[real], reference.arrays["logits"])
 
 
 def test_loss_and_gradients(reference):
-    step = jax.jit(jax.value_and_grad(reference.loss, has_aux=True))
-    (loss, (z_loss, weight_sum)), grads = step(reference.params)
-    assert_close(loss, reference.arrays["loss"])
-    assert_close(z_loss, reference.arrays["z_loss"])
-    assert weight_sum == reference.arrays["weight_sum"]
-    assert_trees_close(grads, reference.sums("grad/"))
-    assert_close(optax.global_norm(grads), reference.arrays["grad_norm"])
+    first = reference.trained.first
+    assert_close(first["loss"], reference.arrays["loss"])
+    assert_close(first["z_loss"], reference.arrays["z_loss"])
+    assert first["weight_sum"] == reference.arrays["weight_sum"]
+    assert_trees_close(first["grads"], reference.sums("grad/"))
+    assert_close(optax.global_norm(first["grads"]), reference.arrays["grad_norm"])
 
 
 def test_three_adafactor_steps(reference):
-    optimizer = adafactor(stacked_params(reference.config))
-
-    @jax.jit
-    def train_step(params, state, step):
-        (loss, _), grads = jax.value_and_grad(reference.loss, has_aux=True)(params)
-        updates, state = optimizer.update(
-            grads, state, params, step=step, learning_rate=reference.hparams["learning_rate"]
-        )
-        return optax.apply_updates(params, updates), state, loss
-
-    params, losses = reference.params, []
-    state = optimizer.init(params)
-    for step in range(3):
-        params, state, loss = train_step(params, state, step)
-        losses.append(loss)
-    np.testing.assert_allclose(losses, reference.arrays["step_loss"], rtol=RELATIVE)
-    assert_trees_close(params, reference.sums("param_after_3/"))
+    trained = reference.trained
+    np.testing.assert_allclose(trained.losses, reference.arrays["step_loss"], rtol=RELATIVE)
+    assert_trees_close(trained.params, reference.sums("param_after_3/"))
 
 
 def test_log_likelihood(unpacked):
     batch = unpacked.batch
+    inputs = (batch["encoder_input_tokens"], batch["decoder_input_tokens"])
     scores = log_likelihood(
-        unpacked.logits(unpacked.params),
+        unpacked.apply({"params": unpacked.params}, *inputs),
         batch["decoder_target_tokens"],
         batch["decoder_loss_weights"],
     )

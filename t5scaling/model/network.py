@@ -478,8 +478,17 @@ def _init_boxed(config: T5Config, rng: jax.Array) -> Any:
     return params
 
 
-@functools.cache
 def _boxed_shapes(config: T5Config) -> Any:
+    # Models that differ in what no parameter depends on are traced once.
+    return _boxed_shapes_of(
+        dataclasses.replace(
+            config, dtype="float32", dropout_rate=0.0, attention="plain", remat="none"
+        )
+    )
+
+
+@functools.cache
+def _boxed_shapes_of(config: T5Config) -> Any:
     return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
 
 
