@@ -103,10 +103,8 @@ def compare(given, tile):
 
 CASES = {  # batch, queries, keys, head dimension; the tile
     "encoder, padded": ((1, 300, 300, 64), (256, 128), dict(causal=False, packed=False, bias=True)),
-    "encoder, packed": ((2, 150, 150, 128), (128, 256), dict(causal=False, packed=True, bias=True)),
     "decoder, padded": ((1, 140, 140, 128), (128, 128), dict(causal=True, packed=False, bias=True)),
     "decoder, packed": ((2, 140, 140, 64), (128, 128), dict(causal=True, packed=True, bias=True)),
-    "cross, padded": ((2, 50, 140, 128), (128, 128), dict(causal=False, packed=False, bias=False)),
     "cross, packed": ((2, 140, 50, 64), (128, 128), dict(causal=False, packed=True, bias=False)),
 }
 
@@ -121,7 +119,7 @@ def test_equals_plain_in_float32(name):
 
 def test_equals_plain_in_bfloat16_within_its_rounding():
     kind = {"causal": False, "packed": True, "bias": True, "dtype": "bfloat16"}
-    found = compare(random_case(2, 100, 100, 64, **kind), (128, 128))
+    found = compare(random_case(2, 150, 150, 64, **kind), (128, 256))
     assert max(found.values()) < 5e-3, found
 
 

@@ -1,6 +1,7 @@
 """Promises of checkpoints from and to other systems: the same numbers, the same function."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -47,10 +48,14 @@ def logits_of(found, batch):
     """(B, T, V) float32."""
     y = batch["decoder_target_tokens"]
     shifted = np.pad(y, ((0, 0), (1, 0)))[:, :-1]
-    model = network.Transformer(found.config)
     with jax.default_matmul_precision("highest"):
-        apply = jax.jit(model.apply)
-        return np.asarray(apply({"params": found.params}, batch["encoder_input_tokens"], shifted))
+        arrays = (found.params, batch["encoder_input_tokens"], shifted)
+        return np.asarray(_logits(found.config, *arrays))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, *tokens):
+    return network.Transformer(config).apply({"params": params}, *tokens)
 
 
 def assert_same_function(found, batch):

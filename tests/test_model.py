@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from t5scaling.errors import UserError
+from t5scaling.model import network
 from t5scaling.model.layers import matmul, relative_position_bucket, repeat_over_batch
 from t5scaling.model.loss import cross_entropy
 from t5scaling.model.network import (
@@ -122,6 +123,18 @@ def test_logical_axes_name_every_axis(both):
     }
     for name, names in axes.items():
         assert tuple(sizes[n] for n in names) == shapes[name], name
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_what_is_known_of_parameters_ahead_is_what_is_drawn(scan_layers):
+    """Their names, axes, shapes and dtypes, for which one layer is traced."""
+    config = dataclasses.replace(
+        T5_1_1, num_encoder_layers=3, num_decoder_layers=2, scan_layers=scan_layers
+    )
+    drawn = jax.eval_shape(functools.partial(network._init_boxed, config), jax.random.key(0))
+    known = network._boxed_shapes(config)
+    assert jax.tree.structure(known) == jax.tree.structure(drawn)
+    assert jax.tree.leaves(known) == jax.tree.leaves(drawn)
 
 
 def test_initial_scales(initialised):

@@ -236,7 +236,8 @@ def parameter(
     shape: a fifth of the time in which a model is traced.
     """
     if not module.has_variable("params", name):
-        return module.param(name, nn.with_logical_partitioning(init, axes), shape)
+        boxed: Any = nn.with_logical_partitioning(init, axes)  # a module gets the array itself
+        return module.param(name, boxed, shape)
     given: Any = nn.unbox(module.get_variable("params", name))
     if jnp.shape(given) != shape:
         path = "/".join((*module.path, name))
