@@ -271,6 +271,13 @@ def test_segment_ids_of_one_side_only_are_refused():
         )
 
 
+def test_a_parameter_of_another_shape_is_named():
+    wide = Transformer(dataclasses.replace(T5_1_1, mlp_dim=64))
+    wrong = r"parameter encoder/layers_0/mlp/wi_0/kernel has the shape \(32, 48\), not \(32, 64\)"
+    with pytest.raises(ValueError, match=wrong):
+        jax.eval_shape(wide.apply, {"params": _params(T5_1_1)}, *_rows())
+
+
 def test_bfloat16_is_close_to_float32(both):
     config, params = both
     low = dataclasses.replace(config, dtype="bfloat16")
