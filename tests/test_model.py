@@ -127,10 +127,11 @@ def test_logical_axes_name_every_axis(both):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_what_is_known_of_parameters_ahead_is_what_is_drawn(scan_layers):
-    """Their names, axes, shapes and dtypes, for which one layer is traced."""
+    """Their names, axes, shapes and dtypes, on which dtype, dropout and remat have no influence."""
     config = dataclasses.replace(
-        T5_1_1, num_encoder_layers=3, num_decoder_layers=2, scan_layers=scan_layers
-    )
+        T5_1_1, num_encoder_layers=1, num_decoder_layers=2, scan_layers=scan_layers,
+        dtype="bfloat16", dropout_rate=0.1, remat="full",
+    )  # fmt: skip
     drawn = jax.eval_shape(functools.partial(network._init_boxed, config), jax.random.key(0))
     known = network._boxed_shapes(config)
     assert jax.tree.structure(known) == jax.tree.structure(drawn)

@@ -489,28 +489,7 @@ def _boxed_shapes(config: T5Config) -> Any:
 
 @functools.cache
 def _boxed_shapes_of(config: T5Config) -> Any:
-    """What `_init_boxed` makes: the layers of a stack are alike, and one is traced for all."""
-    one = dataclasses.replace(config, num_encoder_layers=1, num_decoder_layers=1, scan_layers=False)
-    shapes = jax.eval_shape(functools.partial(_init_boxed, one), jax.random.key(0))
-
-    def stacked(count: int, param: nn.LogicallyPartitioned) -> nn.LogicallyPartitioned:
-        shape = jax.ShapeDtypeStruct((count, *param.value.shape), param.value.dtype)
-        return param.replace(value=shape, names=("layers", *param.names))
-
-    for stack, count in (
-        ("encoder", config.num_encoder_layers),
-        ("decoder", config.num_decoder_layers),
-    ):
-        layer = shapes[stack].pop("layers_0")
-        if config.scan_layers:
-            shapes[stack]["layers"] = jax.tree.map(
-                functools.partial(stacked, count),
-                layer,
-                is_leaf=lambda p: isinstance(p, nn.LogicallyPartitioned),
-            )
-        else:
-            shapes[stack] |= {f"layers_{number}": layer for number in range(count)}
-    return shapes
+    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
