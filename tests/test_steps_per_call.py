@@ -37,10 +37,10 @@ def train(mini_root):
 
 @pytest.fixture(scope="module")
 def reference(train, tmp_path_factory):
-    """One step a call, never stopped."""
+    """One step a call, never stopped: its folder, and what it `left`."""
     folder = tmp_path_factory.mktemp("reference")
     train(folder)
-    return folder
+    return folder, left(folder)
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +69,20 @@ def leaf_bytes(tree):
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
+def left(folder):
+    """The bytes that a run leaves: of its metrics, of the checkpoint at KEPT and of the newest."""
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    return metrics, leaf_bytes(mini.parameters(folder, KEPT)), state_bytes(folder)
+
+
 def assert_same(folder, reference):
-    assert (folder / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
-    kept = [mini.parameters(f, KEPT) for f in (folder, reference)]
-    assert mini.same(*kept)
-    assert state_bytes(folder) == state_bytes(reference)
+    for found, wanted in zip(left(folder), reference[1], strict=True):
+        assert found == wanted
 
 
 def test_four_steps_a_call_give_the_bytes_of_one(reference, by_four):
     assert [line["step"] for line in mini.lines(by_four)] == [9, 13, 18, 26, 26]
-    names = [sorted(p.name for p in (f / "checkpoints").iterdir()) for f in (by_four, reference)]
+    names = [sorted(p.name for p in (f / "checkpoints").iterdir()) for f in (by_four, reference[0])]
     assert names[0] == names[1]
     assert_same(by_four, reference)
 
@@ -102,13 +106,13 @@ def test_killed_after_a_checkpoint_by_the_minute(reference, train, tmp_path):
         pass
 
     def kill(done, total, note):
-        if done == 22:
+        if done == 8:
             raise Killed
 
     with pytest.raises(Killed):
         train(tmp_path / "run", steps_per_call=4, checkpoint_minutes=0.0, progress=kill)
-    assert (tmp_path / "run/checkpoints/checkpoint_18").exists()
-    train(tmp_path / "run", steps_per_call=3)
+    assert (tmp_path / "run/checkpoints/checkpoint_4").exists()
+    train(tmp_path / "run", steps_per_call=4)
     assert_same(tmp_path / "run", reference)
 
 
@@ -123,7 +127,8 @@ def test_the_device_is_called_as_often_as_planned(train, by_four, seen, tmp_path
 def test_a_loss_that_is_not_finite_within_a_call_names_its_step(mini_root, tmp_path):
     with pytest.raises(UserError, match="not finite at step 8; the last good checkpoint is step 4"):
         mini.train(
-            tmp_path, mini_root, checkpoint_steps=(4,), log_every=10, steps_per_call=4,
+            tmp_path, mini_root, batch_size=4, checkpoint_steps=(4,), log_every=10,
+            steps_per_call=4,
             learning_rate_schedule=lambda at: 0.01 if at < 6 else float("inf"),
         )  # fmt: skip
 
@@ -150,9 +155,11 @@ def test_no_call_crosses_what_happens_on_the_host():
         assert stops <= ends
 
 
+# Without dropout, which would be a third of what there is to compile as a user's programs are: its
+# masks are whole numbers' work, with the same bits however it is compiled. The runs above have it.
 SMALL = network.T5Config(
     vocab_size=96, emb_dim=32, num_heads=4, head_dim=8, num_encoder_layers=1,
-    num_decoder_layers=1, mlp_dim=48, dropout_rate=0.1,
+    num_decoder_layers=1, mlp_dim=48, dropout_rate=0.0,
 )  # fmt: skip
 
 
@@ -160,7 +167,7 @@ SMALL = network.T5Config(
     ("mesh", "changes", "microbatches"),
     [
         ({"data": 2}, {"scan_layers": True, "remat": "full"}, 2),
-        ({"data": 1, "model": 2}, {"dtype": "bfloat16"}, 1),
+        ({"data": 1, "model": 2}, {"dtype": "bfloat16", "logits_via_embedding": True}, 1),
     ],
 )
 def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
@@ -177,9 +184,15 @@ def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
     rates = np.linspace(0.1, 0.3, count, dtype=np.float32)
     new = np.arange(count) % 2 == 0
     arguments = (model, step.Objective(loss_normalizing_factor="NUM_REAL_TARGET_TOKENS"), layout)
-    start = step.jit_init(model, layout)
+    shapes = step.abstract_params(model, layout)
+    params = jax.tree.map(
+        lambda leaf: 0.2 * draw.normal(size=leaf.shape).astype(np.float32), shapes
+    )
 
-    state, one_step = start(np.uint32(0)), step.jit_train_step(*arguments, microbatches)
+    def start():  # a step overwrites the state that it is given
+        return step.jit_create(model, layout)(params)
+
+    state, one_step = start(), step.jit_train_step(*arguments, microbatches)
     for number in range(count):
         batch = sharding.put_batch({k: v[number] for k, v in stacked.items()}, layout)
         inputs = state, batch, rates[number], np.uint32(5), new[number]
@@ -188,7 +201,7 @@ def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
         state, logged = one_step(*inputs)
     batch = sharding.put_batch(stacked, layout, stacked=True)
     assert {s.data.shape[0] for s in batch["encoder_input_tokens"].addressable_shards} == {count}
-    inputs = start(np.uint32(0)), batch, rates, np.uint32(5), new
+    inputs = start(), batch, rates, np.uint32(5), new
     all_steps = step.jit_train_steps(*arguments, microbatches).lower(*inputs)
     together = all_steps.compile(compiler_options=AS_A_USERS_ARE)(*inputs)
     assert leaf_bytes(together) == leaf_bytes((state, logged))
