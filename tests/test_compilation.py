@@ -103,12 +103,13 @@ def test_nor_does_a_run_that_goes_on(finetuned, pretrained, alike, mini_root, tm
     assert names == []
 
 
-def test_another_shape_is_compiled(pretrained, arguments, mini_root, tmp_path):
+def test_another_shape_is_compiled(pretrained, alike, mini_root, tmp_path):
     """That the count above is of what it says. The shape is one that no other test has: theirs may
     have been compiled by this process before."""
+    validation = dataclasses.replace(alike["evaluators"][0], batch_size=22)
     with compilations() as names:
-        mini.train(tmp_path, mini_root, **{**arguments, "batch_size": 22})
-    assert any("train_step" in name for name in names), names
+        mini.train(tmp_path, mini_root, **{**alike, "evaluators": (validation,)})
+    assert any("eval_step" in name for name in names), names
 
 
 @pytest.mark.parametrize("asked", [None, "0"])

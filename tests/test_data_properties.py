@@ -176,13 +176,13 @@ def hundred(tmp_path_factory):
     return made_up.write(path, rows, lengths=LENGTHS)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     batch_size=st.integers(1, 12),
     first=st.integers(0, 40),
     size=st.integers(1, 60),
     start=st.integers(0, 30),
-    steps=st.integers(1, 6),
+    steps=st.integers(1, 4),
     seed=st.integers(0, 2**32 - 1),
     shuffle=st.booleans(),
     data=st.data(),
@@ -197,7 +197,7 @@ def test_order_is_independent_of_hosts_and_restarts(
         return [batch["encoder_input_tokens"][:, 0] - 2 for batch in batches]
 
     whole = np.stack(rows_of(num_steps=start + steps))
-    hosts = data.draw(st.integers(1, batch_size))
+    hosts = data.draw(st.integers(1, min(batch_size, 3)))  # each has readers of its own
     for rows in np.array_split(data.draw(st.permutations(range(batch_size))), hosts):
         found = rows_of(num_steps=steps, start_step=start, rows=rows)
         np.testing.assert_array_equal(np.stack(found), whole[start:, rows])

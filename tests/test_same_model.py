@@ -14,12 +14,10 @@ from t5scaling.model import decoding, stacking
 from t5scaling.training import checkpoint, digests, origin, run_directory, sharding, step
 from tests import mini
 
-WIDER = dataclasses.replace(
-    mini.CONFIG, num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.0
-)
+WIDER = dataclasses.replace(mini.CONFIG, num_encoder_layers=2, dropout_rate=0.0)
 OTHERS = {
     "num_encoder_layers": (1, r"it has encoder/layers_1/\S+ with the shape .*does not have"),
-    "num_decoder_layers": (3, r"it has no decoder/layers_2/\S+, which this model has"),
+    "num_decoder_layers": (2, r"it has no decoder/layers_1/\S+, which this model has"),
     "logits_via_embedding": (True, r"it has decoder/logits_dense/kernel with the shape"),
     "mlp_activations": (("relu",), r"it has no decoder/layers_0/mlp/wi/kernel"),
     "emb_dim": (48, r"its decoder/decoder_norm/scale has the shape \(32,\), this model's \(48,\)"),
@@ -34,7 +32,7 @@ def layout():
 
 @pytest.fixture(scope="module")
 def run(mini_root, tmp_path_factory):
-    """A run of two layers a stack, one checkpoint of it named and one its last."""
+    """A run, one checkpoint of it named and one its last."""
     folder = tmp_path_factory.mktemp("same") / "run"
     mini.train(folder, mini_root, model=WIDER, train_steps=2, checkpoint_steps=(1,))
     return folder
