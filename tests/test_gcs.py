@@ -99,8 +99,8 @@ print("loaded", {{"tensorflow", "orbax", "gcsfs"}} & sys.modules.keys())
 
 @dataclass(frozen=True)
 class Shared:
-    """A study in the bucket by two processes at once, of which one was killed with -9 in a
-    finetuning that had saved something; what the other printed."""
+    """A study in the bucket by two processes at once, of which one was killed with -9 in a run that
+    had saved something; what the other printed."""
 
     place: str
     killed_in: str
@@ -139,7 +139,7 @@ def shared(bucket, root):
     killed = python("run.py", *often, start_new_session=True)
     other = python("-c", AFTERWARDS.format(calls=calls))
     deadline = time.monotonic() + 600
-    while not (killed_in := finetuning_that_has_saved(killed.pid, place)):
+    while not (killed_in := run_that_has_saved(killed.pid, place)):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -161,10 +161,10 @@ def holders(place):
     return {run: holder for run, holder in claims.items() if holder}
 
 
-def finetuning_that_has_saved(pid, place):
+def run_that_has_saved(pid, place):
     """One that the process is at work on and of which there is a checkpoint."""
     for name, holder in holders(place).items():
-        at_work = name.startswith("finetune/") and holder.alive and holder.pid == pid
+        at_work = holder.alive and holder.pid == pid
         if at_work and checkpoint.newest_step(f"{place}/runs/{name}"):
             return name
     return None
