@@ -22,7 +22,7 @@ from t5scaling.analysis.presentation.sentences import INTERVAL
 from t5scaling.analysis.presentation.terminal import print_note
 from t5scaling.analysis.results.curves import size_name
 from t5scaling.analysis.results.places import Place
-from t5scaling.analysis.wording import interval, listed, number, size
+from t5scaling.analysis.wording import interval, listed, number, size, with_interval
 
 LINES = 30  # curves or places of many that are shown
 
@@ -212,8 +212,9 @@ def times(transfer: Transfer) -> str:
     beyond = f"more than {transfer.reach:.3g}"
     if math.isinf(transfer.factor):
         return f"{beyond} times"
-    high = beyond if math.isinf(transfer.high) else f"{transfer.high:.3g}"
-    return f"{transfer.factor:.3g} ({transfer.low:.3g} to {high}) times"
+    if math.isinf(transfer.high):
+        return f"{transfer.factor:.3g} ({transfer.low:.3g} to {beyond}) times"
+    return f"{with_interval(transfer.factor, transfer.low, transfer.high)} times"
 
 
 def sentence_of_exchange(place: str, exchange: Exchange) -> str:
