@@ -65,6 +65,9 @@ def shared(processes: int, command: Sequence[str], study_dir: str) -> Iterator[N
     logs = _log_folder(study_dir)
     others = []
     try:  # from the first that is started on, none is left behind
+        # SIGTERM by itself would end this process and leave the others at work.
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _stop)
         for number in range(2, processes + 1):
             if shares:
                 os.sched_setaffinity(0, shares[number - 1])  # what it starts inherits it
@@ -83,9 +86,6 @@ def shared(processes: int, command: Sequence[str], study_dir: str) -> Iterator[N
         if shares:
             os.sched_setaffinity(0, shares[0])
         print(f"{processes} processes share the study; those beside this one write to {logs}")
-        # While it waits for the others, SIGTERM would end this process and leave them at work.
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _stop)
         yield
         for other in others:
             other.wait()
