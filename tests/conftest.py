@@ -39,7 +39,7 @@ AS_A_USERS_ARE = {
 # A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
 # left with one of them at the end.
 LONG = (
-    "test_slurm", "test_study", "test_steps_per_call", "test_readme", "test_decoding", "test_gcs",
+    "test_study", "test_steps_per_call", "test_readme", "test_slurm", "test_decoding", "test_gcs",
     "test_sharding", "test_accelerator", "test_types", "test_distributed", "test_attention",
     "test_model", "test_evaluation", "test_infer", "test_data", "test_intervals",
     "test_same_model", "test_parity", "test_training", "test_interop", "test_fit", "test_report",
@@ -83,12 +83,34 @@ def materialised_here(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def mini_root(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """The same one in all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def mini_root(shared_folder):
     """Root of the materialised examples of tests/mini/study.gin, shared by all test processes."""
     from t5scaling.data.examples import find_all_examples
     from tests import mini
 
-    folder = tmp_path_factory.getbasetemp()
-    root = str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "examples")
+    root = str(shared_folder / "examples")
     find_all_examples([mini.SPAN, mini.PAIRS, mini.VALIDATION, mini.TEST], root)
     return root
+
+
+@pytest.fixture(scope="session")
+def mini_study(shared_folder, mini_root):
+    """The folder of the finished study of tests/mini/study.gin with its report, which nothing
+    disturbed; made by the first test process that asks for it, read by all."""
+    import run
+    from t5scaling import storage
+    from tests import mini
+
+    folder = shared_folder / "mini_study"
+    with storage.locked(shared_folder / "mini_study.lock", waiting=lambda: None):
+        # A process whose tests failed here may have left half a study: it is gone on with.
+        if not (folder / "report.html").exists():
+            assert run.main(mini.study(folder, mini_root)) == 0
+    return folder

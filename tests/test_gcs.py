@@ -17,18 +17,19 @@ import numpy as np
 import pytest
 
 import run
-from t5scaling import config, records, storage
+from t5scaling import records, storage
 from t5scaling.analysis import archive
 from t5scaling.analysis.results import harvest, t5x_runs
 from t5scaling.data.examples import Examples, find_all_examples
 from t5scaling.errors import UserError
-from t5scaling.study import runner, status
+from t5scaling.study import status
 from t5scaling.training import checkpoint, claim
 from tests import gcs_emulator, mini
 from tests.conftest import REPOSITORY
 
 RUNS = 3  # a pretraining, the baseline, a finetuning
-FINETUNED = "runs/finetune/mini_span_en50_de50/dp=3k/mini_translate_en_de/df=3k/lr=0.01/seed=0"
+PRETRAINED = "runs/pretrain/mini_span_en50_de50"
+FINETUNED = "runs/finetune/mini_span_en50_de50/dp=12k/mini_translate_en_de/df=3k/lr=0.01/seed=0"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,32 +61,11 @@ def python(*arguments, **options):
     )
 
 
-MINI = f"{REPOSITORY}/tests/mini/study.gin"
-
-
-def settings(study_dir, root):
-    return {
-        "STUDY_DIR": study_dir,
-        "EXAMPLES_ROOT": root,
-        "study.Study.pretrain_tokens": "(0, 3_000)",
-        "runner.run_study.poll_seconds": 0.5,
-    }
-
-
 def study(study_dir, root, *extra):
-    """The arguments of run.py."""
-    given = (f"--gin.{name}={value}" for name, value in settings(study_dir, root).items())
-    return ["study", f"--gin_file={MINI}", *given, *extra]
-
-
-@pytest.fixture(scope="module")
-def local(mini_root, tmp_path_factory):
-    """The study on this machine's disk, left alone, in this process; without a report."""
-    folder = tmp_path_factory.mktemp("local") / "study"
-    config.load([MINI], settings(str(folder), mini_root))
-    assert config.call(runner.run_study) == []
-    harvest.harvest(folder)
-    return folder
+    """The arguments of run.py for the miniature study without its two smaller budgets."""
+    settings = {**mini.SMALL, "runner.run_study.poll_seconds": 0.5}
+    given = (f"--gin.{name}={value}" for name, value in settings.items())
+    return mini.study(study_dir, root, *given, *extra)
 
 
 # What a process does once the study is done: it finds the runs done, measures one, and starts from
@@ -109,9 +89,10 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(bucket, root):
+def shared(bucket, root, mini_study):
     place = f"{bucket}/studies/shared"
-    finetuned, pretrained = f"{place}/{FINETUNED}", f"{place}/runs/pretrain/mini_span_en50_de50"
+    finetuned = f"{place}/{FINETUNED}"
+    last = checkpoint.newest_step(str(mini_study / PRETRAINED))
     calls = [
         study(place, root),
         ["work", place, FINETUNED.removeprefix("runs/")],
@@ -131,7 +112,7 @@ def shared(bucket, root):
             "train",
             f"--gin_file={finetuned}/config.gin",
             f"--gin.MODEL_DIR={place}-more",
-            f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}/checkpoints/checkpoint_6/",
+            f"--gin.INITIAL_CHECKPOINT_PATH={place}/{PRETRAINED}/checkpoints/checkpoint_{last}/",
             "--gin.CHECKPOINT_MINUTES=10.0",
         ],
     ]
@@ -170,20 +151,22 @@ def run_that_has_saved(pid, place):
     return None
 
 
-def test_two_processes_one_of_which_is_killed_give_the_results_of_a_disk(shared, local):
+def test_two_processes_one_of_which_is_killed_give_the_results_of_a_disk(shared, mini_study):
     done = re.findall(r"\] (\S+): \d+ s", shared.said)
     assert shared.killed_in in done and not shared.done_by_the_killed & set(done)
     assert len(done) == len(set(done)) == RUNS - len(shared.done_by_the_killed)
-    names = [str(p.relative_to(local)) for p in local.glob("runs/**/metrics.jsonl")]
+    there = storage.path(shared.place)
+    names = sorted(name for name in storage.sizes(there) if name.endswith("/metrics.jsonl"))
     assert len(names) == RUNS
-    for name in ("results.csv", *names):
-        there = storage.path(shared.place) / name
-        assert there.read_bytes() == (local / name).read_bytes(), name
+    for name in names:
+        assert (there / name).read_bytes() == (mini_study / name).read_bytes(), name
+    assert (there / "results.csv").read_text() == mini.results_of_small(mini_study)
 
 
-def test_status_report_and_export(shared, tmp_path):
+def test_status_report_and_export(shared, mini_study, tmp_path):
+    last = checkpoint.newest_step(str(mini_study / PRETRAINED))
     runs = status.statuses(shared.place)
-    assert [(run.state, run.step) for run in runs] == [("done", 6), ("done", 10), ("done", 10)]
+    assert [(run.state, run.step) for run in runs] == [("done", last), ("done", 10), ("done", 10)]
     assert harvest.is_reported(shared.place)
     html = (storage.path(shared.place) / "report.html").read_bytes()
     figures = [name for name in storage.sizes(f"{shared.place}/figures") if name.endswith(".svg")]

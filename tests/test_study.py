@@ -27,34 +27,19 @@ from t5scaling.training import checkpoint, claim
 from tests import mini
 from tests.conftest import REPOSITORY
 
-MINI = "tests/mini/study.gin"
 SAVE_OFTEN = "--gin.SAVE_MINUTES=0.0"
 
 
 def load(study_dir, root, **bindings):
     places = {"STUDY_DIR": str(study_dir), "EXAMPLES_ROOT": root}
-    config.load([MINI], {**places, **bindings})
+    config.load([mini.STUDY], {**places, **bindings})
     return config.bindings_of(runner.run_study)
-
-
-def command(study_dir, root, *extra):
-    """The arguments of run.py."""
-    places = f"--gin.STUDY_DIR={study_dir}", f"--gin.EXAMPLES_ROOT={root}"
-    return ["study", f"--gin_file={os.path.join(REPOSITORY, MINI)}", *places, *extra]
 
 
 def start(study_dir, root, *extra, **options):
     """A process of its own."""
-    words = [sys.executable, "run.py", *command(study_dir, root, *extra)]
+    words = [sys.executable, "run.py", *mini.study(study_dir, root, *extra)]
     return subprocess.Popen(words, cwd=REPOSITORY, text=True, **options)
-
-
-@pytest.fixture(scope="module")
-def finished(mini_root, tmp_path_factory):
-    """The miniature study, left alone: in this process, which compiles it once for all."""
-    folder = tmp_path_factory.mktemp("finished") / "study"
-    assert run.main(command(folder, mini_root)) == 0
-    return folder
 
 
 def test_the_grid(mini_root, tmp_path):
@@ -107,10 +92,10 @@ def test_budgets_beyond_the_data_stop_before_anything_runs(mini_root, tmp_path):
     assert not (tmp_path / "s/runs").exists()
 
 
-def test_results_have_a_row_for_each_measurement(finished):
+def test_results_have_a_row_for_each_measurement(mini_study):
     import pandas as pd
 
-    table = pd.read_csv(finished / "results.csv")
+    table = pd.read_csv(mini_study / "results.csv")
     test = table[(table.split == "test") & (table.metric == "cross_entropy")]
     assert list(test.pretrain_tokens) == sorted(test.pretrain_tokens) and len(test) == 4
     assert test.value.iloc[-1] < test.value.iloc[0]
@@ -118,11 +103,11 @@ def test_results_have_a_row_for_each_measurement(finished):
     assert set(table[table.split == "test"].metric) == {"cross_entropy", "bleu", "chrf"} | parts
     assert (table[table.pretrain_tokens > 0].alignment == 1.0).all()
     for name in ("fits.json", "report.html"):
-        assert (finished / name).stat().st_size > 100
+        assert (mini_study / name).stat().st_size > 100
 
 
-def test_t5x_layout_of_predictions(finished):
-    (folder,) = finished.glob("runs/finetune/none/*/*/*/*/*/inference_eval")
+def test_t5x_layout_of_predictions(mini_study):
+    (folder,) = mini_study.glob("runs/finetune/none/*/*/*/*/*/inference_eval")
     outputs = [
         json.loads(line)
         for line in (folder / "mini_translate_en_de-000010.jsonl").read_text().splitlines()
@@ -137,22 +122,24 @@ def test_t5x_layout_of_predictions(finished):
     assert metrics["step"] == 10 and "tok:13a" in metrics["bleu_signature"]
 
 
-def test_a_finished_study_is_left_alone(finished, mini_root, capsys):
-    before = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
+def test_a_finished_study_is_left_alone(mini_study, mini_root, capsys):
+    before = {p: p.stat().st_mtime_ns for p in mini_study.glob("runs/**/*") if p.is_file()}
     capsys.readouterr()
-    assert run.main(command(finished, mini_root)) == 0
+    assert run.main(mini.study(mini_study, mini_root)) == 0
     assert capsys.readouterr().out.count("already done") == 5
-    after = {p: p.stat().st_mtime_ns for p in finished.glob("runs/**/*") if p.is_file()}
+    after = {p: p.stat().st_mtime_ns for p in mini_study.glob("runs/**/*") if p.is_file()}
     assert before == after
 
 
-def test_shared_with_a_process_that_is_killed(finished, mini_root, tmp_path, capsys):
+def test_shared_with_a_process_that_is_killed(mini_study, mini_root, tmp_path, capsys):
     """Another process is at work on the study, and is killed with -9 at a random moment of its
     training; this one, at work on it too, takes its run over and goes on from what it saved."""
     random.seed(20260101)
-    folder, poll = tmp_path / "shared", "--gin.runner.run_study.poll_seconds=0.5"
+    folder = tmp_path / "shared"
+    settings = {**mini.SMALL, "runner.run_study.poll_seconds": 0.5}
+    given = (f"--gin.{name}={value}" for name, value in settings.items())
     options = {"stdout": subprocess.DEVNULL, "start_new_session": True}
-    other = start(folder, mini_root, poll, SAVE_OFTEN, **options)
+    other = start(folder, mini_root, *given, SAVE_OFTEN, **options)
     deadline = time.monotonic() + 240
 
     def has_run(*, saved):
@@ -179,20 +166,20 @@ def test_shared_with_a_process_that_is_killed(finished, mini_root, tmp_path, cap
         return sorted(set(mine) & set(done_in(folder)))
 
     wait(saved=False)
+    load(folder, mini_root, **settings)
     capsys.readouterr()
     with ThreadPoolExecutor(1) as threads:
         killed = threads.submit(kill)
-        assert run.main(command(folder, mini_root, poll)) == 0
+        assert config.call(runner.run_study) == []
         done_by_the_other = killed.result()
     said = capsys.readouterr().out
     # Each run was done by one of them, and found done by the other.
     done = re.findall(r"\] (\S+): \d+ s", said)
-    assert sorted([*done_by_the_other, *done]) == done_in(folder) and len(done_in(folder)) == 5
-    assert (folder / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
-    names = sorted(str(p.relative_to(finished)) for p in finished.glob("runs/**/metrics.jsonl"))
-    assert len(names) == 5
-    for name in names:
-        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    assert sorted([*done_by_the_other, *done]) == done_in(folder) and len(done_in(folder)) == 3
+    assert harvest.harvest(folder).read_text() == mini.results_of_small(mini_study)
+    for name in done_in(folder):
+        metrics = f"runs/{name}/metrics.jsonl"
+        assert (folder / metrics).read_bytes() == (mini_study / metrics).read_bytes(), name
 
 
 def holders(folder: Path) -> dict[str, claim.Holder]:
@@ -238,7 +225,7 @@ def test_one_of_two_processes_writes_the_report(tmp_path, monkeypatch, capsys):
 def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path, capsys):
     """A learning rate without bounds fails its runs, is said, and leaves the other rate's."""
     rates, sizes = "LEARNING_RATES=(1e30, 0.01)", "study.Study.pretrain_tokens=(3_000,)"
-    assert run.main(command(tmp_path, mini_root, f"--gin.{rates}", f"--gin.{sizes}")) == 1
+    assert run.main(mini.study(tmp_path, mini_root, f"--gin.{rates}", f"--gin.{sizes}")) == 1
     (failed,) = tmp_path.glob("runs/**/FAILED")
     assert "lr=1e+30" in str(failed)
     assert "not finite at step" in json.loads(failed.read_text())["reason"]
@@ -249,8 +236,8 @@ def test_a_failed_run_does_not_stop_the_others(mini_root, tmp_path, capsys):
     assert (tmp_path / "report.html").exists()
 
 
-def test_changed_settings_are_refused(finished, mini_root):
-    arguments = load(finished, mini_root)
+def test_changed_settings_are_refused(mini_study, mini_root):
+    arguments = load(mini_study, mini_root)
     longer = dataclasses.replace(
         arguments["study"],
         finetune_settings={**arguments["study"].finetune_settings, "TRAIN_STEPS": 11},

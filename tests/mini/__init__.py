@@ -20,6 +20,11 @@ LONG = {"inputs": 160, "targets": 160}
 VALIDATION = DataSpec("mini_translate_en_de", "validation", LONG, modules=MODULES)
 TEST = DataSpec("mini_translate_en_de", "test", LONG, modules=MODULES)
 
+STUDY = str(pathlib.Path(__file__).with_name("study.gin"))
+# Its grid without the two smaller budgets: a pretraining, the baseline and a finetuning that are
+# those of the whole study.
+SMALL = {"study.Study.pretrain_tokens": "(0, 12_000)"}
+
 CONFIG = network.T5Config(
     vocab_size=8192,
     emb_dim=32,
@@ -30,6 +35,20 @@ CONFIG = network.T5Config(
     mlp_dim=64,
     dropout_rate=0.1,
 )
+
+
+def study(study_dir: str | pathlib.Path, root: str, *extra: str) -> list[str]:
+    """The arguments of run.py for the study of study.gin."""
+    places = f"--gin.STUDY_DIR={study_dir}", f"--gin.EXAMPLES_ROOT={root}"
+    return ["study", f"--gin_file={STUDY}", *places, *extra]
+
+
+def results_of_small(study_dir: pathlib.Path) -> str:
+    """What results.csv of the whole study says of the runs of SMALL."""
+    rows = (study_dir / "results.csv").read_text().splitlines(keepends=True)
+    kept = [row for row in rows if "/dp=3k/" not in row and "/dp=6k/" not in row]
+    assert 1 < len(kept) < len(rows)
+    return "".join(kept)
 
 
 def train(model_dir: pathlib.Path, root: str, **changes: Any) -> None:
