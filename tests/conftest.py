@@ -114,3 +114,19 @@ def mini_study(shared_folder, mini_root):
         if not (folder / "report.html").exists():
             assert run.main(mini.study(folder, mini_root)) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def mini_run(shared_folder, mini_root):
+    """A run of six steps with the checkpoints 3 and 6, shared by all test processes: to be read.
+
+    A test that writes into a run does so into a copy.
+    """
+    from t5scaling import storage
+    from tests import mini
+
+    folder = shared_folder / "run"
+    with storage.locked(shared_folder / "run.lock", waiting=lambda: None):
+        if not (folder / "DONE").exists():
+            mini.train(folder, mini_root, train_steps=6, checkpoint_steps=(3,))
+    return folder

@@ -30,11 +30,9 @@ LINES = [
 
 
 @pytest.fixture(scope="module")
-def run(mini_root, tmp_path_factory):
+def run(mini_run):
     """A run directory of a model that was trained for a moment."""
-    folder = tmp_path_factory.mktemp("infer") / "run"
-    mini.train(folder, mini_root, dataset=mini.PAIRS, train_steps=3, max_epochs=None)
-    return folder
+    return mini_run
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def answer(run, input_file, output_file, **changes):
 def alone(run, line):
     """The answer to one line, decoded by itself."""
     vocabulary = Vocabulary(run / "vocabulary.model")
-    path = str(run / "checkpoints" / f"{checkpoint.PREFIX}_3")
+    path = str(run / "checkpoints" / f"{checkpoint.PREFIX}_6")
     params = checkpoint.restore_params(
         path, step.abstract_params(mini.CONFIG, sharding.make_layout())
     )
@@ -164,7 +162,7 @@ def test_bad_input_files_are_refused(run, tmp_path, content, message):
 def test_no_such_run_step_or_folder(run, sentences, tmp_path):
     with pytest.raises(UserError, match="is not a run directory"):
         answer(tmp_path / "none", sentences, tmp_path / "out.txt")
-    with pytest.raises(UserError, match="no checkpoint of step 9; there: 3"):
+    with pytest.raises(UserError, match="no checkpoint of step 9; there: 3, 6"):
         answer(run, sentences, tmp_path / "out.txt", step=9)
     with pytest.raises(UserError, match="no folder"):
         answer(run, sentences, tmp_path / "missing" / "out.txt")
