@@ -35,7 +35,13 @@ DOCUMENTS += (
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(?:python )?(run\.py [^`]*)`")
 
-MINIATURE = {"gin/models/tiny.gin": "tests/mini/model.gin", "techdoc_": "mini_"}
+MINIATURE = {
+    "gin/models/tiny.gin": "tests/mini/model.gin",
+    "techdoc_": "mini_",
+    "TRAIN_STEPS=60": "TRAIN_STEPS=6",
+    "checkpoint_60": "checkpoint_6",
+    "TRAIN_STEPS=20": "TRAIN_STEPS=4",
+}
 MODULES = {"TASK_MODULES": ("tests.mini_tasks",)}
 # The shapes of tests/mini/study.gin, which other tests compile too.
 SMALLER = {
