@@ -30,8 +30,8 @@ def train(mini_root):
     """A run of LAST steps with all that may happen on the host between two of them."""
     validation = evaluate.Evaluation(mini.VALIDATION, mini_root, batch_size=8)
     return functools.partial(
-        mini.train, root=mini_root, batch_size=4, train_steps=LAST, log_every=9,
-        evaluators=(validation,), eval_every=13, checkpoint_steps=(KEPT,), shuffle=True,
+        mini.train, root=mini_root, train_steps=LAST, log_every=9, evaluators=(validation,),
+        eval_every=13, checkpoint_steps=(KEPT,), shuffle=True,
     )  # fmt: skip
 
 
@@ -127,8 +127,7 @@ def test_the_device_is_called_as_often_as_planned(train, by_four, seen, tmp_path
 def test_a_loss_that_is_not_finite_within_a_call_names_its_step(mini_root, tmp_path):
     with pytest.raises(UserError, match="not finite at step 8; the last good checkpoint is step 4"):
         mini.train(
-            tmp_path, mini_root, batch_size=4, checkpoint_steps=(4,), log_every=10,
-            steps_per_call=4,
+            tmp_path, mini_root, checkpoint_steps=(4,), log_every=10, steps_per_call=4,
             learning_rate_schedule=lambda at: 0.01 if at < 6 else float("inf"),
         )  # fmt: skip
 
