@@ -14,9 +14,9 @@ from t5scaling.model import decoding, stacking
 from t5scaling.training import checkpoint, digests, origin, run_directory, sharding, step
 from tests import mini
 
-WIDER = dataclasses.replace(mini.CONFIG, num_encoder_layers=2, dropout_rate=0.0)
+DEEPER = dataclasses.replace(mini.CONFIG, num_encoder_layers=2)
 OTHERS = {
-    "num_encoder_layers": (1, r"it has encoder/layers_1/\S+ with the shape .*does not have"),
+    "num_encoder_layers": (2, r"it has no encoder/layers_1/\S+, which this model has"),
     "num_decoder_layers": (2, r"it has no decoder/layers_1/\S+, which this model has"),
     "logits_via_embedding": (True, r"it has decoder/logits_dense/kernel with the shape"),
     "mlp_activations": (("relu",), r"it has no decoder/layers_0/mlp/wi/kernel"),
@@ -34,7 +34,7 @@ def layout():
 def run(mini_root, tmp_path_factory):
     """A run, one checkpoint of it named and one its last."""
     folder = tmp_path_factory.mktemp("same") / "run"
-    mini.train(folder, mini_root, model=WIDER, train_steps=2, checkpoint_steps=(1,))
+    mini.train(folder, mini_root, train_steps=2, checkpoint_steps=(1,))
     return folder
 
 
@@ -54,7 +54,7 @@ def restore(folder, model, layout):
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(run, layout, name):
     value, words = OTHERS[name]
-    other = dataclasses.replace(WIDER, **{name: value})
+    other = dataclasses.replace(mini.CONFIG, **{name: value})
     with pytest.raises(UserError, match=f"holds another model: {words}"):
         restore(last(run), other, layout)
     with pytest.raises(UserError, match=f"holds another model: its {name} is .*, now it is"):
@@ -62,17 +62,27 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(run, l
 
 
 @pytest.mark.parametrize("scanned", [True, False])
-def test_where_only_the_layout_of_layers_differs_they_are_stacked(copy, layout, scanned):
+def test_where_only_the_layout_of_layers_differs_they_are_stacked(layout, tmp_path, scanned):
     """And the arrays lie where the model wants them."""
-    config = dataclasses.replace(WIDER, scan_layers=True)
-    unrolled = restore(last(copy), WIDER, layout)
-    stacked = restore(last(copy), config, layout)
+    draw = np.random.default_rng(0)
+    drawn = jax.tree.map(
+        lambda leaf: jax.device_put(draw.normal(size=leaf.shape).astype(leaf.dtype), leaf.sharding),
+        step.abstract_params(DEEPER, layout),
+    )
+    saves = checkpoint.Checkpoints(tmp_path)
+    saves.save(2, {"params": drawn})
+    saves.close()
+    config = dataclasses.replace(DEEPER, scan_layers=True)
+    unrolled = restore(last(tmp_path), DEEPER, layout)
+    stacked = restore(last(tmp_path), config, layout)
+    with pytest.raises(UserError, match=r"it has encoder/layers_1/\S+ with the shape .*not have"):
+        restore(last(tmp_path), mini.CONFIG, layout)
     if scanned:  # from a checkpoint of stacked layers, too
-        folder = copy / "stacked"
+        folder = tmp_path / "stacked"
         saves = checkpoint.Checkpoints(folder)
         saves.save(2, {"params": stacked})
         saves.close()
-        stacked, unrolled = (restore(last(folder), c, layout) for c in (config, WIDER))
+        stacked, unrolled = (restore(last(folder), c, layout) for c in (config, DEEPER))
     wanted = step.abstract_params(config, layout)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, stacked, wanted))
     assert jax.tree.all(jax.tree.map(np.array_equal, stacking.unstack_layers(stacked), unrolled))
@@ -80,7 +90,7 @@ def test_where_only_the_layout_of_layers_differs_they_are_stacked(copy, layout, 
 
 def test_the_same_shapes_of_another_function_are_refused(run, mini_root, tmp_path):
     """silu for gelu: nothing in the checkpoint itself tells them apart."""
-    silu = dataclasses.replace(WIDER, mlp_activations=("silu", "linear"))
+    silu = dataclasses.replace(mini.CONFIG, mlp_activations=("silu", "linear"))
     words = r"its mlp_activations is \('gelu', 'linear'\), now it is \('silu', 'linear'\)"
     with pytest.raises(UserError, match=words):
         mini.train(tmp_path / "a", mini_root, model=silu, initial_checkpoint_path=str(last(run)))
@@ -90,7 +100,7 @@ def test_the_same_shapes_of_another_function_are_refused(run, mini_root, tmp_pat
     with pytest.raises(UserError, match=words):
         answer(run, tmp_path, silu)
     other_ways = dataclasses.replace(
-        WIDER, dropout_rate=0.1, dtype="bfloat16", scan_layers=True, remat="full"
+        mini.CONFIG, dropout_rate=0.0, dtype="bfloat16", scan_layers=True, remat="full"
     )
     run_directory.check_model(run, other_ways)
 
@@ -101,7 +111,7 @@ def test_eval_and_infer_take_the_model_from_the_run(run, copy, mini_root, tmp_pa
     (copy / "model.json").unlink()
     with pytest.raises(UserError, match=r"no model.json .* name its gin file"):
         measure(copy, mini_root, None)
-    measure(copy, mini_root, WIDER)  # a run made elsewhere
+    measure(copy, mini_root, mini.CONFIG)  # a run made elsewhere
     assert len(mini.lines(copy, "eval.jsonl")) == 1
     (copy / "model.json").write_text('{"vocab_size": 5}')
     with pytest.raises(UserError, match=r"model.json does not hold a model's settings"):
@@ -110,10 +120,10 @@ def test_eval_and_infer_take_the_model_from_the_run(run, copy, mini_root, tmp_pa
 
 def test_an_evaluation_is_of_one_dtype(copy, mini_root):
     measure(copy, mini_root, None)
-    measure(copy, mini_root, dataclasses.replace(WIDER, dtype="bfloat16"))
+    measure(copy, mini_root, dataclasses.replace(mini.CONFIG, dtype="bfloat16"))
     values = [line["cross_entropy"] for line in mini.lines(copy, "eval.jsonl")]
     assert len(values) == 2 and values[0] != values[1]
-    measure(copy, mini_root, dataclasses.replace(WIDER, remat="full"))  # computes the same
+    measure(copy, mini_root, dataclasses.replace(mini.CONFIG, remat="full"))  # computes the same
     assert len(mini.lines(copy, "eval.jsonl")) == 2
 
 
@@ -129,9 +139,9 @@ def test_a_flipped_bit_is_refused(copy, layout, part):
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(UserError, match=r"checkpoint_2 is damaged|does not say what arrays"):
-        restore(folder, WIDER, layout)
+        restore(folder, mini.CONFIG, layout)
     saves = checkpoint.Checkpoints(copy)
-    state = saves.restore_latest(step.abstract_state(WIDER, layout))
+    state = saves.restore_latest(step.abstract_state(mini.CONFIG, layout))
     saves.close()
     assert int(state.step) == 1
     assert sorted(p.name for p in (copy / "checkpoints").glob("*checkpoint_*")) == [
@@ -160,23 +170,23 @@ def test_an_unreadable_newest_checkpoint_leaves_the_one_before(copy, layout, dam
         (last(copy) / "default/_METADATA").write_text("{}")
     words = r"2 is (damaged \(it does not say what arrays|a checkpoint neither of .* nothing)"
     with pytest.raises(UserError, match=words):
-        restore(last(copy), WIDER, layout)
+        restore(last(copy), mini.CONFIG, layout)
     saves = checkpoint.Checkpoints(copy)
-    assert int(saves.restore_latest(step.abstract_state(WIDER, layout)).step) == 1
+    assert int(saves.restore_latest(step.abstract_state(mini.CONFIG, layout)).step) == 1
     assert "checkpoint_2 cannot be read" in capsys.readouterr().out
     shutil.rmtree(copy / "checkpoints/checkpoint_1")
     (copy / "checkpoints/checkpoint_1").mkdir()
     saves.close()
     saves = checkpoint.Checkpoints(copy)
     with pytest.raises(UserError, match=r"the same command, given again, starts the run from its"):
-        saves.restore_latest(step.abstract_state(WIDER, layout))
+        saves.restore_latest(step.abstract_state(mini.CONFIG, layout))
     saves.close()
     assert not checkpoint.newest_step(str(copy))
 
 
 def test_own_checkpoints_of_another_width_are_one_line_and_stay(copy, layout):
     saves = checkpoint.Checkpoints(copy)
-    other = dataclasses.replace(WIDER, emb_dim=48)
+    other = dataclasses.replace(mini.CONFIG, emb_dim=48)
     with pytest.raises(UserError, match=r"another model: its params/decoder/decoder_norm/scale"):
         saves.restore_latest(step.abstract_state(other, layout))
     assert saves.steps() == [1, 2]
@@ -190,15 +200,13 @@ def test_own_checkpoints_of_another_width_are_one_line_and_stay(copy, layout):
 def finetuned(run, mini_root):
     """A run in a folder beside the one that it started from."""
     folder = run.parent / "finetuned"
-    mini.train(
-        folder, mini_root, model=WIDER, train_steps=2, initial_checkpoint_path=str(last(run))
-    )
+    mini.train(folder, mini_root, train_steps=2, initial_checkpoint_path=str(last(run)))
     return folder
 
 
 def test_a_run_goes_on_only_from_the_start_that_it_had(run, finetuned, layout, tmp_path):
     def check(path, folder=finetuned):
-        origin.check(str(folder), path and str(path), WIDER, layout)
+        origin.check(str(folder), path and str(path), mini.CONFIG, layout)
 
     check(last(run))
     for other in (run / "checkpoints/checkpoint_1", None, ""):
@@ -227,7 +235,7 @@ def test_another_start_is_refused_by_a_finished_and_by_a_stopped_run(
         (folder / "DONE").unlink()
     for other in (str(run / "checkpoints/checkpoint_1"), str(tmp_path / "nowhere/a/b"), None):
         with pytest.raises(UserError, match=r"no checkpoint at|choose another MODEL_DIR"):
-            mini.train(folder, mini_root, model=WIDER, train_steps=2, initial_checkpoint_path=other)
+            mini.train(folder, mini_root, train_steps=2, initial_checkpoint_path=other)
 
 
 def test_the_fingerprint_knows_places_and_values_and_no_devices(layout):
