@@ -119,9 +119,9 @@ def test_the_seed_decides_the_noise(english):
     def inputs(rows):
         return [row["inputs"].tolist() for row in rows]
 
-    first = inputs(english[:50])  # of seed 0
-    assert inputs(read("techdoc_span_en", 50)) == first
-    assert inputs(read("techdoc_span_en", 50, seed=1)) != first
+    first = inputs(english[:10])  # of seed 0
+    assert inputs(read("techdoc_span_en", 10)) == first
+    assert inputs(read("techdoc_span_en", 10, seed=1)) != first
 
 
 @pytest.mark.parametrize("inputs_length", [3, 4, 7, 31, 64, 128, 512, 1024])
@@ -196,9 +196,8 @@ def test_rows_without_a_translation_are_left_out():
 @pytest.mark.parametrize(
     ("task", "pack"),
     [
-        ("techdoc_span_en50_de50", True),
+        ("techdoc_span_en50_de50", False),
         ("techdoc_translate_en_de", True),
-        ("techdoc_translate_en_de", False),
     ],
 )
 def test_seqios_feature_converter_takes_the_tasks(task, pack):
