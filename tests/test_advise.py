@@ -257,7 +257,7 @@ def test_effective_data_are_read_off_the_runs_without_pretraining():
     small, middle = exchanges.transfers(fits[::-1], pools[::-1])  # in any order
     assert (small.pool, small.pretrain, small.reach) == (1e4, X[-1], 100)
     assert small.factor == pytest.approx(6, rel=0.01) and small.low < small.factor < small.high
-    assert times(small).startswith(f"{small.factor:.3g} (")
+    assert times(small).startswith(f"{small.factor:.2f} (") and times(small).endswith(") times")
     assert math.isinf(middle.factor) and times(middle) == "more than 10 times"
     assert times(dataclasses.replace(small, high=math.inf)).endswith("to more than 100) times")
     assert exchanges.transfers(fits[:1], pools[:1]) == []
