@@ -117,10 +117,6 @@ def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Pat
 def save(page: Figure, stem: Path) -> None:
     """Writes stem.png and stem.svg; the same page gives the same bytes."""
     with matplotlib.rc_context(STYLE):
-        # Laid out once for both: with an engine `savefig` does so anew, and draws everything twice.
-        if engine := page.get_layout_engine():
-            engine.execute(page)
-            page.set_layout_engine(None)
         for ending, metadata in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
             buffer = io.BytesIO()
             page.savefig(
