@@ -71,7 +71,7 @@ def test_a_score_that_only_an_early_step_makes_fall():
     assert last.slope == pytest.approx(0, abs=1e-9) and last.low < 0 < last.high
     assert (choice.runs, choice.better_later) == (8, 8)
     assert choice.ratio == pytest.approx((31 / 11 + 31.1 / 11.1) / 2)
-    (said,) = [text for text in limits_of([], fits_of(rows), [choice]) if "last step" in text]
+    (said,) = [text for text in limits_of([], fits_of(rows), steps=[choice]) if "last step" in text]
     assert "higher at the last one in 8 of 8 runs with pretraining, 2.8 times as high" in said
 
 

@@ -152,11 +152,12 @@ def test_cross_entropy_by_normalizer(tmp_path, factor, divisor, known):
 
 
 def test_test_scores_measured_apart_go_by_the_validation_of_their_run(folder):
-    """Two rates at one place: the test scores lie in folders of t5x.eval, the validation loss in
+    """Two rates at three places: the test scores lie in folders of t5x.eval, the validation loss in
     the finetunings' own."""
-    text = (folder / "wmt_2000" / "config.gin").read_text()
-    config(folder / "wmt_2000_fast", text.replace("= 0.01", "= 0.1"))
-    losses(folder / "wmt_2000_fast", "training_eval/wmt", 2010, 2.0)  # better than the other's
+    for start, nats in ((1000, 9.0), (2000, 2.0), (4000, 9.0)):  # better than 0.01 at 2,000 alone
+        text = (folder / f"wmt_{start}" / "config.gin").read_text()
+        config(folder / f"wmt_{start}_fast", text.replace("= 0.01", "= 0.1"))
+        losses(folder / f"wmt_{start}_fast", "training_eval/wmt", start + 10, nats)
     for run, bleu in (("wmt_2000", 20.0), ("wmt_2000_fast", 21.0)):
         config(folder / f"eval_{run}", f"CHECKPOINT_PATH = '/x/ours/{run}/checkpoint_2010'\n"
                "utils.DatasetConfig.split = 'test'")  # fmt: skip

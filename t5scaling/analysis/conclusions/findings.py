@@ -64,6 +64,7 @@ from t5scaling.analysis.fitting.significance import LEVEL
 from t5scaling.analysis.laws.base import Law
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.places import Place
+from t5scaling.analysis.results.rates import uneven
 from t5scaling.analysis.results.roles import roles_of
 
 SCHEMA = 1
@@ -115,7 +116,7 @@ def conclude(
         absent=tuple(absent),
         steps=tuple(steps),
         headline=headline(selection, advice),
-        limits=tuple(limits_of(runs, curve_fits, steps)),
+        limits=tuple(limits_of(runs, curve_fits, uneven(rows), steps)),
     )
 
 

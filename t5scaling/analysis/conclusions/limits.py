@@ -9,7 +9,8 @@ from t5scaling.analysis.conclusions.step_choice import StepChoice
 from t5scaling.analysis.metrics import is_bleu, metric_name
 from t5scaling.analysis.results.harvest import RunRecord
 from t5scaling.analysis.results.pools import pools
-from t5scaling.analysis.wording import listed, size, values
+from t5scaling.analysis.results.rates import Uneven
+from t5scaling.analysis.wording import listed, number, size, values
 
 SMOKE_TOKENS = 100_000_000
 SMOKE_PARAMETERS = 50_000_000
@@ -19,6 +20,7 @@ NOTABLE_RATIO = 1.1  # of a score at the last step to that where cross-entropy i
 def limits_of(
     runs: Sequence[RunRecord],
     curve_fits: Sequence[CurveFit],
+    rates: Sequence[Uneven] = (),
     steps: Sequence[StepChoice] = (),
 ) -> list[str]:
     """Sentences on why the numbers should not be trusted further than they reach; they say what was
@@ -58,7 +60,8 @@ def limits_of(
     if any(runs_used.values()):
         said.append(
             f"At {sum(runs_used.values())} of {len(runs_used)} points the best learning rate is "
-            "the smallest or largest tried there: they may be under-tuned, which bends laws."
+            "the smallest or largest tried there, or one that does not count was better: they may "
+            "be under-tuned, which bends laws."
         )
     repeated: dict[str, int] = {}
     for run in runs:
@@ -74,7 +77,7 @@ def limits_of(
             "muennighoff, of all tokens and different ones, is for that)."
         )
     said += [pool.sentence for pool in pools(runs) if pool.sentence]
-    said += _of_rates(runs)
+    said += [_of_rates(pool) for pool in rates]
     said += _of_steps(steps)
     scores = [curve_fit for curve_fit in curve_fits if is_bleu(curve_fit.curve.metric)]
     highest = max(
@@ -85,29 +88,41 @@ def limits_of(
     return said
 
 
-def _of_rates(runs: Sequence[RunRecord]) -> list[str]:
-    """A sentence on each pool where pretraining and none were not tried with the same learning
-    rates: the side with more of them has the advantage."""
-    tried: dict[tuple, tuple[set[float], set[float]]] = {}
-    for run in runs:
-        if run.done and run["kind"] == "finetune" and run["learning_rate"] is not None:
-            place = run["task"], run["finetune_examples"], run["model"]
-            without, with_it = tried.setdefault(place, (set(), set()))
-            (with_it if run["pretrain_tokens"] else without).add(run["learning_rate"])
-    said = []
-    for (task, pool, model), (without, with_it) in sorted(tried.items()):
-        if not without or not with_it or without == with_it:
-            continue
-        sides = [
-            f"{values(rates)} only {how} pretraining"
-            for rates, how in ((without - with_it, "without"), (with_it - without, "with"))
-            if rates
-        ]
-        said.append(
-            f"In {task}, pool of {pool:,}, {model}, learning rates were tried on one side alone: "
-            f"{listed(sides)}. What pretraining gains there is compared at unequal grids."
+def _of_rates(pool: Uneven) -> str:
+    """Of points tried with different learning rates, those with more of them have the advantage."""
+    start = (
+        f"In {pool.task}, pool of {pool.pool:,}, {pool.model}, learning rates differ from point "
+        "to point"
+    )
+    if not pool.compared:
+        return (
+            f"{start}: none was tried at more than half of the {pool.places}. Each point has the "
+            "best of its own, so that they are compared at unequal grids."
         )
-    return said
+    said = [f"{start}. The {pool.places} points are compared at {values(pool.compared)}."]
+    for rate, (without, with_it) in pool.lacking.items():
+        where = [
+            *(["without pretraining"] if without else []),
+            *([f"at {_points(with_it)} with pretraining"] if with_it else []),
+        ]
+        said.append(f"{rate:g} was not tried {listed(where)}.")
+    if any(without for without, _ in pool.lacking.values()):
+        said.append("So what pretraining gains there is compared at unequal grids.")
+    for one in pool.further:
+        found = (
+            f"it is better at {one.better} of them, by up to {number(one.most)} nats of validation "
+            "cross-entropy, so that the others may be under-tuned too."
+            if one.better
+            else "it is better at none of them."
+        )
+        said.append(
+            f"{one.rate:g} was tried at {_points(one.places)} besides and does not count: {found}"
+        )
+    return " ".join(said)
+
+
+def _points(count: int) -> str:
+    return "1 point" if count == 1 else f"{count} points"
 
 
 def _of_steps(steps: Sequence[StepChoice]) -> list[str]:

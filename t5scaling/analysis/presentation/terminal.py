@@ -22,6 +22,7 @@ from t5scaling.analysis.presentation.sentences import (
     sentences_of_scale,
     undetermined,
 )
+from t5scaling.analysis.results.rates import AT_EDGE
 from t5scaling.analysis.wording import interval, listed, number, size
 
 SHOWN = 12  # predictions of a check; all are in --json
@@ -180,7 +181,7 @@ def print_results(curve_fits: Sequence[CurveFit], screen: Console) -> None:
             )
         screen.print(table)
     if any(p.at_edge for curve_fit in curve_fits for p in curve_fit.curve.points):
-        screen.print("* the smallest or largest learning rate tried there: possibly under-tuned")
+        screen.print(f"* {AT_EDGE}")
 
 
 def coefficients(fit: Fit) -> str:

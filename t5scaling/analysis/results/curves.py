@@ -4,15 +4,8 @@ In a study's table a curve is one (model, pretraining data, task, finetuning poo
 on the test split, with pretrain_tokens > 0 as x. Runs without pretraining are its baseline. Several
 seeds are several points at the same x.
 
-Which learning rate and which evaluated step count is decided by validation cross-entropy alone.
-Cross-entropy and other losses count at the step where a run's validation cross-entropy is lowest.
-Scores count at the last step of all runs, as in the paper, which finetunes for 300: they often rise
-long after cross-entropy has turned, which after more pretraining is earlier, so that at that step a
-score would fall with D_p for being finetuned less. At each (curve, D_p) the rate counts with the
-lowest mean, at these steps, over the seeds that all rates were tried with (Isik et al., arXiv
-2402.04177, take the best of 5 rates). All rates and steps stay in the table.
-A best rate that is the smallest or largest of several tried at that place is flagged: the point may
-be under-tuned, and under-tuned points bend laws.
+Which learning rate and which evaluated step count, `results.rates` decides; all of them stay in the
+table.
 
 How much seeds differ is a property of the finetuning: `seed_noise` among a curve's facts is the
 spread among seeds at one place (of the same data and D_p), pooled over all data and the baseline of
@@ -24,14 +17,15 @@ import io
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from t5scaling import storage
-from t5scaling.analysis.metrics import LOSS, PARTS, better
+from t5scaling.analysis.metrics import PARTS
+from t5scaling.analysis.results import rates
 from t5scaling.analysis.results.harvest import COLUMNS
 from t5scaling.analysis.results.places import Place
 from t5scaling.errors import UserError
@@ -53,7 +47,7 @@ T5X_UNIT = "token positions"  # of D_p where stock T5X's own directories are the
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement. at_edge: its learning rate is the smallest or largest of those tried. x2: a
+    """One measurement. at_edge: its learning rate may not be the best (`rates.Chosen`). x2: a
     second size. error: the value's standard error. parts: tokens of each source, x being their sum,
     and then unique tokens of each, where the table has them. held_out: laws are to be checked on
     it, not fitted to it."""
@@ -202,34 +196,28 @@ def curves_of(
     cross-entropy.
     """
     split_of = _splits(rows, split)
-    groups: dict[tuple, dict[tuple, list]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        place = (row["model"], row["task"], row["finetune_examples"])
-        groups[place][row["pretrain_data"], row["pretrain_tokens"]].append(row)
-
     curves = []
-    for (model, task, examples), sizes in sorted(groups.items()):
-        tried = {
-            place: {row["learning_rate"] for row in size_rows} for place, size_rows in sizes.items()
+    for (model, task, examples), places in sorted(rates.by_place(rows).items()):
+        among = rates.compared(places)
+        counted = {
+            place: rates.chosen(here, split_of, among) for place, here in sorted(places.items())
         }
-        chosen = {place: _chosen(size_rows, split_of) for place, size_rows in sorted(sizes.items())}
-        metrics = {r["metric"] for size_rows in chosen.values() for r in size_rows}
+        metrics = {one.row["metric"] for here in counted.values() for one in here}
         metrics = sorted(metrics if parts else metrics - PARTS.keys())
-        for data in sorted({data for data, tokens in sizes if tokens}):
+        for data in sorted({data for data, tokens in places if tokens}):
             for metric in metrics:
-                on_curve = _pick(chosen, metric, lambda d, tokens, data=data: tokens and d == data)
+                on_curve = _pick(counted, metric, lambda d, tokens, data=data: tokens and d == data)
                 if not on_curve:
                     continue
-                first = on_curve[0]
+                first = on_curve[0].row
                 curves.append(
                     Curve(
                         place=Place(model, data, task, examples),
                         metric=metric,
                         x_name="pretrain_tokens",
-                        points=tuple(_point(row, tried) for row in on_curve),
+                        points=tuple(map(_point, on_curve)),
                         baseline=tuple(
-                            _point(row, tried)
-                            for row in _pick(chosen, metric, lambda d, tokens: not tokens)
+                            map(_point, _pick(counted, metric, lambda d, tokens: not tokens))
                         ),
                         facts={
                             "study": first["study"],
@@ -240,16 +228,11 @@ def curves_of(
                             "finetune_tokens": first["finetune_tokens"],
                             "finetune_positions": first["finetune_positions"],
                             "metric_signature": first["metric_signature"],
-                            "learning_rates": _known(set().union(*tried.values())),
+                            "learning_rates": sorted(rate for rate in among if rate is not None),
                         },
                     )
                 )
     return _with_seed_noise(curves)
-
-
-def _known(rates: Set[float | None]) -> list[float]:
-    """Learning rates, rising, without the unknown one."""
-    return sorted(rate for rate in rates if rate is not None)
 
 
 def _splits(rows: Sequence[Mapping[str, Any]], split: str | None) -> dict[str, str]:
@@ -260,14 +243,9 @@ def _splits(rows: Sequence[Mapping[str, Any]], split: str | None) -> dict[str, s
     if split or not _is_of_t5x(rows):
         return dict.fromkeys(measured, split or "test")
     return {
-        metric: max(splits, key=lambda name: (_whole(name) == "test", splits[name], name))
+        metric: max(splits, key=lambda name: (rates.whole(name) == "test", splits[name], name))
         for metric, splits in measured.items()
     }
-
-
-def _whole(split: str) -> str:
-    """The split that a slice such as "test[:1000]" is of."""
-    return split.partition("[")[0]
 
 
 def _is_of_t5x(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -298,88 +276,25 @@ def _with_seed_noise(curves: Sequence[Curve]) -> list[Curve]:
     return found
 
 
-def _pick(chosen: Mapping[tuple, list], metric: str, wanted) -> list[Mapping[str, Any]]:
+def _pick(counted: Mapping[tuple, list[rates.Chosen]], metric: str, wanted) -> list[rates.Chosen]:
     return [
-        row
-        for (data, tokens), rows in chosen.items()
+        one
+        for (data, tokens), here in counted.items()
         if wanted(data, tokens)
-        for row in rows
-        if row["metric"] == metric and math.isfinite(row["value"])
+        for one in here
+        if one.row["metric"] == metric and math.isfinite(one.row["value"])
     ]
 
 
-def _chosen(
-    rows: Sequence[Mapping[str, Any]], split_of: Mapping[str, str]
-) -> list[Mapping[str, Any]]:
-    """Of all rows at one D_p, those of each metric's split at the step of each run and the rate
-    that count: losses at their best step, scores at the last."""
-    validation = {
-        (row["run"], row["steps"]): row["value"]
-        for row in rows
-        if _whole(row["split"]) == "validation" and row["metric"] == LOSS
-    }
-    shown = [row for row in rows if row["split"] == split_of[row["metric"]]]
-    found = []
-    for at_last in (False, True):
-        own = [row for row in shown if (better(row["metric"]) > 0) == at_last]
-        if own:
-            rate, steps = _best(own, validation, at_last)
-            found += [
-                row for row in own
-                if row["learning_rate"] == rate and row["steps"] == steps[row["run"]]
-            ]  # fmt: skip
-    return found
-
-
-def _best(
-    rows: Sequence[Mapping[str, Any]], validation: Mapping[tuple[str, int], float], at_last: bool
-) -> tuple[float | None, dict[str, int]]:
-    """The learning rate, and the step of each run, with the lowest validation cross-entropy; the
-    last step of all runs, if `at_last`."""
-    evaluated: dict[str, set[int]] = defaultdict(set)
-    about = {}
-    for row in rows:
-        evaluated[row["run"]].add(row["steps"])
-        about[row["run"]] = row["learning_rate"], row["seed"]
-    steps: dict[str, int] = {}
-    by_rate: dict[float | None, list[tuple[Any, float]]] = defaultdict(list)  # (seed, loss)
-    for run, candidates in evaluated.items():
-        tried = [max(candidates)] if at_last else sorted(candidates)
-        known = [(validation.get((run, step), math.nan), step) for step in tried]
-        finite = [pair for pair in known if math.isfinite(pair[0])]
-        loss, steps[run] = min(finite) if finite else (math.nan, max(candidates))
-        rate, seed = about[run]
-        by_rate[rate].append((seed, loss))
-    means = {rate: _mean_over(losses, by_rate.values()) for rate, losses in by_rate.items()}
-    finite_means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
-    if len(means) > 1 and not finite_means:
-        raise UserError(
-            f"{rows[0]['run']}: {len(means)} learning rates and no validation cross-entropy to "
-            "choose between them; evaluate on the validation split too"
-        )
-    return min(finite_means or means, key=lambda r: (means[r], r or 0.0)), steps
-
-
-def _mean_over(
-    losses: Sequence[tuple[Any, float]], of_all: Iterable[Sequence[tuple[Any, float]]]
-) -> float:
-    """The mean of a rate's (seed, loss): of the seeds that every rate was tried with, so that no
-    rate wins by the luck of its seeds; of its own, where they share none."""
-    shared = set.intersection(*({seed for seed, _ in tried} for tried in of_all))
-    counted = [loss for seed, loss in losses if seed in shared or not shared]
-    return math.fsum(counted) / len(counted)
-
-
-def _point(row: Mapping[str, Any], tried: Mapping[tuple, set[float | None]]) -> Point:
-    rate = row["learning_rate"]
-    rates = _known(tried[row["pretrain_data"], row["pretrain_tokens"]])
+def _point(one: rates.Chosen) -> Point:
+    row = one.row
     return Point(
         x=row["pretrain_tokens"],
         value=row["value"],
-        learning_rate=rate,
+        learning_rate=row["learning_rate"],
         seed=row["seed"],
         step=row["steps"],
-        at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
+        at_edge=one.at_edge,
         run=row["run"],
     )
 

@@ -16,6 +16,7 @@ from t5scaling.analysis.presentation.sentences import (
     place_of,
 )
 from t5scaling.analysis.results.places import Place
+from t5scaling.analysis.results.rates import AT_EDGE
 from t5scaling.analysis.wording import capitalised, interval, number, size, values
 
 
@@ -35,7 +36,7 @@ def results(
         by_task.setdefault(str(curve.place.task), []).append(entry)
     note = "Shaded: held out from the fits. Means over seeds."
     if any(p.at_edge for t in curve_fits for p in (*t.curve.points, *t.curve.baseline)):
-        note += " * the smallest or largest learning rate tried there: possibly under-tuned."
+        note += f" * {AT_EDGE}."
     places = {(one.curve.place, one.curve.metric): place_of(one) for one in curve_fits}
     return render(
         "results.html",
