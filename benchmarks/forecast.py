@@ -26,6 +26,7 @@ from t5scaling.analysis.results.load import load_curves
 
 METRICS = ("cross_entropy", "bleu")
 HALF = 0.5 * 1.05  # D_p are whole batches: half of 4,000,047 is 2,000,989
+SAME = 1.02  # two largest D_p, as many steps of texts of other lengths
 WANTED = 0.8
 FEWEST = 4  # sizes that a law needs
 
@@ -52,16 +53,23 @@ class Foreseen:
 def foresee(path: str) -> list[Foreseen]:
     """Every curve with enough sizes up to half of its largest."""
     found: list[Foreseen] = []
-    by_end: dict[float, list[tuple[Curve, Curve]]] = {}
+    pairs: list[tuple[float, Curve, Curve]] = []
     for curve in load_curves(path):
         end = max(point.x for point in curve.points)
         kept = tuple(point for point in curve.points if point.x <= HALF * end)
         if curve.metric in METRICS and len({point.x for point in kept}) >= FEWEST:
-            by_end.setdefault(end, []).append((curve, dataclasses.replace(curve, points=kept)))
-    for end, pairs in by_end.items():
-        advice = advise_curves([kept for _, kept in pairs], runs=runs_of(path), at=end)
-        for (curve, _), one in zip(pairs, advice.curves if advice else (), strict=bool(advice)):
-            values = [point.value for point in curve.points if point.x == end]
+            pairs.append((end, curve, dataclasses.replace(curve, points=kept)))
+    # Curves of one study are advised on together, as far as they end at the same D_p.
+    pairs.sort(key=lambda pair: pair[0])
+    while pairs:
+        end = pairs[0][0]
+        together = [pair for pair in pairs if pair[0] <= SAME * end]
+        pairs = pairs[len(together) :]
+        advice = advise_curves([kept for *_, kept in together], runs=runs_of(path), at=end)
+        for (own, curve, _), one in zip(
+            together, advice.curves if advice else (), strict=bool(advice)
+        ):
+            values = [point.value for point in curve.points if point.x == own]
             found.append(Foreseen(curve, one, statistics.fmean(values)))
     return found
 

@@ -106,7 +106,7 @@ LAW_VERBS = {
             *COLUMNS,
             Argument(
                 "--law",
-                "log, ceiling or hill for scores; power, m1, m3, m4 or bnsl for losses; "
+                "log, ceiling or hill for scores; power, m1, m3, onset, m4 or bnsl for losses; "
                 "gordon or gadre where x is a loss; lin where it is a checkpoint's finetuning "
                 "data; zhang, zhang-additive, barnett, chinchilla, kaplan, hernandez, muennighoff, "
                 "ghorbani or clark where x is two columns; sources, sources-pair, "

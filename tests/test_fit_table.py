@@ -91,8 +91,8 @@ def test_each_curve_is_compared_by_the_laws_that_it_can_carry(tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     compared = {c["metric"]: [f["law"] for f in c["families"]] for c in record["comparisons"]}
     assert compared["loss, curves of 9 sizes"][0] == "power"
-    assert len(compared["loss, curves of 9 sizes"]) == 5
-    assert set(compared["loss, curves of 5 sizes"]) == {"power", "m1", "m3"}
+    assert len(compared["loss, curves of 9 sizes"]) == 6
+    assert set(compared["loss, curves of 5 sizes"]) == {"power", "m1", "m3", "onset"}
     assert record["not_compared"] == [
         "loss, curves of 3 sizes: 1 curve with too few sizes to compare two families of laws"
     ]

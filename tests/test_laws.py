@@ -17,6 +17,7 @@ THETAS = {
     "power": [(1.7, 0.05, 0.0), (1.7, 0.05, 1.2), (0.5, 0.3, 0.2), (1.0, 0.01, 4.0)],
     "m1": [(1.7, 0.05), (-1.0, 0.6)],
     "m3": [(1.7, 0.05, -4.0), (0.5, 0.3, 0.2), (1.0, 0.2, 2.0)],
+    "onset": [(1.7, 0.05, -4.0), (0.5, 0.3, 0.2), (1.0, 0.2, 2.0)],
     "m4": [(0.6, 0.2, 0.8, -1.0, 0.5), (0.3, 0.05, 0.1, 1.0, 1.0), (0.0, 0.5, 3.0, 0.0, 2.5)],
     "bnsl": [(1.7, 0.1, 0.4, 0.5, -1.0, 0.8), (0.5, 0.5, 0.1, -1.0, 0.5, 0.1)],
     "ceiling": [(1.0, -0.5, 0.3), (2.5, 1.5, -3.0), (0.1, 0.0, 2.0)],
@@ -100,6 +101,14 @@ def test_limits_for_unlimited_data(name, limit):
     with np.errstate(over="ignore"):  # a loss of e^3000
         far = np.exp(law.log_value(theta, np.array([3000.0]), frame_of(law)))
     assert far[0] == pytest.approx(float(law.coefficients(theta, frame_of(law))[limit]), rel=1e-6)
+
+
+def test_the_onset_starts_from_the_value_without_pretraining():
+    """And far above d it is the power law b d^c / D^c."""
+    law, theta = LAWS["onset"], np.array(THETAS["onset"][1])
+    b, d, c = (float(v) for v in law.coefficients(theta, frame_of(law)).values())
+    near, far = np.exp(law.log_value(theta, np.log([1e-9 * d, 1e9 * d]), frame_of(law)))
+    assert near == pytest.approx(b, rel=1e-6) and far == pytest.approx(b * 1e9**-c, rel=1e-6)
 
 
 def test_log_law_predicts_nothing_below_d0():

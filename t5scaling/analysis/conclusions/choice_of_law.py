@@ -24,7 +24,7 @@ from t5scaling.analysis.metrics import LOWER_IS_BETTER, METRICS, highest_of
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.errors import UserError
 
-CANDIDATES = {1: ("log", "ceiling", "hill"), -1: ("power", "m1", "m3")}
+CANDIDATES = {1: ("log", "ceiling", "hill"), -1: ("power", "m1", "m3", "onset")}
 SATURATING = ("hill", "ceiling")  # the first where nothing else decides
 JUDGES = 20
 FEWEST = 3

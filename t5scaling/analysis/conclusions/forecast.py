@@ -1,8 +1,9 @@
 """What is expected at D_p = X, and where one curve overtakes another.
 
 Laws are fitted to all points. Families that cannot be distinguished from the best one on sizes that
-they were not fitted to (paired test, and less than TIMES_THE_BEST times its error), and have no
-more coefficients, all take part: the value is the best one's, the interval spans those of all.
+they were not fitted to (paired test, and where there are ENOUGH predictions less than
+TIMES_THE_BEST times its error) all take part: the value is the best one's, the interval spans those
+of all. Those with more coefficients do too: what they leave open, the best one does not close.
 Neither passes the end of the metric's scale. Where two data sets cross, and where a data set and
 the baseline: both curves' laws are solved for it, in each bootstrap replicate, up to REACH times
 the largest fitted size. Replicates of two curves are drawn independently, so that
@@ -29,11 +30,12 @@ from t5scaling.analysis.metrics import highest_of
 from t5scaling.analysis.results.curves import Curve
 from t5scaling.errors import UserError
 
-RIVALS = {1: ("log", "ceiling", "hill"), -1: ("power", "m1", "m3")}
+RIVALS = {1: ("log", "ceiling", "hill"), -1: ("power", "m1", "m3", "onset")}
 MORE = {1: (), -1: ("m4", "bnsl")}  # for curves with SPARE sizes more than they have coefficients
 SPARE = 4
 REACH = 100.0
 TIMES_THE_BEST = 2.0
+ENOUGH = 7  # predictions: of fewer, the errors of two equals differ as much in 1 case of 20
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,9 @@ def rivals(curve_fit: CurveFit) -> tuple[str, ...]:
 
 
 def contenders(comparison: Comparison) -> list[Law]:
-    """The best family, and those with no more coefficients that the data cannot distinguish."""
-    best, *others = as_good(comparison, TIMES_THE_BEST)
-    return [best, *(law for law in others if law.num_parameters <= best.num_parameters)]
+    """The best family, and those that the data cannot distinguish from it."""
+    enough = len(comparison.families[0].predictions) >= ENOUGH
+    return as_good(comparison, TIMES_THE_BEST if enough else math.inf)
 
 
 def overtakes(first: Outlook, second: Outlook) -> Crossing | None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from t5scaling.analysis.laws import bent
 from t5scaling.analysis.laws.base import Coefficient, Frame, Law, sigmoid
 
 _FAR = 500.0  # a logit beyond which a float64 cannot tell its sigmoid from 1
@@ -78,83 +79,6 @@ class PurePower(Law):
 
     def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
         return c["b"] / x ** c["c"]
-
-
-class ShiftedPower(Law):
-    """L(D) = b * (1/D + g)^c, c, g >= 0 (M3 of Alabdulmohsin et al., arXiv 2209.06640).
-
-    A power law that levels off at b * g^c once D passes 1/g. Held at the centre:
-
-        theta = (log L(D_c), slope = -d log L / d log D at D_c, log(g * D_c))
-        c = slope * (1 + g D_c)
-        log L(D) = theta_0 + c * log((D_c/D + g D_c) / (1 + g D_c))
-
-    g = 0 is the pure power law.
-    """
-
-    name = "m3"
-    title = "shifted power law"
-    formula = "L(D) = b * (1/D + g)^c"
-    direction = -1
-    huber_delta = 1e-3
-    theta_names = ("log value at the centre", "slope at the centre", "log g")
-    coefficient_table = (
-        Coefficient("b", "factor", "metric * D^c"),
-        Coefficient("g", "inverse of the size at which the curve levels off", "1/D"),
-        Coefficient("c", "exponent", "1"),
-        Coefficient("floor", "b * g^c: value for unlimited D", "metric"),
-    )
-    at_bound: ClassVar = {
-        ("slope at the centre", "low"): "the fitted value does not fall with D",
-        ("log g", "low"): "no levelling off is visible in the fitted points (g = 0 fits best)",
-        ("log g", "high"): "the fitted curve levels off before its centre",
-    }
-
-    def log_value(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
-        value, slope, log_g = (theta[..., i, None] for i in range(3))
-        power = slope * (1 + np.exp(log_g))
-        u = log_x - frame.log_centre
-        return value + power * (np.log(np.exp(-u) + np.exp(log_g)) - np.logaddexp(0.0, log_g))
-
-    def jacobian(self, theta: np.ndarray, log_x: np.ndarray, frame: Frame) -> np.ndarray:
-        _, slope, log_g = (theta[..., i, None] for i in range(3))
-        g, u = np.exp(log_g), log_x - frame.log_centre
-        total = np.exp(-u) + g
-        drop = np.log(total) - np.logaddexp(0.0, log_g)
-        share = g / total - sigmoid(log_g)  # derivative of `drop` by log g
-        return np.stack(
-            [np.ones_like(drop), (1 + g) * drop, slope * (g * drop + (1 + g) * share)], axis=-1
-        )
-
-    def bounds(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-        width = 1.0 + frame.log_high - frame.log_low
-        return (
-            np.array([frame.log_low - width, 1e-6, -12.0]),
-            np.array([frame.log_high + width, 10.0, 6.0]),
-        )
-
-    def starts(self, log_x: np.ndarray, log_y: np.ndarray, frame: Frame) -> np.ndarray:
-        steepness = max(-np.polyfit(log_x, log_y, 1)[0], 1e-3)
-        grid = [
-            (log_y.mean(), steepness * factor, log_g)
-            for factor in (0.1, 0.4, 1.0, 1.5)
-            for log_g in (-6.0, -4.0, -2.5, -1.0, 0.0, 1.0)
-        ]
-        return np.array(grid)
-
-    def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
-        value, slope, log_g = (theta[..., i] for i in range(3))
-        power = slope * (1 + np.exp(log_g))
-        with np.errstate(over="ignore"):
-            return {
-                "b": np.exp(value - power * (np.logaddexp(0.0, log_g) - frame.log_centre)),
-                "g": np.exp(log_g - frame.log_centre),
-                "c": power,
-                "floor": np.exp(value + power * (log_g - np.logaddexp(0.0, log_g))),
-            }
-
-    def published(self, x: np.ndarray, c: Mapping[str, np.ndarray]) -> np.ndarray:
-        return c["b"] * (1 / x + c["g"]) ** c["c"]
 
 
 class BrokenPower(Law):
@@ -541,5 +465,5 @@ class Hill(Law):
 
 
 LAWS: tuple[Law, ...] = (
-    PurePower(), ShiftedPower(), Sigmoidal(), BrokenPower(), Ceiling(), Hill(),
+    PurePower(), *bent.LAWS, Sigmoidal(), BrokenPower(), Ceiling(), Hill(),
 )  # fmt: skip

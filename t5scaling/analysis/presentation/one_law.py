@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from t5scaling.analysis.conclusions.curve_fit import CurveFit
 from t5scaling.analysis.conclusions.frontier import FLOPS, frontier
@@ -54,12 +54,19 @@ def draw_mesh(axes: Axes, fit: Fit, names: Sequence[str], metric: str) -> list[l
     first, second = (np.geomspace(a, b, _LINES) for a, b in zip(low, high, strict=True))
     mesh = np.array(np.meshgrid(first, second))
     values = fit.predict(mesh.reshape(2, -1)).reshape(mesh.shape[1:])
-    shades = axes.contourf(first, second, values, levels=14, cmap="cividis_r", alpha=0.75)
+    # A law that misses its points may run off beyond them: shades are for values near theirs.
+    span = np.ptp(fit.y)
+    lowest = max(values.min(), fit.y.min() - span)
+    highest = min(values.max(), fit.y.max() + span)
+    beyond = lowest > values.min() or highest < values.max()
+    levels = MaxNLocator(15).tick_values(lowest, highest)
+    shades = axes.contourf(first, second, values, levels, cmap="cividis_r", alpha=0.75,
+                           extend="both" if beyond else "neither")  # fmt: skip
     every_other = np.asarray(shades.levels)[::2]
     lines = axes.contour(first, second, values, levels=every_other, colors="#222222",
                          linewidths=0.8)  # fmt: skip
     axes.clabel(lines, fontsize=8, fmt="%.3g")
-    axes.scatter(*fit.x, c=fit.y, cmap="cividis_r", vmin=values.min(), vmax=values.max(),
+    axes.scatter(*fit.x, c=fit.y, cmap="cividis_r", vmin=lowest, vmax=highest,
                  edgecolors="black", s=46 if len(fit.y) <= 60 else 22, zorder=3)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
