@@ -99,7 +99,7 @@ def test_equal_rates_are_not_uneven(tmp_path):
         ),
         (
             Uneven("tiny", TASK, 613, 25, (0.01,), {}, (Further(0.06, 1, 0, 0.0),)),
-            "0.06 was tried at 1 point besides and does not count: it is better at none of them.",
+            "At a few points 0.06 was tried besides, and better at none.",
         ),
         (
             Uneven("tiny", TASK, 613, 25, (0.01, 0.03), {0.03: (0, 3)}, ()),

@@ -4,8 +4,8 @@ A command that can be run nowhere but on a cluster is looked at by `--dry_run`, 
 read and the test that does run its like is named here.
 """
 
-import csv
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -293,49 +293,61 @@ def test_the_numbers_of_our_study_of_bleu_are_those_of_its_files():
     said = " ".join(found.partition("\n## ")[0].split())
     results = ROOT / "results/transfer"
     findings = json.loads((results / "findings.json").read_text())
+    runs = (results / "runs.jsonl").read_text().splitlines()
+    assert f"en-fr and en-de, {sum(json.loads(run)['done'] for run in runs)} runs" in said
     curves = [
         curve
         for curve in json.loads((results / "fits.json").read_text())["curves"]
         if curve["model"] == "mini" and curve["pretrain_data"] == "techdoc_span_en50_fr50"
     ]
     losses = {c["finetune_examples"]: c for c in curves if c["metric"] == "cross_entropy"}
-    few, more = sorted(losses)
-    end = max(p["x"] for p in losses[few]["points"])
-    largest = [p["value"] for p in losses[few]["points"] if p["x"] == end]
-    assert f"by {losses[few]['baseline'] - sum(largest) / len(largest):.2f} nats" in said
+    bleu = {c["finetune_examples"]: c["baseline"] for c in curves if c["metric"] == "bleu"}
+    few, more, every = sorted(losses)
+    assert (
+        f"{few:,} pairs reach BLEU {bleu[few]:.1f}, {more:,} reach {bleu[more]:.1f} and {every:,} "
+        f"reach {bleu[every]:.1f}"
+    ) in said
+
     means = {x: [p["value"] for p in losses[few]["points"] if p["x"] == x]
              for x in sorted({p["x"] for p in losses[few]["points"]})}  # fmt: skip
     falling = [sum(values) / len(values) for values in means.values()]
-    assert falling == sorted(falling, reverse=True) and len(falling) == 6
-
-    slopes = {
-        (choice["place"]["model"], choice["place"]["pretrain_data"]): choice["ways"][0]
-        for choice in findings["steps"]
-        if choice["place"]["finetune_examples"] == few
-    }
-    for model, sentence in (
-        ("mini", "adds {:.2f} (90 % interval {:.2f} to {:.2f}). After German"),
-        ("tiny", "of 2.9M parameters, a tenfold D_p adds {:.2f} ({:.2f} to {:.2f})"),
-    ):
-        way = slopes[model, "techdoc_span_en50_fr50"]
-        assert sentence.format(way["slope"], way["low"], way["high"]) in said
-    german = slopes["mini", "techdoc_span_de"]
-    fall = [-german[name] for name in ("slope", "high", "low")]
-    assert "it falls, by {:.2f} ({:.2f} to {:.2f})".format(*fall) in said
-
-    bleu = {c["finetune_examples"]: c["baseline"] for c in curves if c["metric"] == "bleu"}
-    every = 61_164  # without a curve: pretraining was not tried with all pairs
-    at_end = [
-        float(row["value"])
-        for row in csv.DictReader((results / "results.csv").read_text().splitlines())
-        if (row["finetune_examples"], row["pretrain_tokens"]) == (str(every), "0")
-        and (row["learning_rate"], row["steps"]) == ("0.03", "2000")
-        and (row["split"], row["metric"]) == ("test", "bleu")
-    ]
+    steps = [late - soon for soon, late in itertools.pairwise(falling)]
+    assert len(steps) == 5 and steps == sorted(steps, reverse=True) and steps[0] < 0
+    assert f"by {losses[few]['baseline'] - falling[-1]:.2f} nats" in said
+    (compared,) = (c for c in findings["comparisons"] if c["metric"] == "cross_entropy")
+    errors = {family["law"]: family["rms_log_error"] for family in compared["families"]}
+    assert compared["winner"] == "onset"
     assert (
-        f"{few:,} pairs reach BLEU {bleu[few]:.1f}, {more:,} reach {bleu[more]:.1f} and {every:,} "
-        f"reach {sum(at_end) / len(at_end):.1f}"
+        f"an error of {100 * errors['onset']:.1f} %, the paper's law, which levels off, of "
+        f"{100 * errors['power']:.1f} %"
     ) in said
+
+    shapes = [
+        curve["shape"]
+        for curve in findings["curves"]
+        if curve["metric"] == "bleu" and curve["place"]["model"] == "mini"
+    ]
+    assert len(shapes) == 10 and shapes.count("inverse") == 7 and shapes.count("trendless") == 3
+    assert "of ten curves none gets better and seven get worse" in said
+    slopes = {
+        (place["model"], place["task"][-5:], place["finetune_examples"]): choice["ways"][0]
+        for choice in findings["steps"]
+        if (place := choice["place"])["pretrain_data"].startswith("techdoc_span_en50")
+    }
+    for place, sentence in (
+        (("mini", "en_fr", few), "adds {:.2f} (90 % interval {:.2f} to {:.2f}) in en-fr and"),
+        (("mini", "en_de", 5_970), "and {:.2f} ({:.2f} to {:.2f}) in en-de."),
+        (("tiny", "en_fr", few), "2.9M parameters, a tenfold D_p adds {:.2f} ({:.2f} to {:.2f})."),
+    ):
+        way = slopes[place]
+        assert sentence.format(way["slope"], way["low"], way["high"]) in said
+    (claim,) = (claim for claim in findings["claims"] if claim["letter"] == "b")
+    assert claim["answer"] == "yes"
+    costs = {
+        found["pair"]: -[n["value"] for n in found["numbers"] if n["metric"] == "bleu"][-1]
+        for found in claim["findings"]
+    }
+    assert f"cost {costs['en-fr']:.2f} BLEU in en-fr and {costs['en-de']:.2f} in en-de" in said
 
 
 def test_our_study_goes_on_where_it_was(here, mini_root, capsys):

@@ -109,15 +109,16 @@ def _of_rates(pool: Uneven) -> str:
     if any(without for without, _ in pool.lacking.values()):
         said.append("So what pretraining gains there is compared at unequal grids.")
     for one in pool.further:
-        found = (
-            f"it is better at {one.better} of them, by up to {number(one.most)} nats of validation "
-            "cross-entropy, so that the others may be under-tuned too."
-            if one.better
-            else "it is better at none of them."
-        )
-        said.append(
-            f"{one.rate:g} was tried at {_points(one.places)} besides and does not count: {found}"
-        )
+        if one.better:
+            said.append(
+                f"{one.rate:g} was tried at {_points(one.places)} besides and does not count: it "
+                f"is better at {one.better} of them, by up to {number(one.most)} nats of "
+                "validation cross-entropy, so that the others may be under-tuned too."
+            )
+    worse = [f"{one.rate:g}" for one in pool.further if not one.better]
+    if worse:
+        said.append(f"At a few points {listed(worse)} {'was' if len(worse) == 1 else 'were'} tried "
+                    "besides, and better at none.")  # fmt: skip
     return " ".join(said)
 
 

@@ -96,7 +96,7 @@ def chosen(rows: Sequence[Row], split_of: Mapping[str, str], rates: Set[Rate]) -
     Raises UserError if the rates cannot be compared for want of a validation cross-entropy.
     """
     validation = _validation(rows)
-    tried = sorted(rate for rate in _tried(rows) if rate is not None)
+    tried = sorted(_known(rows))
     shown = [row for row in rows if row["split"] == split_of[row["metric"]]]
     found = []
     for at_last in (False, True):
@@ -121,14 +121,15 @@ def uneven(rows: Iterable[Row]) -> list[Uneven]:
     found = []
     for (model, task, pool), places in sorted(by_place(rows).items()):
         among = {rate for rate in compared(places) if rate is not None}
-        tried = {place: _tried(here) - {None} for place, here in places.items()}
+        tried = {place: _known(here) for place, here in places.items()}
         lacking = {}
         for rate in sorted(among):
             sides = [tokens > 0 for (_, tokens), own in tried.items() if own and rate not in own]
             if sides:
                 lacking[rate] = sides.count(False), sides.count(True)
         further = []
-        for rate in sorted(set().union(*tried.values()) - among):
+        everything: set[float] = set().union(*tried.values())
+        for rate in sorted(everything - among):
             beside = [
                 here
                 for place, here in places.items()
@@ -163,6 +164,10 @@ def whole(split: str) -> str:
 
 def _tried(rows: Iterable[Row]) -> set[Rate]:
     return {row["learning_rate"] for row in rows}
+
+
+def _known(rows: Iterable[Row]) -> set[float]:
+    return {rate for rate in _tried(rows) if rate is not None}
 
 
 def _validation(rows: Iterable[Row]) -> dict[tuple[str, int], float]:
