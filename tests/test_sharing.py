@@ -12,6 +12,7 @@ import pytest
 from t5scaling import nvidia
 from t5scaling.errors import Stopped, UserError
 from t5scaling.study import sharing
+from t5scaling.training import tracker
 
 # In place of run.py: says what it was given, and ends with 3, or at a signal once it has "saved".
 PROGRAM = """
@@ -24,6 +25,7 @@ signal.signal(signal.SIGTERM, save)
 given = {
     "cores": sorted(os.sched_getaffinity(0)),
     "pipes": os.environ.get("CUDA_MPS_PIPE_DIRECTORY"),
+    "shared_by": os.environ["T5SCALING_SHARED_BY"],
     "preallocate": os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"],
     "session": os.getsid(0),
 }
@@ -45,6 +47,7 @@ def command(tmp_path, monkeypatch):
     program.write_text(PROGRAM)
     monkeypatch.setattr(sys, "argv", [str(program)])
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    monkeypatch.setenv(tracker.SHARED_BY, "1")
     monkeypatch.delenv("CUDA_MPS_PIPE_DIRECTORY", raising=False)
     monkeypatch.delenv("CUDA_MPS_LOG_DIRECTORY", raising=False)
     monkeypatch.setattr(nvidia, "driver_is_here", lambda: False)
@@ -75,6 +78,7 @@ def test_the_others_share_the_cores_and_are_waited_for(command, tmp_path, capsys
     assert set.union(*shares) == cores
     assert len(cores) < 3 or sum(map(len, shares)) == len(cores)
     assert {other["preallocate"] for other in others} == {"false"}
+    assert {other["shared_by"] for other in others} == {os.environ["T5SCALING_SHARED_BY"]} == {"3"}
     assert os.getsid(0) not in {other["session"] for other in others}
     logs = tmp_path / "study/jobs"
     assert [path.read_text() for path in sorted(logs.iterdir())] == ["works\n"] * 2

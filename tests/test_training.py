@@ -321,7 +321,23 @@ def test_tracker_drops_what_came_after_the_resumed_step(tmp_path):
     kept = [(line["step"], line["split"]) for line in mini.lines(tmp_path)]
     # Evaluation at the resumed step is done again, so its old lines go.
     assert kept == [(5, "train"), (5, "test"), (10, "train")]
-    assert log.wall_s() >= 10.0
+    assert log.spent(1)["wall_s"] >= 10.0
+
+
+def test_devices_that_processes_share_count_once(tmp_path, monkeypatch):
+    """And a run that goes on elsewhere counts each launch on the devices that it had."""
+    now = [100.0]
+    monkeypatch.setattr(tracker.time, "monotonic", lambda: now[0])
+    log = tracker.Tracker(str(tmp_path), 0)
+    now[0] += 10
+    assert log.spent(4) == {"wall_s": 10.0, "device_s": 40.0}
+    log.timing({"step": 5, **log.spent(4)})
+    log.close()
+    monkeypatch.setenv(tracker.SHARED_BY, "14")
+    log = tracker.Tracker(str(tmp_path), 5)
+    now[0] += 28
+    assert log.spent(1) == {"wall_s": 38.0, "device_s": 42.0}
+    log.close()
 
 
 def test_schedules_are_read_at_the_step_about_to_be_done(reference, mini_root, tmp_path):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from t5scaling import nvidia, records, storage
 from t5scaling.errors import Stopped, UserError
+from t5scaling.training import tracker
 
 ENDING_S = 60.0  # for the others to save their runs, when this process is stopped
 _PIPES, _LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
@@ -57,6 +58,7 @@ def shared(processes: int, command: Sequence[str], study_dir: str) -> Iterator[N
         return
     # Each takes as much of a GPU's memory as it needs, not three quarters of it at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ[tracker.SHARED_BY] = str(processes)  # a second of the devices counts once
     if nvidia.driver_is_here():
         _serve_together()
         shares: list[set[int]] = []

@@ -223,8 +223,7 @@ def train(
                 log.metrics({"step": last, "split": "train", "task": dataset.task, **found,
                              "examples_seen": last * batch_size})  # fmt: skip
                 devices = _devices(scalars)
-                wall = log.wall_s()
-                timing = {"step": last, "wall_s": wall, "device_s": wall * devices}
+                timing = {"step": last, **log.spent(devices)}
                 if seconds := scalars.get("timing/seconds"):
                     timing["target_tokens_per_s"] = found["target_tokens"] / seconds
                 log.timing(timing)
@@ -238,8 +237,7 @@ def train(
         _check_checkpoints(model_dir, wanted, model)
         for line in _measured(model_dir, train_steps, evaluators, progress):
             log.metrics({"step": train_steps, **line})
-        wall = log.wall_s()
-        log.timing({"step": train_steps, "wall_s": wall, "device_s": wall * devices})
+        log.timing({"step": train_steps, **log.spent(devices)})
         log.flush()
         run_directory.finish(model_dir, train_steps)
         kept = wanted if keep_checkpoint else list(checkpoint_steps)

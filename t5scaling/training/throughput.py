@@ -85,8 +85,7 @@ class Clock:
 
         Returns the speed as text, for the progress bar.
         """
-        wall = self._log.wall_s()
-        line = {"step": step, "wall_s": wall, "device_s": wall * jax.device_count()}
+        line = {"step": step, **self._log.spent(jax.device_count())}
         now = time.monotonic()
         if self._since is not None and step > self._since[0]:
             steps, seconds = step - self._since[0], now - self._since[1]

@@ -8,10 +8,11 @@ killed and resumed leaves the same bytes as one never killed:
   {"step", "split": "validation" | "test" | ..., "task", "cross_entropy", "target_tokens", ...}
 timing.jsonl holds the clock: {"step", "wall_s", "device_s", "tokens_per_s", "positions_per_s",
 "model_tflops_per_s", "mfu" if the device's peak is known}; wall_s and device_s go on counting over
-restarts.
+restarts. Of devices that several processes share (`study --processes`) each counts its part.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from typing import Any
 from t5scaling import records, storage
 from t5scaling.errors import UserError
 from t5scaling.training.mirrors import Mirror, open_mirror
+
+SHARED_BY = "T5SCALING_SHARED_BY"  # environment variable: how many processes share the devices
 
 # (steps done, steps in all, what is going on, or "" for no news) -> None
 Progress = Callable[[int, int, str], None]
@@ -49,7 +52,7 @@ class Tracker:
         """
         self._writes = writes
         self._mirrors: list[Mirror] = []
-        self._wall_before, self._start = 0.0, time.monotonic()
+        self._wall_before, self._device_before, self._start = 0.0, 0.0, time.monotonic()
         if not writes:
             return
         folder = storage.make_folder(model_dir)
@@ -74,7 +77,9 @@ class Tracker:
         self._timing, timing = _resume(
             folder / records.TIMING, records.TIMING_LINE, lambda line: line["step"] <= step
         )
-        self._wall_before = timing[-1]["wall_s"] if timing else 0.0
+        if timing:
+            self._wall_before = timing[-1]["wall_s"]
+            self._device_before = timing[-1].get("device_s", self._wall_before)
         import tensorboardX  # 0.4 s, and a study that is finished writes nothing
 
         self._events = storage.Folder(folder / "tensorboard")
@@ -83,9 +88,15 @@ class Tracker:
         )
         self._mirrors = [open_mirror(name, model_dir, config or {}) for name in mirrors]
 
-    def wall_s(self) -> float:
-        """Seconds that this run has taken so far, earlier launches included."""
-        return self._wall_before + time.monotonic() - self._start
+    def spent(self, devices: int) -> dict[str, float]:
+        """wall_s and device_s of this run so far, earlier launches included, in seconds; this
+        launch is on so many devices."""
+        here = time.monotonic() - self._start
+        share = devices / int(os.environ.get(SHARED_BY, 1))
+        return {
+            "wall_s": self._wall_before + here,
+            "device_s": self._device_before + here * share,
+        }
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Appends one line of metrics: at least step, split and task."""
