@@ -48,7 +48,7 @@ PROGRAMS = (
     Program("large", 128, {"remat": "minimal"}),
 )
 REHEARSAL = (
-    Program("base", 4, {"dropout_rate": 0.1}),
+    Program("base", 4),
     Program("base", 4, {"attention": "no such attention"}),  # a variant that fails
 )
 

@@ -131,7 +131,7 @@ def test_mfu_measures_a_program_and_records_the_one_that_fails(rehearsal):
     assert "no such attention" in failed["failed"]
     assert failed["program"] == "base B4 attention=no such attention"
     assert together["compiled"] == 1
-    assert measured["program"] == "base B4 dropout_rate=0.1"
+    assert measured["program"] == "base B4"
     positive(measured, "ms", "tflops", "mfu", "rows_per_s", "compile_s", "planned_gib", "loss")
     assert measured["mfu"] < 1
     assert measured["rows_per_s"] == pytest.approx(4 / measured["ms"] * 1e3, rel=1e-4)

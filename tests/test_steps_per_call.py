@@ -163,9 +163,13 @@ SMALL = network.T5Config(
 @pytest.mark.parametrize(
     ("mesh", "changes", "microbatches"),
     [
-        # Dropout is a third of what there is to compile, so that one case has it.
-        ({"data": 2}, {"scan_layers": True, "remat": "full", "dropout_rate": 0.1}, 2),
-        ({"data": 1, "model": 2}, {"dtype": "bfloat16", "logits_via_embedding": True}, 1),
+        # Dropout is what takes longest to compile: apart from what would have it compiled twice.
+        ({"data": 2}, {"scan_layers": True, "dropout_rate": 0.1}, 1),
+        (
+            {"data": 1, "model": 2},
+            {"remat": "full", "dtype": "bfloat16", "logits_via_embedding": True},
+            2,
+        ),
     ],
 )
 def test_both_programs_compute_the_same_bits(mesh, changes, microbatches):
