@@ -11,6 +11,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -27,6 +29,7 @@ from t5scaling.analysis.results.roles import (
 )
 from t5scaling.analysis.wording import short_size
 
+PNG_DPI = 160
 # Okabe and Ito's palette, for colour-blind readers too; markers differ for black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # One family of colours for each role of pretraining data, in all figures, and the darker shade in
@@ -116,17 +119,19 @@ def stem_of(folder: Path, parts: Sequence[object], taken: dict[str, str]) -> Pat
 
 def save(page: Figure, stem: Path) -> None:
     """Writes stem.png and stem.svg; the same page gives the same bytes."""
+    # By the canvases themselves, each of which lays the page out as it draws it: `savefig` draws
+    # every page twice, the first time for its layout alone.
     with matplotlib.rc_context(STYLE):
-        for ending, metadata in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
-            buffer = io.BytesIO()
-            page.savefig(
-                buffer, format=ending, dpi=160 if ending == "png" else "figure",
-                metadata=dict.fromkeys(metadata),
-            )  # fmt: skip
-            content = buffer.getvalue()
-            if ending == "svg":
-                content = _shorter_paths(content.decode()).encode()
-            _write(stem, ending, content)
+        dpi, png, svg = page.dpi, io.BytesIO(), io.StringIO()
+        try:
+            page.set_dpi(PNG_DPI)
+            FigureCanvasAgg(page).print_png(png, metadata={"Software": None})
+            page.set_dpi(dpi)
+            FigureCanvasSVG(page).print_svg(svg, metadata={"Date": None, "Creator": None})
+        finally:
+            page.set_dpi(dpi)  # print_svg leaves its own
+    _write(stem, "png", png.getvalue())
+    _write(stem, "svg", _shorter_paths(svg.getvalue()).encode())
 
 
 def _shorter_paths(svg: str) -> str:

@@ -195,7 +195,7 @@ def curves_of(
     Raises UserError if the rates of a point cannot be compared for want of a validation
     cross-entropy.
     """
-    split_of = _splits(rows, split)
+    split_of, of_t5x = _splits(rows, split), _is_of_t5x(rows)
     curves = []
     for (model, task, examples), places in sorted(rates.by_place(rows).items()):
         among = rates.compared(places)
@@ -222,7 +222,7 @@ def curves_of(
                         facts={
                             "study": first["study"],
                             "split": first["split"],
-                            **({"unit": T5X_UNIT} if _is_of_t5x(rows) else {}),
+                            **({"unit": T5X_UNIT} if of_t5x else {}),
                             "parameters": first["parameters"],
                             "alignment": float(first["alignment"]) if first["alignment"] else None,
                             "finetune_tokens": first["finetune_tokens"],
