@@ -25,7 +25,8 @@ def onset(size):
 
 
 def foreseen(folder, last=0.0, law=power_law):
-    """A law, but for `last` that is added at the largest size; what is said of it."""
+    """What the forecast makes of a study that follows `law`, with `last` added at the largest
+    size."""
 
     def value(metric, pair, role, size, pool, seed):
         if metric != "cross_entropy":
