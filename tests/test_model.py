@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,10 +133,20 @@ def test_what_is_known_of_parameters_ahead_is_what_is_drawn(scan_layers):
         T5_1_1, num_encoder_layers=1, num_decoder_layers=2, scan_layers=scan_layers,
         dtype="bfloat16", dropout_rate=0.1, remat="full",
     )  # fmt: skip
-    drawn = jax.eval_shape(functools.partial(network._init_boxed, config), jax.random.key(0))
-    known = network._boxed_shapes(config)
+    drawn = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    known = network.abstract_params(config)
     assert jax.tree.structure(known) == jax.tree.structure(drawn)
     assert jax.tree.leaves(known) == jax.tree.leaves(drawn)
+
+
+def test_parameters_are_those_that_flax_draws_one_by_one():
+    config = dataclasses.replace(T5_1_1, num_decoder_layers=2)
+    tokens = np.ones((1, 1), np.int32)
+    flax_draws = jax.jit(lambda key: Transformer(config).init(key, tokens, tokens)["params"])
+    wanted = flatten_dict(nn.unbox(flax_draws(jax.random.key(5))), sep="/")
+    drawn = flatten_dict(init_params(config, jax.random.key(5)), sep="/")
+    assert drawn.keys() == wanted.keys()
+    assert all(np.array_equal(drawn[name], wanted[name]) for name in wanted)
 
 
 def test_initial_scales(initialised):

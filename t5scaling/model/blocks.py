@@ -23,6 +23,7 @@ from t5scaling.model.layers import (
     parameter,
     placement,
     relative_position_bucket,
+    variance_scaling,
 )
 
 
@@ -33,7 +34,7 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     def setup(self) -> None:
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        init = variance_scaling(1.0, "fan_avg", "uniform")
         axes, shape = ("heads", "relpos_buckets"), (self.config.num_heads, RELPOS_BUCKETS)
         self.rel_embedding = parameter(self, "rel_embedding", init, axes, shape)
 

@@ -8,19 +8,19 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
 RELPOS_BUCKETS = 32
 RELPOS_MAX_DISTANCE = 128  # tokens; further keys share the last bucket
 PRODUCT = "product"  # name of what remat "minimal" keeps
+SITES = 6  # where a layer drops, at most
 MASKED = -1e10  # finite, so a row whose keys are all masked stays free of NaN
 
 Result = TypeVar("Result")
@@ -88,8 +88,8 @@ _initializers: contextvars.ContextVar[dict | None] = contextvars.ContextVar("ini
 
 @contextlib.contextmanager
 def noting_initializers(noted: dict[tuple[str, ...], Callable]) -> Iterator[None]:
-    """Inside the block, each `Dense` that is traced stores its kernel's initialiser under its
-    path."""
+    """Inside the block, each parameter that a traced model declares stores its initialiser under
+    its path."""
     token = _initializers.set(noted)
     try:
         yield
@@ -97,47 +97,42 @@ def noting_initializers(noted: dict[tuple[str, ...], Callable]) -> Iterator[None
         _initializers.reset(token)
 
 
-def draw_as_unrolled(
-    params: Any, initializers: Mapping[tuple[str, ...], Callable], rng: jax.Array
-) -> None:
-    """Draws the kernels of stacked layers from the keys that Flax gives to layers by themselves.
-
-    One draw for a kernel of all layers: to compile those of each layer would take minutes.
-    """
-    for (stack, *path), init in initializers.items():
-        if path[0] != "layers":
-            continue
-        module = params[stack]
-        for name in path:
-            module = module[name]
-        kernel = module["kernel"]
-        count, *shape = kernel.value.shape
-        keys = [
-            LazyRng.create(rng, stack, f"layers_{number}", *path[1:], 1).as_jax_rng()
-            for number in range(count)
-        ]
-        draw = functools.partial(init, shape=tuple(shape), dtype=jnp.float32)
-        module["kernel"] = kernel.replace_boxed(jax.vmap(draw)(jnp.stack(keys)))
+# One object for each distribution: by it, equal initialisers are known to be equal.
+variance_scaling = functools.cache(nn.initializers.variance_scaling)
+normal = functools.cache(nn.initializers.normal)
 
 
 class Noise(NamedTuple):
-    """Where dropout's masks come from: a key for each row, and a place in the model.
+    """Where the masks of one layer's dropout come from: a key for each site in it and each row.
 
     A mask depends on its row's key, its layer and the site in it, and on nothing else: not on the
     rows that are computed together, nor on how layers are compiled.
     """
 
-    keys_B: jax.Array  # typed keys
-    layer: int | jax.Array = 0  # unique in the model
+    keys_SxB: jax.Array  # typed keys
+
+    @classmethod
+    def for_layers(cls, keys_B: jax.Array, layers: Sequence[int]) -> "Noise":
+        """Of all `layers`, whose numbers are unique in the model; keys (L, S, B): see `of_layer`.
+
+        They are drawn together, as each draw is a loop of its own to compile.
+        """
+        numbers_LxS = np.asarray(layers, np.uint32)[:, None] * 16 + np.arange(
+            SITES, dtype=np.uint32
+        )
+        of_rows = jax.vmap(jax.random.fold_in, (0, None))
+        return cls(jax.vmap(jax.vmap(of_rows, (None, 0)), (None, 0))(keys_B, numbers_LxS))
+
+    def of_layer(self, index: int | jax.Array) -> "Noise":
+        """Of one of the layers of `for_layers`, by its place among them."""
+        return Noise(self.keys_SxB[index])
 
     def mask(self, site: int, shape: tuple[int, ...], keep: float) -> jax.Array:
-        """(B, *shape) bool, true with the probability `keep`; `site` is below 16."""
-
-        def of_row(key: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(key, self.layer * 16 + site)
-            return jax.random.bernoulli(key, keep, shape)
-
-        return jax.vmap(of_row)(self.keys_B)
+        """(B, *shape) bool, true with the probability `keep`."""
+        draw = functools.partial(jax.random.bits, shape=shape, dtype=jnp.uint32)
+        bits = jax.vmap(draw)(self.keys_SxB[site])
+        # As `jax.random.bernoulli` decides, which first makes numbers in [0, 1) of these 23 bits.
+        return bits >> 9 < math.ceil(float(np.float32(keep)) * 2**23)
 
 
 def dropout(
@@ -236,6 +231,9 @@ def parameter(
     shape: a fifth of the time in which a model is traced.
     """
     if not module.has_variable("params", name):
+        noted = _initializers.get(None)
+        if noted is not None:
+            noted[*module.path, name] = init
         boxed: Any = nn.with_logical_partitioning(init, axes)  # a module gets the array itself
         return module.param(name, boxed, shape)
     given: Any = nn.unbox(module.get_variable("params", name))
@@ -259,10 +257,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.variance_scaling(self.scale, "fan_in", self.distribution)
-        noted = _initializers.get(None)
-        if noted is not None:
-            noted[self.path] = init
+        init = variance_scaling(self.scale, "fan_in", self.distribution)
         kernel = parameter(self, "kernel", init, self.axes, (x.shape[-1], self.features))
         return checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)
 

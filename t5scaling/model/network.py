@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5scaling.model import attention
+from t5scaling.model import attention, drawing
 from t5scaling.model.blocks import Attention, Mlp, RelativePositionBias
 from t5scaling.model.cache import DecoderCache, DecoderContext
 from t5scaling.model.config import T5Config
@@ -33,14 +33,15 @@ from t5scaling.model.layers import (
     Norm,
     Placement,
     constrain,
-    draw_as_unrolled,
     dropout,
     lookup,
     mask_bias,
+    normal,
     noting_initializers,
     parameter,
     placed,
     placement,
+    variance_scaling,
 )
 
 
@@ -91,8 +92,15 @@ def _through_layers(
     return x_BxTxE
 
 
-def _noise(keys_B: jax.Array | None, layer: int | jax.Array) -> Noise | None:
-    return None if keys_B is None else Noise(keys_B, layer)
+def _noise(keys_B: jax.Array | None, stack: int, first: int, count: int) -> Noise | None:
+    """Of a stack, which has a number as a layer has, and then of its layers, from `first` on."""
+    if keys_B is None:
+        return None
+    return Noise.for_layers(keys_B, (stack, *range(first, first + count)))
+
+
+def _of_layer(noise: Noise | None, index: int | jax.Array) -> Noise | None:
+    return None if noise is None else noise.of_layer(index)
 
 
 class EncoderLayer(nn.Module):
@@ -194,15 +202,16 @@ class Encoder(nn.Module):
         length = x_BxTxE.shape[1]
         cfg = self.config
         shared = attention.share(cfg, mask, self.relpos_bias(length, length))
-        noise = _noise(keys_B, 0)
-        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, noise, 0)
+        noise = _noise(keys_B, 0, 2, cfg.num_encoder_layers)
+        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, _of_layer(noise, 0), 0)
 
         def call(layer: EncoderLayer, number: Any, x_BxTxE: jax.Array) -> jax.Array:
-            return layer(x_BxTxE, shared, _noise(keys_B, 2 + number))
+            return layer(x_BxTxE, shared, _of_layer(noise, 1 + number))
 
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_encoder_layers, call, x_BxTxE)
         # T5X draws this one mask per position, unlike all others.
-        return dropout(self.encoder_norm(x_BxTxE), cfg.dropout_rate, noise, 1, per_position=True)
+        x_BxTxE = self.encoder_norm(x_BxTxE)
+        return dropout(x_BxTxE, cfg.dropout_rate, _of_layer(noise, 0), 1, per_position=True)
 
 
 class Decoder(nn.Module):
@@ -228,15 +237,14 @@ class Decoder(nn.Module):
         length = x_BxTxE.shape[1]
         shared = attention.share(cfg, mask, self.relpos_bias(length, length))
         cross_shared = attention.share(cfg, cross_mask)
-        noise = _noise(keys_B, 1)
-        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, noise, 0)
+        noise = _noise(keys_B, 1, 2 + cfg.num_encoder_layers, cfg.num_decoder_layers)
+        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, _of_layer(noise, 0), 0)
 
         def call(layer: DecoderLayer, number: Any, x_BxTxE: jax.Array) -> jax.Array:
-            noise = _noise(keys_B, 2 + cfg.num_encoder_layers + number)
-            return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, noise)
+            return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, _of_layer(noise, 1 + number))
 
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_decoder_layers, call, x_BxTxE)
-        return dropout(self.decoder_norm(x_BxTxE), cfg.dropout_rate, noise, 1)
+        return dropout(self.decoder_norm(x_BxTxE), cfg.dropout_rate, _of_layer(noise, 0), 1)
 
     def context(
         self, encoded_BxSxE: jax.Array, cross_bias: jax.Array, max_decode_len: int
@@ -280,7 +288,7 @@ class OutputKernel(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        init = variance_scaling(1.0, "fan_in", "truncated_normal")
         shape = (self.config.emb_dim, self.config.vocab_size)
         self.kernel = parameter(self, "kernel", init, ("embed", "vocab"), shape)
 
@@ -292,7 +300,7 @@ class TokenEmbedder(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        init, shape = nn.initializers.normal(1.0), (cfg.vocab_size, cfg.emb_dim)
+        init, shape = normal(1.0), (cfg.vocab_size, cfg.emb_dim)
         self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
@@ -466,21 +474,10 @@ def exact_products(config: T5Config) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def _init_boxed(config: T5Config, rng: jax.Array) -> Any:
-    tokens = jnp.ones((1, 1), jnp.int32)
-    initializers = {}
-    # What the layers compute is thrown away: traced for a CPU, it is the least to compile.
-    with placed(Placement("cpu")), noting_initializers(initializers):
-        plain = dataclasses.replace(config, attention="plain", remat="none")
-        params = Transformer(plain).init(rng, tokens, tokens)["params"]
-    if config.scan_layers:
-        draw_as_unrolled(params, initializers, rng)
-    return params
-
-
-def _boxed_shapes(config: T5Config) -> Any:
+def _declared(config: T5Config) -> tuple[Any, dict[tuple[str, ...], Callable]]:
+    """-> (the tree of the parameters' shapes with axis names, their initialisers by path)."""
     # Models that differ in what no parameter depends on are traced once.
-    return _boxed_shapes_of(
+    return _declared_by(
         dataclasses.replace(
             config, dtype="float32", dropout_rate=0.0, attention="plain", remat="none"
         )
@@ -488,19 +485,27 @@ def _boxed_shapes(config: T5Config) -> Any:
 
 
 @functools.cache
-def _boxed_shapes_of(config: T5Config) -> Any:
-    return jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))
+def _declared_by(config: T5Config) -> tuple[Any, dict[tuple[str, ...], Callable]]:
+    tokens = jnp.ones((1, 1), jnp.int32)
+    initializers = {}
+    with placed(Placement("cpu")), noting_initializers(initializers):
+        variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
+    return variables["params"], initializers
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: T5Config, rng: jax.Array) -> dict[str, Any]:
-    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo."""
-    return nn.unbox(_init_boxed(config, rng))
+    """Random float32 parameters as a nested dict with T5X's names, e.g. encoder/layers_0/mlp/wo.
+
+    Those that `Transformer.init` draws; stacked layers start as unrolled ones do.
+    """
+    boxed, initializers = _declared(config)
+    return drawing.draw(nn.unbox(boxed), initializers, rng)
 
 
 def abstract_params(config: T5Config) -> dict[str, Any]:
     """The tree of `init_params` with, for leaves, jax.ShapeDtypeStruct."""
-    return nn.unbox(_boxed_shapes(config))
+    return nn.unbox(_declared(config)[0])
 
 
 def param_logical_axes(config: T5Config) -> dict[str, Any]:
@@ -508,7 +513,7 @@ def param_logical_axes(config: T5Config) -> dict[str, Any]:
 
     Stacked parameters have "layers" first.
     """
-    boxed = _boxed_shapes(config)
+    boxed = _declared(config)[0]
     return jax.tree.map(lambda p: p.names, boxed, is_leaf=lambda p: isinstance(p, nn.Partitioned))
 
 
@@ -521,7 +526,7 @@ def output_kernel(config: T5Config, params: Any) -> jax.Array:
 
 def count_parameters(config: T5Config) -> int:
     """Number of parameters, without allocating any."""
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(_boxed_shapes(config)))
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(abstract_params(config)))
 
 
 def model_flops(config: T5Config, input_len: int, target_len: int) -> float:
