@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -282,12 +283,14 @@ def test_an_unknown_module_is_named(tmp_path):
 
 def test_the_command_answers_on_stdout(tmp_path, capsys):
     spec = {"task": "data_pairs", "split": "train", "feature_lengths": LENGTHS, "modules": []}
+    before = signal.getsignal(signal.SIGTERM)
     assert materialize.main([json.dumps([spec, spec | {"seed": 1}]), str(tmp_path)]) == 0
     paths = capsys.readouterr().out.splitlines()
     assert [Examples(path).spec.seed for path in paths] == [0, 1]
     assert materialize.main([json.dumps(spec | {"task": "data_pears"}), str(tmp_path)]) == 2
     assert capsys.readouterr().out.startswith("unknown task or mixture 'data_pears'")
     assert materialize.main(["{", str(tmp_path)]) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
     assert "not JSON" in capsys.readouterr().out
 
 

@@ -363,10 +363,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     # A polite kill unwinds, so that the lock and half-written files go.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if examples_lib.PARENT in os.environ:
-        work.end_with(int(os.environ[examples_lib.PARENT]))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        if examples_lib.PARENT in os.environ:
+            work.end_with(int(os.environ[examples_lib.PARENT]))
         with contextlib.redirect_stdout(sys.stderr):  # which a task's module may print to
             text = sys.stdin.read() if arguments.spec == "-" else arguments.spec
             fields = json.loads(text)
@@ -390,6 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(f"materialising failed: {in_one_line(error)}")
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(*paths, sep="\n")
     return 0
 
