@@ -10,8 +10,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from t5scaling.errors import UserError
-from t5scaling.model import network
-from t5scaling.model.layers import matmul, relative_position_bucket, repeat_over_batch
+from t5scaling.model import drawing, network
+from t5scaling.model.layers import (
+    SITES,
+    Noise,
+    keys_of_sites,
+    matmul,
+    relative_position_bucket,
+    repeat_over_batch,
+)
 from t5scaling.model.loss import cross_entropy
 from t5scaling.model.network import (
     T5Config,
@@ -147,6 +154,16 @@ def test_parameters_are_those_that_flax_draws_one_by_one():
     drawn = flatten_dict(init_params(config, jax.random.key(5)), sep="/")
     assert drawn.keys() == wanted.keys()
     assert all(np.array_equal(drawn[name], wanted[name]) for name in wanted)
+
+
+def test_no_two_parameters_and_no_two_masks_come_from_one_key():
+    shape = jax.ShapeDtypeStruct((2,), np.float32)
+    with pytest.raises(ValueError, match="a module has two parameters, and one key"):
+        drawing.draw({"norm": {"scale": shape, "bias": shape}}, {}, jax.random.key(0))
+    keys_LxSxB = keys_of_sites(jax.random.split(jax.random.key(0), 3), (0, 2, 5))
+    assert len(np.unique(jax.random.key_data(keys_LxSxB).reshape(-1, 2), axis=0)) == 3 * SITES * 3
+    with pytest.raises(ValueError, match=f"dropout's site {SITES} in a layer; there are {SITES}"):
+        Noise(keys_LxSxB[0]).mask(SITES, (1, 4), 0.9)
 
 
 def test_initial_scales(initialised):

@@ -1,8 +1,8 @@
 """A model's first parameters: from the keys and initialisers that Flax would draw them with.
 
 Flax draws one parameter after the other, each a loop of its own to compile; a model of 24 layers
-would take minutes. Here all of one shape and one initialiser are a single draw: the same numbers,
-and as much to compile for 24 layers as for one.
+would take minutes. Here all of one shape and one initialiser are drawn by one loop: the same
+numbers, and with the layers grows only what cuts them apart.
 """
 
 import functools
@@ -25,10 +25,14 @@ def draw(
 
     `initializers` has those of all paths, one object where they are the same. Stacked layers, of
     the path (stack, "layers", ...), are drawn as (stack, "layers_0", ...) and so on.
+
+    Raises ValueError for two parameters of one module, which would be drawn from one key.
     """
     alike: dict[Any, list[Path]] = {}
     layers: dict[Path, list[Path]] = {}  # of a path: those that Flax would draw
     leaves: dict[Path, Any] = flatten_dict(shapes)
+    if len({path[:-1] for path in leaves}) < len(leaves):
+        raise ValueError(f"a module has two parameters, and one key: {sorted(leaves)}")
     for path, leaf in leaves.items():
         layers[path], shape = [path], leaf.shape
         if path[1] == "layers":

@@ -102,6 +102,17 @@ variance_scaling = functools.cache(nn.initializers.variance_scaling)
 normal = functools.cache(nn.initializers.normal)
 
 
+def keys_of_sites(keys_B: jax.Array, layers: Sequence[int]) -> jax.Array:
+    """(L, S, B) typed keys of all sites in `layers`, whose numbers are unique in the model.
+
+    They are folded together, as each call is a loop of its own to compile.
+    """
+    sites_S = np.arange(SITES, dtype=np.uint32)
+    numbers_LxS = np.asarray(layers, np.uint32)[:, None] * 16 + sites_S
+    of_rows = jax.vmap(jax.random.fold_in, (0, None))
+    return jax.vmap(jax.vmap(of_rows, (None, 0)), (None, 0))(keys_B, numbers_LxS)
+
+
 class Noise(NamedTuple):
     """Where the masks of one layer's dropout come from: a key for each site in it and each row.
 
@@ -111,24 +122,10 @@ class Noise(NamedTuple):
 
     keys_SxB: jax.Array  # typed keys
 
-    @classmethod
-    def for_layers(cls, keys_B: jax.Array, layers: Sequence[int]) -> "Noise":
-        """Of all `layers`, whose numbers are unique in the model; keys (L, S, B): see `of_layer`.
-
-        They are drawn together, as each draw is a loop of its own to compile.
-        """
-        numbers_LxS = np.asarray(layers, np.uint32)[:, None] * 16 + np.arange(
-            SITES, dtype=np.uint32
-        )
-        of_rows = jax.vmap(jax.random.fold_in, (0, None))
-        return cls(jax.vmap(jax.vmap(of_rows, (None, 0)), (None, 0))(keys_B, numbers_LxS))
-
-    def of_layer(self, index: int | jax.Array) -> "Noise":
-        """Of one of the layers of `for_layers`, by its place among them."""
-        return Noise(self.keys_SxB[index])
-
     def mask(self, site: int, shape: tuple[int, ...], keep: float) -> jax.Array:
-        """(B, *shape) bool, true with the probability `keep`."""
+        """(B, *shape) bool, true with the probability `keep`; `site` is below SITES."""
+        if site >= SITES:  # JAX would take the last key in silence
+            raise ValueError(f"dropout's site {site} in a layer; there are {SITES} of them")
         draw = functools.partial(jax.random.bits, shape=shape, dtype=jnp.uint32)
         bits = jax.vmap(draw)(self.keys_SxB[site])
         # As `jax.random.bernoulli` decides, which first makes numbers in [0, 1) of these 23 bits.

@@ -34,6 +34,7 @@ from t5scaling.model.layers import (
     Placement,
     constrain,
     dropout,
+    keys_of_sites,
     lookup,
     mask_bias,
     normal,
@@ -92,15 +93,16 @@ def _through_layers(
     return x_BxTxE
 
 
-def _noise(keys_B: jax.Array | None, stack: int, first: int, count: int) -> Noise | None:
-    """Of a stack, which has a number as a layer has, and then of its layers, from `first` on."""
+def _layer_keys(keys_B: jax.Array | None, stack: int, first: int, count: int) -> jax.Array | None:
+    """Dropout's keys of a stack, which has a number as a layer has, then of its `count` layers,
+    numbered from `first` on."""
     if keys_B is None:
         return None
-    return Noise.for_layers(keys_B, (stack, *range(first, first + count)))
+    return keys_of_sites(keys_B, (stack, *range(first, first + count)))
 
 
-def _of_layer(noise: Noise | None, index: int | jax.Array) -> Noise | None:
-    return None if noise is None else noise.of_layer(index)
+def _noise(keys_LxSxB: jax.Array | None, index: int | jax.Array) -> Noise | None:
+    return None if keys_LxSxB is None else Noise(keys_LxSxB[index])
 
 
 class EncoderLayer(nn.Module):
@@ -202,16 +204,16 @@ class Encoder(nn.Module):
         length = x_BxTxE.shape[1]
         cfg = self.config
         shared = attention.share(cfg, mask, self.relpos_bias(length, length))
-        noise = _noise(keys_B, 0, 2, cfg.num_encoder_layers)
-        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, _of_layer(noise, 0), 0)
+        keys_LxSxB = _layer_keys(keys_B, 0, 2, cfg.num_encoder_layers)
+        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, _noise(keys_LxSxB, 0), 0)
 
         def call(layer: EncoderLayer, number: Any, x_BxTxE: jax.Array) -> jax.Array:
-            return layer(x_BxTxE, shared, _of_layer(noise, 1 + number))
+            return layer(x_BxTxE, shared, _noise(keys_LxSxB, 1 + number))
 
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_encoder_layers, call, x_BxTxE)
         # T5X draws this one mask per position, unlike all others.
         x_BxTxE = self.encoder_norm(x_BxTxE)
-        return dropout(x_BxTxE, cfg.dropout_rate, _of_layer(noise, 0), 1, per_position=True)
+        return dropout(x_BxTxE, cfg.dropout_rate, _noise(keys_LxSxB, 0), 1, per_position=True)
 
 
 class Decoder(nn.Module):
@@ -237,14 +239,17 @@ class Decoder(nn.Module):
         length = x_BxTxE.shape[1]
         shared = attention.share(cfg, mask, self.relpos_bias(length, length))
         cross_shared = attention.share(cfg, cross_mask)
-        noise = _noise(keys_B, 1, 2 + cfg.num_encoder_layers, cfg.num_decoder_layers)
-        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, _of_layer(noise, 0), 0)
+        first = 2 + cfg.num_encoder_layers
+        keys_LxSxB = _layer_keys(keys_B, 1, first, cfg.num_decoder_layers)
+        x_BxTxE = dropout(x_BxTxE, cfg.dropout_rate, _noise(keys_LxSxB, 0), 0)
 
         def call(layer: DecoderLayer, number: Any, x_BxTxE: jax.Array) -> jax.Array:
-            return layer(x_BxTxE, encoded_BxSxE, shared, cross_shared, _of_layer(noise, 1 + number))
+            return layer(
+                x_BxTxE, encoded_BxSxE, shared, cross_shared, _noise(keys_LxSxB, 1 + number)
+            )
 
         x_BxTxE = _through_layers(cfg, self.layers, cfg.num_decoder_layers, call, x_BxTxE)
-        return dropout(self.decoder_norm(x_BxTxE), cfg.dropout_rate, _of_layer(noise, 0), 1)
+        return dropout(self.decoder_norm(x_BxTxE), cfg.dropout_rate, _noise(keys_LxSxB, 0), 1)
 
     def context(
         self, encoded_BxSxE: jax.Array, cross_bias: jax.Array, max_decode_len: int
