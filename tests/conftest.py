@@ -37,10 +37,10 @@ AS_A_USERS_ARE = {
 }
 
 # A file's tests run in one process (--dist=loadfile). The long ones go first, so that no process is
-# left with one of them at the end.
+# left with one of them at the end; and of the first three only one waits for `mini_root`.
 LONG = (
-    "test_study", "test_steps_per_call", "test_readme", "test_slurm", "test_decoding", "test_gcs",
-    "test_sharding", "test_accelerator", "test_types", "test_distributed", "test_attention",
+    "test_study", "test_types", "test_decoding", "test_steps_per_call", "test_readme", "test_slurm",
+    "test_gcs", "test_sharding", "test_accelerator", "test_distributed", "test_attention",
     "test_model", "test_evaluation", "test_infer", "test_data", "test_intervals",
     "test_same_model", "test_parity", "test_training", "test_interop", "test_fit", "test_report",
     "test_run", "test_beam", "test_nmt_benchmark", "test_archive", "test_attention_tpu",
@@ -91,12 +91,15 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mini_root(shared_folder):
-    """Root of the materialised examples of tests/mini/study.gin, shared by all test processes."""
+    """Root of the materialised examples of tests/mini/study.gin, shared by all test processes; the
+    first that asks for them starts the child that makes them."""
+    from t5scaling import storage
     from t5scaling.data.examples import find_all_examples
     from tests import mini
 
     root = str(shared_folder / "examples")
-    find_all_examples([mini.SPAN, mini.PAIRS, mini.VALIDATION, mini.TEST], root)
+    with storage.locked(shared_folder / "examples.lock", waiting=lambda: None):
+        find_all_examples([mini.SPAN, mini.PAIRS, mini.VALIDATION, mini.TEST], root)
     return root
 
 

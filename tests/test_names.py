@@ -61,14 +61,20 @@ def study(tmp_path_factory):
     return folder
 
 
-def test_on_the_page_and_the_terminal(study):
+@pytest.fixture(scope="module")
+def reported(study):
+    """That study with its report: (folder, page, what the terminal said)."""
     screen = console(io.StringIO(), width=400)
     page = report.report(study, screen=screen).read_text()
+    return study, page, screen.file.getvalue()
+
+
+def test_on_the_page_and_the_terminal(reported):
+    _, page, said = reported
     found = Tags(page)
     assert found.tags <= set(TAGS.split()), found.tags - set(TAGS.split())
     assert not {name for name in found.attributes if name.startswith("on")}
     assert f"quick{NASTY}" in found.text and f"no {NASTY}" in found.text
-    said = screen.file.getvalue()
     assert f"{TASK}{NASTY}" in said and f"chrf{NASTY}" in said
 
 
@@ -132,8 +138,8 @@ def test_in_the_templates(template, values):
     assert NASTY in found.text
 
 
-def test_in_figures(study):
-    drawn = sorted(path for path in (study / "figures").iterdir() if path.suffix == ".svg")
+def test_in_figures(reported):
+    drawn = sorted((reported[0] / "figures").glob("*.svg"))
     assert len(drawn) >= 3
     for path in drawn:
         xml.etree.ElementTree.parse(path)
