@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from t5scaling.analysis.laws.base import Coefficient, Frame, Law
+from t5scaling.analysis.laws.base import Coefficient, Frame, Law, sigmoid
 
 
 def _slope(log_x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ class Additive(Law):
         theta: np.ndarray, log_x: np.ndarray, frame: Frame
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Shares of L_c at the centre, (..., 1), and the parts that move, (..., N)."""
-        floor, first = (1 / (1 + np.exp(-theta[..., i, None])) for i in (1, 2))
+        floor, first = (sigmoid(theta[..., i, None]) for i in (1, 2))
         a, b = np.exp(theta[..., 3, None]), np.exp(theta[..., 4, None])
         u = log_x - frame.log_centre
         falls = [np.exp(np.clip(-e * u[i], -500, 500)) for i, e in enumerate((a, b))]
@@ -191,7 +191,7 @@ class Additive(Law):
 
     def coefficients(self, theta: np.ndarray, frame: Frame) -> dict[str, np.ndarray]:
         value, floor, first = (theta[..., i] for i in range(3))
-        floor, first = 1 / (1 + np.exp(-floor)), 1 / (1 + np.exp(-first))
+        floor, first = sigmoid(floor), sigmoid(first)
         a, b = np.exp(theta[..., 3]), np.exp(theta[..., 4])
         centre = np.ravel(frame.log_centre)
         with np.errstate(over="ignore"):
@@ -260,7 +260,7 @@ class Kaplan(Law):
     def _terms(
         theta: np.ndarray, log_x: np.ndarray, frame: Frame
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        share = 1 / (1 + np.exp(-theta[..., 1, None]))
+        share = sigmoid(theta[..., 1, None])
         by_model, by_data = np.exp(theta[..., 2, None]), np.exp(theta[..., 3, None])
         u = log_x - frame.log_centre
         model = share * np.exp(np.clip(-by_model / by_data * u[0], -500, 500))
