@@ -49,7 +49,7 @@ def print_summary(
     columns = list(dict.fromkeys(name for f in curve_fits for name in f.curve.place.key))
     by = f"; --group_by={','.join(columns)}: a line for each value" if columns else ""
     screen.print(
-        "The error is the root mean square of those of log values, on sizes that the law was not "
+        "The error is the root mean square error of log values, on sizes that the law was not "
         f"fitted to. --all: every curve with its intervals{by}; --json: all numbers",
         soft_wrap=True,
     )
