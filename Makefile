@@ -12,6 +12,7 @@ study: $(VENV)/.installed
 	@echo "report: runs/quick/report.html"
 
 test: $(VENV)/.installed
+	$(RUN) -m tests.outside
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder

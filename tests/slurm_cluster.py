@@ -2,17 +2,18 @@
 
     with cluster(folder) as environment: ...
 
-Needs root, and Debian's packages slurm-wlm and munge, which are installed if they are missing.
+Needs root, and Debian's packages slurm-wlm and munge, which `python -m tests.outside` installs.
 """
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.outside import program
 
 CONFIGURATION = """
 ClusterName=test
@@ -42,28 +43,6 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> str:
-    """Why there can be no cluster here; "" if there can."""
-    if os.geteuid() != 0:
-        return "Slurm's daemons need root"
-    if not all(map(_program, ("slurmctld", "slurmd", "munged"))):
-        for command in (
-            ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "slurm-wlm", "munge"],
-        ):
-            if (
-                shutil.which("apt-get") is None
-                or subprocess.run(
-                    command,
-                    env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                ).returncode
-            ):
-                return "Debian's packages slurm-wlm and munge cannot be installed"
-    return ""
-
-
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
     """Yields the environment in which Slurm's commands speak to the cluster."""
@@ -80,11 +59,11 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     daemons = []
     try:
         for command in (
-            [_program("munged"), "--foreground", "--force", f"--socket={folder}/munge/socket",
+            [program("munged"), "--foreground", "--force", f"--socket={folder}/munge/socket",
              f"--key-file={key}", f"--pid-file={folder}/munge/pid",
              f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed"],
-            [_program("slurmctld"), "-D", "-f", str(settings)],
-            [_program("slurmd"), "-D", "-f", str(settings)],
+            [program("slurmctld"), "-D", "-f", str(settings)],
+            [program("slurmd"), "-D", "-f", str(settings)],
         ):  # fmt: skip
             with open(folder / f"{os.path.basename(command[0])}.log", "w") as log:
                 daemons.append(
@@ -115,10 +94,6 @@ def _until(there, folder: Path) -> None:
 
 def _ask(command: str, environment: dict[str, str]) -> str:
     return subprocess.run([command], env=environment, capture_output=True, text=True).stdout
-
-
-def _program(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +12,7 @@ from t5scaling.errors import UserError
 from t5scaling.study import runner
 from t5scaling.study.executors import cloud_tpu
 from t5scaling.study.expand import Run
+from tests import outside
 from tests.conftest import REPOSITORY
 
 STUDY = "gs://my-bucket/paper"
@@ -56,30 +54,10 @@ def executor(**changes):
     return cloud_tpu.CloudTPU(**{**settings, **changes})
 
 
-@pytest.fixture(scope="module")
-def skypilot_python():
-    """Of an environment with SkyPilot, made once: its dependencies are not the project's."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder, needed = Path(cache) / "t5scaling/skypilot", Path(REPOSITORY) / "tests/skypilot.txt"
-    python, installed = folder / "bin/python", folder / "installed.txt"
-    if not installed.exists() or installed.read_text() != needed.read_text():
-        subprocess.run(
-            [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)], check=True
-        )
-        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-        done = subprocess.run(
-            [*install, "--no-compile", "--no-deps", "--requirement", str(needed)],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            pytest.skip(f"SkyPilot cannot be installed here: {done.stderr.strip()[-200:]}")
-        shutil.copy(needed, installed)
-    return str(python)
-
-
-def test_skypilots_parser_reads_what_was_meant(skypilot_python, tmp_path):
+def test_skypilots_parser_reads_what_was_meant(tmp_path):
     """And would refuse another word, so that its consent means something."""
+    if reason := outside.without_skypilot():
+        pytest.skip(reason)
     one = executor(infra="gcp/us-central2/us-central2-b", runtime_version="tpu-ubuntu2204-base")
     descriptions = [
         one.description("a-job", STUDY, [a_run(1, "pretrain")]),
@@ -87,7 +65,7 @@ def test_skypilots_parser_reads_what_was_meant(skypilot_python, tmp_path):
         {**executor().description("a", STUDY, [a_run(1)]), "runn": "x"},
     ]
     done = subprocess.run(
-        [skypilot_python, "-c", PARSE],
+        [outside.skypilot_python(), "-c", PARSE],
         input=json.dumps(descriptions),
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from t5scaling.study import status
 from t5scaling.study.executors import slurm
 from t5scaling.study.expand import Run
 from t5scaling.training import checkpoint
-from tests import mini, slurm_cluster
+from tests import mini, outside, slurm_cluster
 from tests.conftest import REPOSITORY
 
 RUNS = 1 + 1 + 3  # a pretraining, a baseline, finetunings from three checkpoints
@@ -31,9 +31,8 @@ ON_SLURM = (
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    why = slurm_cluster.missing()
-    if why:
-        pytest.skip(why)
+    if reason := outside.without_slurm():
+        pytest.skip(reason)
     with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as environment:
         yield environment
 
