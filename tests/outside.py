@@ -3,7 +3,7 @@
     python -m tests.outside
 
 installs those that are missing, and says so; `make test` does it before the tests, which install
-nothing. Tests of what cannot be installed are skipped.
+nothing. Tests of what is not here are skipped.
 """
 
 import os
@@ -18,26 +18,21 @@ from t5scaling import storage
 DAEMONS = ("slurmctld", "slurmd", "munged")
 DEBIAN = ("slurm-wlm", "munge")  # their packages
 NEEDED = Path(__file__).with_name("skypilot.txt")
-INSTALL = "`python -m tests.outside` installs it"
+MISSING = "{} is not ready here; `python -m tests.outside` installs it or says why it cannot"
 
 
 def program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
 
 
-def without_slurm() -> str:
-    """Why there can be no Slurm here; "" if there can."""
-    if os.geteuid() != 0:
-        return "Slurm's daemons need root"
-    return "" if all(map(program, DAEMONS)) else f"there is no Slurm here; {INSTALL}"
+def has_slurm() -> bool:
+    return os.geteuid() == 0 and all(map(program, DAEMONS))
 
 
-def without_skypilot() -> str:
-    """Why there is no SkyPilot here; "" if there is."""
+def has_skypilot() -> bool:
     installed = _skypilot() / "installed.txt"
-    if installed.exists() and installed.read_text() == NEEDED.read_text():
-        return ""
-    return f"there is no SkyPilot here; {INSTALL}"
+    there = installed.exists() and os.path.exists(skypilot_python())
+    return there and installed.read_text() == NEEDED.read_text()
 
 
 def skypilot_python() -> str:
@@ -51,6 +46,8 @@ def _skypilot() -> Path:
 
 def _install_slurm() -> str:
     """Returns why it failed, or ""."""
+    if os.geteuid() != 0:
+        return "its daemons need root"
     if shutil.which("apt-get") is None:
         return "there is no apt-get"
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -77,16 +74,15 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
 
 
 def main() -> None:
-    for name, tests, without, install in (
-        ("Slurm", "test_slurm", without_slurm, _install_slurm),
-        ("SkyPilot", "test_cloud_tpu", without_skypilot, _install_skypilot),
+    for name, tests, here, install in (
+        ("Slurm", "test_slurm", has_slurm, _install_slurm),
+        ("SkyPilot", "test_cloud_tpu", has_skypilot, _install_skypilot),
     ):
-        reason = without()
-        if reason.endswith(INSTALL):
-            print(f"installing {name} for tests/{tests}.py", flush=True)
-            reason = install()
-        if reason:
-            print(f"tests/{tests}.py skips what needs {name}: {reason}", flush=True)
+        if here():
+            continue
+        print(f"installing {name} for tests/{tests}.py", flush=True)
+        if reason := install():
+            print(f"{name} is not installed, and tests that need it are skipped: {reason}")
 
 
 if __name__ == "__main__":

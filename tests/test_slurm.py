@@ -31,8 +31,8 @@ ON_SLURM = (
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    if reason := outside.without_slurm():
-        pytest.skip(reason)
+    if not outside.has_slurm():
+        pytest.skip(outside.MISSING.format("Slurm"))
     with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as environment:
         yield environment
 
